@@ -1,0 +1,53 @@
+"""One flat vector with named views: all that is trained lies in one array, so that one message can carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+Array = Any  # numpy.ndarray or cupy.ndarray: what is written here works on both
+Shape = tuple[int, ...]
+
+
+class Layout:
+    """Where each name lies in the flat vector.
+
+    `trained` come first and are what SGD's momentum and weight decay act on; `statistics` (batch norm's running mean
+    and variance) follow as the tail, so that every message that carries a model carries them too. `parameters` is the
+    length of the first part, `size` the whole.
+    """
+
+    def __init__(self, trained: Mapping[str, Shape], statistics: Mapping[str, Shape] | None = None) -> None:
+        self.shapes: dict[str, Shape] = {**trained, **(statistics or {})}
+        self.slices: dict[str, slice] = {}
+        self.size = 0
+        for name, shape in self.shapes.items():
+            self.slices[name] = slice(self.size, self.size + prod(shape))
+            self.size += prod(shape)
+        self.trained = list(trained)
+        self.parameters = sum(prod(shape) for shape in trained.values())
+
+    def views(self, vector: Array) -> dict[str, Array]:
+        """Name -> view into `vector` (length `size`): writing to a view writes to the vector."""
+        return {name: vector[part].reshape(self.shapes[name]) for name, part in self.slices.items()}
+
+
+class Buckets:
+    """Joins finished stretches of a vector into slices worth a message: many small messages cost more than few large.
+
+    A backward pass finishes its gradient from the back to the front; each call of `ready` says that one more stretch,
+    adjoining the last, will not change any more. `send` gets a slice of at least `size` elements at a time, and the rest
+    once the front is reached.
+    """
+
+    def __init__(self, size: int, send: Callable[[slice], None]) -> None:
+        self.size, self.send = size, send
+        self.end: int | None = None         # what lies between `begin` and here is finished and not yet sent
+
+    def ready(self, part: slice) -> None:
+        if self.end is None:
+            self.end = part.stop
+        if self.end - part.start >= self.size or part.start == 0:
+            self.send(slice(part.start, self.end))
+            self.end = part.start

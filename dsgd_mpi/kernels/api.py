@@ -1,0 +1,86 @@
+"""What a network may ask of the machine that computes it: operations, bound once to fixed arrays, then run each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dsgd_mpi.flat import Array, Shape
+
+
+@dataclass
+class Tensor:
+    """An array and, of the same shape, the gradient of the loss with respect to it.
+
+    Activations are NHWC in the kernels' own dtype and come from `Kernels.empty`; parameters and running statistics are
+    views into the flat vectors. `grad` is None where nobody asks for it (the images).
+    """
+
+    value: Array
+    grad: Array | None = None
+
+
+class Operation(Protocol):
+    """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself."""
+
+    def forward(self, training: bool) -> None:
+        """Fills the output's value. Only `training=True` may be followed by `backward`."""
+
+    def backward(self) -> None:
+        """Reads the output's grad; overwrites (never adds to) the grad of every input and parameter."""
+
+
+class Loss(Protocol):
+    def __call__(self, labels: Array) -> float:
+        """Mean loss over the batch; writes the gradient of that mean to the logits' grad. `labels`: int (batch,)."""
+
+
+class Kernels(Protocol):
+    """The operations of a ResNet. Arrays must stay where they are; an operation may hold pointers into them.
+
+    Convolution weights are OIHW, linear weights (classes, features), as torchvision stores them.
+    """
+
+    name: str
+    dtype: str                              # of activations: "float32", "float64" or "bfloat16"
+
+    def empty(self, shape: Shape) -> Array:
+        """Uninitialised activation array, aligned as the kernels like it."""
+
+    def put(self, host: Array, into: Array) -> None:
+        """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""
+
+    def get(self, x: Array) -> Array:
+        """A float32 NumPy copy of an activation array (float64 stays float64), once all work on it is done."""
+
+    def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
+        """Cross-correlation without bias, square windows: y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l]."""
+
+    def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
+                   relu: bool, add: Tensor | None = None) -> Operation:
+        """y = gamma (x - m) / sqrt(s + 1e-5) + beta [+ add] [ReLU], per channel (Ioffe and Szegedy 2015).
+
+        Training takes m, s from the batch (s biased) and writes the statistics' own gradients, `mean.grad` =
+        mean.value - m and `var.grad` = var.value - unbiased s: a step of rate 0.1 along them is the usual moving
+        average. Otherwise m, s are the running statistics.
+        """
+
+    def subsample(self, x: Tensor, y: Tensor) -> Operation:
+        """Every second pixel, channels padded with zeros on both sides alike: the shortcut 'option A' of He 2015."""
+
+    def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation: ...
+
+    def average_pool(self, x: Tensor, y: Tensor) -> Operation:
+        """(N, H, W, C) -> (N, C): the mean over all pixels."""
+
+    def linear(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Operation:
+        """y = x w' + b."""
+
+    def cross_entropy(self, logits: Tensor, smoothing: float) -> Loss:
+        """Softmax cross-entropy; `smoothing` spreads that share of the target over all classes."""
+
+    def accumulate(self, total: Array, term: Array) -> None:
+        """total += term, for two activation gradients of one shape."""
+
+    def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
+        """In place, on contiguous stretches of the flat vectors: g' = g + decay x; v = mu v + g'; x -= lr (g' + mu v)."""

@@ -1,0 +1,85 @@
+"""What an algorithm may ask of the cluster. The verbs are sorted by who must take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from dsgd_mpi.flat import Array
+
+
+class Letter(NamedTuple):
+    """What one rank posted to another: a copy of its array and a number beside it."""
+
+    source: int
+    array: Array
+    note: float
+
+
+class Pending(Protocol):
+    """Communication under way. The array that was handed in is left alone until `wait` has returned."""
+
+    def wait(self) -> Array: ...
+
+
+@dataclass
+class Traffic:
+    """What communication has cost this rank so far.
+
+    `comm_s`: seconds inside any verb; `wait_s`: the part of it spent blocked until others had done theirs;
+    `bytes_sent`: payload, where a mean over n ranks counts as the 2 (n - 1) / n times its bytes that a ring sends.
+    """
+
+    comm_s: float = 0.0
+    wait_s: float = 0.0
+    bytes_sent: int = 0
+
+
+class Net(Protocol):
+    """All that an algorithm sees."""
+
+    rank: int
+    size: int
+
+    def mean(self, x: Array) -> Pending:
+        """Everyone, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all."""
+
+    def exchange(self, x: Array, peer: int) -> Pending:
+        """Both: x goes to `peer`; `wait` returns its counterpart, which stays valid until the next `exchange`.
+
+        With oneself it is x itself. Two arrays of unequal length raise an error that names the ranks.
+        """
+
+    def post(self, x: Array, peer: int, note: float = 0.0) -> None:
+        """The sender alone: a copy of x and a number, to be collected by `peer` some time later."""
+
+    def collect(self) -> Iterator[Letter]:
+        """The receiver alone: what has arrived. Never blocks. Letters from one sender come in the order sent."""
+
+    def settle(self) -> None:
+        """Everyone: when it returns, all that was posted has arrived and can be collected."""
+
+
+class Host(Net, Protocol):
+    """What the training loop sees besides."""
+
+    traffic: Traffic
+
+    def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls f. On a simulated cluster the clock then runs on by what it would have cost there."""
+
+    def progress(self) -> None:
+        """Lets messages move on; called between layers, since nothing moves while MPI is not entered."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment, on this rank's clock."""
+
+    def broadcast(self, x: Array, root: int = 0) -> None:
+        """Everyone: x becomes the root's, in place."""
+
+    def gather(self, item: Any, root: int = 0) -> list[Any] | None:
+        """Everyone: small Python objects, in rank order, on the root; None elsewhere."""
+
+    def stop_agreed(self, step: int, asked: bool) -> bool:
+        """At every step boundary: True on all ranks at the same step, soon after one of them `asked`."""
