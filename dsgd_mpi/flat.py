@@ -34,20 +34,20 @@ class Layout:
 
 
 class Buckets:
-    """Joins finished stretches of a vector into slices worth a message: many small messages cost more than few large.
+    """Joins finished stretches of a vector into ones worth a message: many small messages cost more than few large.
 
     A backward pass finishes its gradient from the back to the front; each call of `ready` says that one more stretch,
-    adjoining the last, will not change any more. `send` gets a slice of at least `size` elements at a time, and the rest
+    adjoining the last, will not change any more. `send` gets a view of at least `size` elements at a time, and the rest
     once the front is reached.
     """
 
-    def __init__(self, size: int, send: Callable[[slice], None]) -> None:
+    def __init__(self, size: int, send: Callable[[Array], None]) -> None:
         self.size, self.send = size, send
-        self.end: int | None = None         # what lies between `begin` and here is finished and not yet sent
+        self.end: int | None = None         # what lies between the last stretch and here is finished and not yet sent
 
-    def ready(self, part: slice) -> None:
+    def ready(self, vector: Array, part: slice) -> None:
         if self.end is None:
             self.end = part.stop
         if self.end - part.start >= self.size or part.start == 0:
-            self.send(slice(part.start, self.end))
+            self.send(vector[part.start : self.end])
             self.end = part.start

@@ -1,0 +1,59 @@
+"""Gossip SGD (Jin et al. 2016, arXiv:1611.04581): every rank has a model and averages it with a random other's.
+
+    pull   x_i <- (x_i + x_j) / 2            j the partner in a random matching of all ranks
+    push   x_i <- mean of x_i and all x_j that have arrived; then x_i is sent to one random k; nobody waits
+    then   x_i <- x_i - eta v_i              the local step, its gradient taken before the averaging
+
+The paper draws j independently for every rank; a matching keeps the mean of all models exactly and is one Sendrecv.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.flat import Array
+from dsgd_mpi.net.api import Net
+from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.topology import matching, random_peer
+
+
+@dataclass
+class Gossip:
+    mode: Literal["pull", "push"] = "pull"
+    period: int = 1                         # tau: local steps from one meeting to the next
+    seed: int = 0                           # the same on all ranks: it decides who meets whom
+
+    keeps: ClassVar[tuple[str, ...]] = ("t",)
+    replicated: ClassVar[bool] = False
+
+    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+        self.net, self.sgd, self.t = net, sgd, 0
+
+    def step(self, x: Array, gradient: Gradient, lr: float) -> None:
+        self.t += 1
+        if self.t % self.period:
+            g = gradient(x)
+        elif self.mode == "pull":
+            partner = int(matching(self.t, self.net.size, self.seed)[self.net.rank])
+            met = self.net.exchange(x, partner)     # in flight while we compute
+            g = gradient(x)
+            x += (met.wait() - x) / 2
+        else:
+            peer = random_peer(self.t, self.net.rank, self.net.size, self.seed)
+            g = gradient(x)
+            self.merge(x)
+            self.net.post(x, peer)
+        self.sgd.update(x, g, lr)
+
+    def merge(self, x: Array) -> None:
+        for arrived, letter in enumerate(self.net.collect(), start=1):
+            x += (letter.array - x) / (arrived + 1)
+
+    def rest(self, x: Array) -> None:
+        self.net.settle()
+        self.merge(x)
+
+    def answer(self, x: Array) -> Array:
+        return self.net.mean(x.copy()).wait()       # Jin et al. evaluate the average of all models

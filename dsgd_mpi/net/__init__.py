@@ -1,0 +1,1 @@
+"""The cluster as an algorithm sees it: over MPI, or simulated."""

@@ -1,0 +1,227 @@
+"""The verbs over MPI. Nothing else in the package imports mpi4py; importing this module starts MPI.
+
+Every wait is a loop of tests, never a blocking MPI call: a rank that waits still hears that another asks to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from dsgd_mpi.flat import Array
+from dsgd_mpi.net.api import Letter, Traffic
+from dsgd_mpi.net.collectives import RingMean
+from dsgd_mpi.net.stop import Stop
+
+EXCHANGE, GATHER = 1, 2
+LETTER = 100                                # + the index of the dtype on the wire
+WIRE_DTYPES = ("float32", "float64")
+RING, RINGS = 1000, 1000                    # tags of the rings under way, used in turn
+RING_PART_BYTES = 1 << 15                   # below, latency counts more than bandwidth, and MPI's own tree is faster
+NOTE_BYTES = 8                              # a letter begins with its note, a float64
+
+
+class Requests:
+    """MPI requests, and once they are complete their statuses."""
+
+    def __init__(self, requests: list[MPI.Request]) -> None:
+        self.requests, self.statuses = requests, [MPI.Status() for _ in requests]
+
+    def test(self) -> bool:
+        return MPI.Request.Testall(self.requests, self.statuses)
+
+
+class Waiting:
+    """Work under way, and what makes its answer once it is complete."""
+
+    def __init__(self, host: MpiHost, work: Requests | RingMean, finish: Callable[[], Array]) -> None:
+        self.host, self.work, self.finish = host, work, finish
+        self.complete = False
+        host.under_way.append(self)
+
+    def test(self) -> bool:
+        self.complete = self.complete or self.work.test()
+        return self.complete
+
+    def wait(self) -> Array:
+        start = time.perf_counter()
+        while not self.test():
+            self.host.stop.listen()
+            os.sched_yield()                # ranks may outnumber the cores
+        self.host.under_way = [waiting for waiting in self.host.under_way if not waiting.complete]
+        waited = time.perf_counter() - start
+        self.host.traffic.wait_s += waited
+        self.host.traffic.comm_s += waited
+        return self.finish()
+
+
+class Done:
+    """Nothing to wait for."""
+
+    def __init__(self, value: Array) -> None:
+        self.value = value
+
+    def wait(self) -> Array:
+        return self.value
+
+
+class MpiHost:
+    """This rank's end of the cluster: `Host` over an MPI communicator (the world unless told)."""
+
+    def __init__(self, comm: MPI.Comm | None = None) -> None:
+        self.comm = (comm or MPI.COMM_WORLD).Dup()
+        self.mail = self.comm.Dup()         # letters are received from any source: nothing else may travel here
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.traffic = Traffic()
+        self.stop = Stop(self.comm)
+        self.under_way: list[Waiting] = []
+        self.arrivals: dict[str, Array] = {}
+        self.outbox: list[tuple[MPI.Request, Array]] = []
+        self.inbox: list[Letter] = []
+        self.posted = self.received = self.means = 0
+
+    # everyone
+
+    def mean(self, x: Array) -> Waiting | Done:
+        if self.size == 1:
+            return Done(x)
+        self.traffic.bytes_sent += 2 * (self.size - 1) * x.nbytes // self.size
+        self.means += 1
+        with self._timed():
+            if x.nbytes >= self.size * RING_PART_BYTES:
+                return Waiting(self, RingMean(self.comm, x, RING + self.means % RINGS), lambda: x)
+            request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
+            return Waiting(self, Requests([request]), lambda: np.divide(x, self.size, out=x))
+
+    def settle(self) -> None:
+        while True:
+            with self._timed():
+                self.inbox += self._arrived()
+            counts = np.array([self.posted, self.received])
+            Waiting(self, Requests([self.comm.Iallreduce(MPI.IN_PLACE, counts, MPI.SUM)]), lambda: counts).wait()
+            if counts[0] == counts[1]:
+                MPI.Request.Waitall([request for request, _ in self.outbox])
+                self.outbox.clear()
+                return
+
+    def broadcast(self, x: Array, root: int = 0) -> None:
+        Waiting(self, Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
+
+    def gather(self, item: Any, root: int = 0) -> list[Any] | None:
+        return self.comm.gather(item, root)
+
+    def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
+        """Everyone: yields every rank's x, one after the other, on the root (each valid until the next); else nothing."""
+        if self.rank != root:
+            Waiting(self, Requests([self.comm.Issend(x, root, GATHER)]), lambda: x).wait()
+            return
+        other = np.empty_like(x)
+        for rank in range(self.size):
+            if rank == root:
+                yield x
+            else:
+                yield Waiting(self, Requests([self.comm.Irecv(other, rank, GATHER)]), lambda: other).wait()
+
+    # both
+
+    def exchange(self, x: Array, peer: int) -> Waiting | Done:
+        if peer == self.rank:
+            return Done(x)
+        with self._timed():
+            arrival = self._buffer("exchange", x)
+            requests = Requests([self.comm.Irecv(arrival, peer, EXCHANGE), self.comm.Isend(x, peer, EXCHANGE)])
+            self.traffic.bytes_sent += x.nbytes
+
+        def finish() -> Array:
+            found = requests.statuses[0].Get_count(MPI.BYTE)
+            if found != x.nbytes:
+                raise RuntimeError(f"rank {self.rank}: sent {x.nbytes} bytes to rank {peer} and got {found} in exchange; "
+                                   "both must hand in arrays of one length")
+            return arrival
+
+        return Waiting(self, requests, finish)
+
+    # one alone
+
+    def post(self, x: Array, peer: int, note: float = 0.0) -> None:
+        with self._timed():
+            self.outbox = [(request, kept) for request, kept in self.outbox if not request.Test()]
+            letter = np.empty(NOTE_BYTES + x.nbytes, np.uint8)
+            letter[:NOTE_BYTES].view(np.float64)[0] = note
+            letter[NOTE_BYTES:].view(x.dtype)[:] = x
+            tag = LETTER + WIRE_DTYPES.index(x.dtype.name)
+            self.outbox.append((self.mail.Isend(letter, peer, tag), letter))
+            self.posted += 1
+            self.traffic.bytes_sent += letter.nbytes
+
+    def collect(self) -> Iterator[Letter]:
+        with self._timed():
+            letters = self.inbox + list(self._arrived())
+            self.inbox = []
+        yield from letters
+
+    def _arrived(self) -> Iterator[Letter]:
+        status = MPI.Status()
+        while (message := self.mail.Improbe(status=status)) is not None:
+            letter = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            tag = status.tag
+            message.Recv(letter)
+            self.received += 1
+            note = float(letter[:NOTE_BYTES].view(np.float64)[0])
+            yield Letter(status.source, letter[NOTE_BYTES:].view(WIRE_DTYPES[tag - LETTER]), note)
+
+    # the loop's
+
+    def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return f(*args, **kwargs)
+
+    def progress(self) -> None:
+        if self.under_way or self.outbox:
+            with self._timed():
+                self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
+                self.mail.Iprobe()          # moves letters along, whatever it answers
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def stop_agreed(self, step: int, asked: bool) -> bool:
+        return self.stop.agreed(step, asked)
+
+    def node(self) -> tuple[int, int]:
+        """Everyone: (this rank's number on its node, ranks on its node)."""
+        local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        answer = local.rank, local.size
+        local.Free()
+        return answer
+
+    def library(self) -> str:
+        """The MPI library's own name and version, one line."""
+        return MPI.Get_library_version().splitlines()[0].strip().rstrip(",\x00")
+
+    def _buffer(self, verb: str, like: Array) -> Array:
+        """A receive buffer that is used again: fresh pages for a large model would cost as much as sending it."""
+        buffer = self.arrivals.get(verb)
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            buffer = self.arrivals[verb] = np.empty_like(like)
+        return buffer
+
+    def _timed(self) -> Timed:
+        return Timed(self.traffic)
+
+
+class Timed:
+    """Adds the seconds spent inside to `comm_s`."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.traffic.comm_s += time.perf_counter() - self.start

@@ -1,0 +1,210 @@
+"""The verbs over a simulated cluster: every rank is a greenlet, and SimPy's clock says which goes next.
+
+The algorithms run as they are; only time is made up. Events of equal time go in the order in which they were made, so
+that two runs are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from typing import Any
+
+import greenlet
+import numpy as np
+import simpy
+
+from dsgd_mpi.flat import Array
+from dsgd_mpi.net.api import Letter, Traffic
+from dsgd_mpi.net.costs import Costs
+
+
+class Deadlock(RuntimeError):
+    """Some ranks wait for what will never come; the message names them."""
+
+
+class Cluster:
+    """`size` ranks that share a clock and nothing else that they can see."""
+
+    def __init__(self, size: int, costs: Costs | None = None) -> None:
+        self.size, self.costs = size, costs or Costs()
+        self.environment = simpy.Environment()
+        self.meetings: dict[Hashable, Meeting] = {}
+        self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
+        self.last_arrival = 0.0             # of all letters posted so far
+        self.stop_step: int | None = None
+        self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
+
+    def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
+        """Runs `main(host)` on every rank to its end; the results in rank order. A rank's exception ends all."""
+        for host in self.hosts:
+            host.begin(main)
+        self.environment.run()
+        waiting = {host.rank: host.waits_for for host in self.hosts if not host.thread.dead}
+        if waiting:
+            rank, reason = next(iter(waiting.items()))
+            raise Deadlock(f"ranks {sorted(waiting)} wait for ever: rank {rank} waits for {reason}")
+        return [host.result for host in self.hosts]
+
+
+class Meeting:
+    """Something that several ranks take part in: its answers exist once all have come, and are theirs when `done`."""
+
+    def __init__(self, environment: simpy.Environment) -> None:
+        self.arrays: dict[int, Any] = {}
+        self.answers: dict[int, Any] = {}
+        self.done = simpy.Event(environment)
+
+
+class Waiting:
+    """This rank's view of a meeting, or of anything else that ends with an event."""
+
+    def __init__(self, host: SimulatedHost, meeting: Meeting, reason: str) -> None:
+        self.host, self.meeting, self.reason = host, meeting, reason
+
+    def wait(self) -> Any:
+        start = self.host.now()
+        self.host.sleep_until(self.meeting.done, self.reason)
+        waited = self.host.now() - start
+        self.host.traffic.wait_s += waited
+        self.host.traffic.comm_s += waited
+        return self.meeting.answers[self.host.rank]
+
+
+class SimulatedHost:
+    """One rank of the cluster: `Host`, its time being the simulation's."""
+
+    def __init__(self, cluster: Cluster, rank: int) -> None:
+        self.cluster, self.rank, self.size = cluster, rank, cluster.size
+        self.traffic = Traffic()
+        self.result: Any = None
+        self.waits_for = ""
+        self.step = self.computed = 0
+        self.calls: defaultdict[Hashable, int] = defaultdict(int)   # how often this rank has met with whom
+
+    # everyone
+
+    def mean(self, x: Array) -> Waiting:
+        nbytes = self._wire_bytes(x)
+        self.traffic.bytes_sent += 2 * (self.size - 1) * nbytes // self.size
+
+        def combine(arrays: dict[int, Array]) -> dict[int, Array]:
+            mean = sum(arrays[rank] for rank in range(self.size)) / self.size
+            for array in arrays.values():
+                array[:] = mean
+            return arrays
+        return self._meet("mean", range(self.size), x, combine, self.cluster.costs.mean_s(nbytes, self.size))
+
+    def settle(self) -> None:
+        barrier_s = self.cluster.costs.barrier_s(self.size)
+        self._meet("settle", range(self.size), None, dict, barrier_s).wait()
+        rest = self.cluster.last_arrival - self.now()
+        if rest > 0:
+            self.sleep_until(self.cluster.environment.timeout(rest), "letters under way")
+
+    def broadcast(self, x: Array, root: int = 0) -> None:
+        def combine(arrays: dict[int, Array]) -> dict[int, Array]:
+            for array in arrays.values():
+                array[:] = arrays[root]
+            return arrays
+        cost = self.cluster.costs.message_s(self._wire_bytes(x)) * (self.size - 1).bit_length()
+        self._meet("broadcast", range(self.size), x, combine, cost).wait()
+
+    def gather(self, item: Any, root: int = 0) -> list[Any] | None:
+        def combine(items: dict[int, Any]) -> dict[int, Any]:
+            every = [items[rank] for rank in range(self.size)]
+            return {rank: every if rank == root else None for rank in range(self.size)}
+        return self._meet("gather", range(self.size), item, combine, self.cluster.costs.barrier_s(self.size)).wait()
+
+    # both
+
+    def exchange(self, x: Array, peer: int) -> Waiting:
+        def combine(arrays: dict[int, Array]) -> dict[int, Array]:
+            mine, theirs = arrays[self.rank], arrays[peer]
+            if len(mine) != len(theirs):
+                raise RuntimeError(f"rank {self.rank} hands in {len(mine)} numbers and rank {peer} {len(theirs)} "
+                                   "in exchange; both must hand in arrays of one length")
+            return {peer: mine.copy(), self.rank: theirs.copy()}
+        nbytes = self._wire_bytes(x) if peer != self.rank else 0
+        self.traffic.bytes_sent += nbytes
+        cost = self.cluster.costs.message_s(nbytes) if peer != self.rank else 0.0
+        return self._meet("exchange", sorted({self.rank, peer}), x, combine, cost)
+
+    # one alone
+
+    def post(self, x: Array, peer: int, note: float = 0.0) -> None:
+        letter = Letter(self.rank, x.copy(), note)
+        nbytes = self._wire_bytes(x)
+        self.traffic.bytes_sent += nbytes
+        delivery = self.cluster.environment.timeout(self.cluster.costs.message_s(nbytes))
+        delivery.callbacks.append(lambda _: self.cluster.inboxes[peer].append(letter))
+        self.cluster.last_arrival = max(self.cluster.last_arrival, self.now() + delivery.delay)
+
+    def collect(self) -> Iterator[Letter]:
+        letters, self.cluster.inboxes[self.rank] = self.cluster.inboxes[self.rank], []
+        yield from letters
+
+    # the loop's
+
+    def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        answer = f(*args, **kwargs)
+        seconds = self.cluster.costs.compute_s(self.rank, self.computed)
+        self.computed += 1
+        self.sleep_until(self.cluster.environment.timeout(seconds), "its own computation")
+        return answer
+
+    def progress(self) -> None:
+        pass                                # a simulated network needs no help
+
+    def now(self) -> float:
+        return float(self.cluster.environment.now)
+
+    def stop_agreed(self, step: int, asked: bool) -> bool:
+        self.step = step
+        if asked and self.cluster.stop_step is None:
+            self.cluster.stop_step = max(host.step for host in self.cluster.hosts)
+        self.step = step + 1                # the first step not yet begun
+        return self.cluster.stop_step is not None and step >= self.cluster.stop_step
+
+    # the greenlet behind it
+
+    def begin(self, main: Callable[[SimulatedHost], Any]) -> None:
+        """Lets `main` start at the present moment, once the cluster runs."""
+        def body() -> None:
+            self.result = main(self)
+        self.scheduler = greenlet.getcurrent()
+        self.thread = greenlet.greenlet(body, self.scheduler)
+        start = self.cluster.environment.timeout(0)
+        start.callbacks.append(lambda _: self.thread.switch())
+
+    def sleep_until(self, event: simpy.Event, reason: str) -> None:
+        """Lets the others run until the event has happened."""
+        if event.callbacks is None:         # SimPy's sign that it has
+            return
+        self.waits_for = reason
+        event.callbacks.append(lambda _: self.thread.switch())
+        self.scheduler.switch()
+
+    def _meet(self, verb: str, ranks: Any, x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
+              seconds: float) -> Waiting:
+        """Comes to the next meeting of these ranks for this purpose; the last to come makes the answers."""
+        ranks = tuple(ranks)
+        call = self.calls[verb, ranks] = self.calls[verb, ranks] + 1
+        environment = self.cluster.environment
+        meeting = self.cluster.meetings.setdefault((verb, ranks, call), Meeting(environment))
+        meeting.arrays[self.rank] = x
+        if len(meeting.arrays) == len(ranks):
+            del self.cluster.meetings[verb, ranks, call]
+            arrival = environment.timeout(seconds)
+            arrival.callbacks.append(lambda _: self._conclude(meeting, partial(combine, meeting.arrays)))
+        others = "everyone" if len(ranks) > 2 else " and ".join(f"rank {rank}" for rank in ranks if rank != self.rank)
+        return Waiting(self, meeting, f"{others or 'itself'} in {verb} (its call {call})")
+
+    @staticmethod
+    def _conclude(meeting: Meeting, combine: Callable[[], dict[int, Any]]) -> None:
+        meeting.answers = combine()
+        meeting.done.succeed()
+
+    def _wire_bytes(self, x: Array) -> int:
+        return round(self.cluster.costs.scale * x.nbytes)

@@ -1,0 +1,43 @@
+"""Local SGD with Nesterov momentum and weight decay, on the flat vector.
+
+    g' = g + lambda x;   v <- mu v + g';   x <- x - eta (g' + mu v)        Sutskever et al. 2013, as PyTorch writes it
+    r <- r - 0.1 (r - b)                                                   batch norm's moving averages, Ioffe 2015
+
+The tail of x holds batch norm's running statistics r, and the tail of g their distance from the batch's, r - b. So each
+algorithm may treat both alike: what averages gradients or models averages the statistics too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dsgd_mpi.flat import Array
+
+STATISTICS_RATE = 0.1                       # torchvision's `momentum` of a batch norm
+
+Nesterov = Callable[[Array, Array, Array, float, float, float], None]
+
+
+def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
+    """The law above for arrays of any library; kernels bring faster ones."""
+    g = g + decay * x
+    v *= momentum
+    v += g
+    x -= lr * (g + momentum * v)
+
+
+class LocalSgd:
+    """One rank's optimiser: its momentum `v` ((parameters,), starts at zero) and the update rule."""
+
+    def __init__(self, parameters: int, momentum: float = 0.9, weight_decay: float = 0.0,
+                 kernel: Nesterov = nesterov, zeros: Callable[..., Array] = np.zeros, dtype: str = "float32") -> None:
+        self.momentum, self.weight_decay, self.kernel = momentum, weight_decay, kernel
+        self.v = zeros(parameters, dtype)
+
+    def update(self, x: Array, g: Array, lr: float) -> None:
+        """Moves x against the gradient g, in place; both (size,), of which the first len(v) are trained."""
+        trained = slice(0, len(self.v))
+        self.kernel(x[trained], self.v, g[trained], lr, self.momentum, self.weight_decay)
+        x[len(self.v):] -= STATISTICS_RATE * g[len(self.v):]
