@@ -39,12 +39,14 @@ class Gossip:
             partner = int(matching(self.t, self.net.size, self.seed)[self.net.rank])
             met = self.net.exchange(x, partner)     # in flight while we compute
             g = gradient(x)
-            x += (met.wait() - x) / 2
+            x += met.wait()
+            x /= 2
         else:
             peer = random_peer(self.t, self.net.rank, self.net.size, self.seed)
             g = gradient(x)
             self.merge(x)
-            self.net.post(x, peer)
+            if peer != self.net.rank:
+                self.net.post(x, peer)
         self.sgd.update(x, g, lr)
 
     def merge(self, x: Array) -> None:
