@@ -17,7 +17,7 @@ class Tensor:
     """
 
     value: Array
-    grad: Array | None = None
+    grad: Array = None                      # `Array | None` would have every kernel prove what its caller promises
 
 
 class Operation(Protocol):

@@ -1,0 +1,271 @@
+"""The kernels in NumPy, written for reading: each forward is its formula, each backward that formula's derivative.
+
+They are the oracle that all other kernels are tested against, and they run on any machine, slowly. `dy` is the gradient
+of the loss with respect to `y`, as everywhere in the literature; convolution and pooling visit the taps t = (k, l) of
+their window one by one, so that what is written for one tap is the formula itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.kernels.api import Loss, Operation, Tensor
+
+EPSILON = 1e-5                              # of batch norm, as in torchvision
+BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
+PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
+
+
+class Reference:
+    """NumPy kernels in float32 or float64; other dtypes raise UsageError."""
+
+    name = "reference"
+
+    def __init__(self, dtype: str = "float32") -> None:
+        if dtype not in ("float32", "float64"):
+            raise UsageError(f"the reference kernels know no {dtype}; use float32 or float64")
+        self.dtype = dtype
+
+    def empty(self, shape: Shape) -> Array:
+        return np.empty(shape, self.dtype)
+
+    def put(self, host: Array, into: Array) -> None:
+        assert host.shape == into.shape, (host.shape, into.shape)
+        into[...] = host
+
+    def get(self, x: Array) -> Array:
+        return x.copy()
+
+    def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
+        return Convolution(x, w, y, stride, pad)
+
+    def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
+                   relu: bool, add: Tensor | None = None) -> Operation:
+        return BatchNorm(x, gamma, beta, mean, var, y, relu, add)
+
+    def subsample(self, x: Tensor, y: Tensor) -> Operation:
+        return Subsample(x, y)
+
+    def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation:
+        return MaxPool(x, y, window, stride, pad)
+
+    def average_pool(self, x: Tensor, y: Tensor) -> Operation:
+        return AveragePool(x, y)
+
+    def linear(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Operation:
+        return Linear(x, w, b, y)
+
+    def cross_entropy(self, logits: Tensor, smoothing: float) -> Loss:
+        return CrossEntropy(logits, smoothing)
+
+    def accumulate(self, total: Array, term: Array) -> None:
+        total += term
+
+    def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
+        nesterov(x, v, g, lr, momentum, decay)
+
+
+def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
+    """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache."""
+    for start in range(0, x.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        xp, vp = x[part], v[part]
+        d = g[part] + decay * xp            # a temporary: g is the caller's
+        vp *= momentum
+        vp += d
+        d += momentum * vp
+        d *= lr
+        xp -= d
+
+
+def framed(x: Array, pad: int, fill: float = 0.0) -> Array:
+    """NHWC `x` with a frame of `pad` pixels of value `fill`."""
+    return np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill) if pad else x
+
+
+def unframed(x: Array, pad: int) -> Array:
+    return x[:, pad:-pad, pad:-pad] if pad else x
+
+
+def taps(window: int, stride: int, y: Array) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Every tap t = (k, l) of a window, row by row, and the index that takes from a framed input what it sees.
+
+    For output pixel (i, j) that is pixel (i s + k, j s + l).
+    """
+    def seen(first: int, count: int) -> slice:
+        return slice(first, first + stride * (count - 1) + 1, stride)
+
+    for t in range(window * window):
+        row, column = divmod(t, window)
+        yield t, (slice(None), seen(row, y.shape[1]), seen(column, y.shape[2]))
+
+
+class Convolution:
+    """y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l]."""
+
+    def __init__(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> None:
+        self.x, self.w, self.y, self.stride, self.pad = x, w, y, stride, pad
+        out_channels, channels, self.window, _ = w.value.shape
+        self.by_tap = (out_channels, channels, self.window * self.window)
+        assert y.value.shape[1] == (x.value.shape[1] + 2 * pad - self.window) // stride + 1
+
+    def forward(self, training: bool) -> None:
+        x, w, y = framed(self.x.value, self.pad), self.w.value.reshape(self.by_tap), self.y.value
+        y[...] = 0
+        for t, here in taps(self.window, self.stride, y):
+            y += pixels(x[here], w[:, :, t].T)
+
+    def backward(self) -> None:
+        x, w, dy = framed(self.x.value, self.pad), self.w.value.reshape(self.by_tap), self.y.grad
+        dw = np.empty_like(w)
+        for t, here in taps(self.window, self.stride, dy):
+            dw[:, :, t] = flat(dy).T @ flat(x[here])
+        self.w.grad[...] = dw.reshape(self.w.value.shape)
+        if self.x.grad is not None:
+            dx = np.zeros_like(x)
+            for t, here in taps(self.window, self.stride, dy):
+                dx[here] += pixels(dy, w[:, :, t])
+            self.x.grad[...] = unframed(dx, self.pad)
+
+
+def flat(x: Array) -> Array:
+    """(N, H, W, C) -> (pixels, C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def pixels(x: Array, matrix: Array) -> Array:
+    """NHWC `x` with every pixel multiplied by `matrix`, as one matrix product: NumPy's own stacks are slow."""
+    return (flat(x) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
+
+
+class BatchNorm:
+    """Batch norm [+ add] [ReLU] (Ioffe and Szegedy 2015, algorithm 1 and section 3)."""
+
+    def __init__(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
+                 relu: bool, add: Tensor | None) -> None:
+        self.x, self.gamma, self.beta, self.mean, self.var, self.y = x, gamma, beta, mean, var, y
+        self.relu, self.add = relu, add
+        self.count = x.value.size // x.value.shape[-1]
+
+    def forward(self, training: bool) -> None:
+        x, y = self.x.value, self.y.value
+        m, s = self.batch_statistics() if training else (self.mean.value, self.var.value)
+        self.scale = 1 / np.sqrt(s + EPSILON)
+        self.normal = (x - m) * self.scale
+        y[...] = self.gamma.value * self.normal + self.beta.value
+        if self.add is not None:
+            y += self.add.value
+        if self.relu:
+            np.maximum(y, 0, out=y)
+
+    def batch_statistics(self) -> tuple[Array, Array]:
+        m, s = self.x.value.mean(PIXELS), self.x.value.var(PIXELS)
+        unbiased = s * self.count / max(self.count - 1, 1)
+        self.mean.grad[...] = self.mean.value - m
+        self.var.grad[...] = self.var.value - unbiased
+        return m, s
+
+    def backward(self) -> None:
+        dy = self.y.grad * (self.y.value > 0) if self.relu else self.y.grad
+        if self.add is not None:
+            self.add.grad[...] = dy
+        dbeta, dgamma = dy.sum(PIXELS), (dy * self.normal).sum(PIXELS)
+        self.beta.grad[...], self.gamma.grad[...] = dbeta, dgamma
+        if self.x.grad is not None:
+            self.x.grad[...] = self.gamma.value * self.scale * (dy - (dbeta + self.normal * dgamma) / self.count)
+
+
+class Subsample:
+    """The parameter-free shortcut of He et al. 2015 (arXiv:1512.03385, section 3.3, option A)."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        channels = x.value.shape[-1]
+        first = (y.value.shape[-1] - channels) // 2
+        self.middle = (..., slice(first, first + channels))
+
+    def forward(self, training: bool) -> None:
+        self.y.value[...] = 0
+        self.y.value[self.middle] = self.x.value[:, ::2, ::2]
+
+    def backward(self) -> None:
+        if self.x.grad is not None:
+            self.x.grad[...] = 0
+            self.x.grad[:, ::2, ::2] = self.y.grad[self.middle]
+
+
+class MaxPool:
+    """The maximum of each window; of equal ones the first, row by row, gets the gradient."""
+
+    def __init__(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> None:
+        self.x, self.y, self.window, self.stride, self.pad = x, y, window, stride, pad
+        self.winner = np.empty(y.value.shape, np.int16)
+
+    def forward(self, training: bool) -> None:
+        x, y = framed(self.x.value, self.pad, -np.inf), self.y.value
+        y[...] = -np.inf
+        for t, here in taps(self.window, self.stride, y):
+            self.winner[x[here] > y] = t
+            np.maximum(x[here], y, out=y)
+
+    def backward(self) -> None:
+        if self.x.grad is None:
+            return
+        dx, dy = framed(np.zeros_like(self.x.value), self.pad), self.y.grad
+        for t, here in taps(self.window, self.stride, dy):
+            dx[here] += dy * (self.winner == t)
+        self.x.grad[...] = unframed(dx, self.pad)
+
+
+class AveragePool:
+    """(N, H, W, C) -> (N, C)."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def forward(self, training: bool) -> None:
+        self.y.value[...] = self.x.value.mean((1, 2))
+
+    def backward(self) -> None:
+        if self.x.grad is not None:
+            _, height, width, _ = self.x.value.shape
+            self.x.grad[...] = self.y.grad[:, None, None, :] / (height * width)
+
+
+class Linear:
+    """y = x w' + b."""
+
+    def __init__(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> None:
+        self.x, self.w, self.b, self.y = x, w, b, y
+
+    def forward(self, training: bool) -> None:
+        self.y.value[...] = self.x.value @ self.w.value.T + self.b.value
+
+    def backward(self) -> None:
+        dy = self.y.grad
+        self.w.grad[...] = dy.T @ self.x.value
+        self.b.grad[...] = dy.sum(0)
+        if self.x.grad is not None:
+            self.x.grad[...] = dy @ self.w.value
+
+
+class CrossEntropy:
+    """Mean over the batch of -sum t log softmax(logits), where t = (1 - smoothing) one-hot + smoothing / classes."""
+
+    def __init__(self, logits: Tensor, smoothing: float) -> None:
+        self.logits, self.smoothing = logits, smoothing
+
+    def __call__(self, labels: Array) -> float:
+        z = self.logits.value
+        batch, classes = z.shape
+        target = np.full_like(z, self.smoothing / classes)
+        target[np.arange(batch), labels] += 1 - self.smoothing
+        z = z - z.max(1, keepdims=True)     # exp() cannot overflow
+        log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+        if self.logits.grad is not None:
+            self.logits.grad[...] = (np.exp(log_p) - target) / batch
+        return float(-(target * log_p).sum() / batch)

@@ -1,0 +1,214 @@
+"""The reference kernels against what they are defined by: central differences, and formulas written another way."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+from kernel_cases import filled, flat_tensors, fresh, poisoned
+
+from dsgd_mpi import kernels
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.reference import Reference
+
+K = Reference("float64")
+STEP = 1e-7                                 # small: a step across a kink of ReLU or max-pool would spoil the difference
+
+
+def slope(forward, outputs: Tensor, dy, x, direction) -> float:
+    """Central difference of <dy, y> as x moves along `direction`."""
+    loss = []
+    for sign in (1, -1):
+        x += sign * STEP * direction
+        forward()
+        x -= sign * STEP * direction
+        loss.append((dy * outputs.value).sum())
+    return (loss[0] - loss[1]) / (2 * STEP)
+
+
+def assert_derivative(operation, inputs: list[Tensor], y: Tensor) -> None:
+    """Each gradient, projected on a random direction, is the slope of the loss in that direction."""
+    rng = fresh()
+    operation.forward(True)
+    dy = rng.standard_normal(y.value.shape)
+    y.grad[...] = dy
+    operation.backward()
+    for x in inputs:
+        direction = rng.standard_normal(x.value.shape)
+        expected = slope(lambda: operation.forward(True), y, dy, x.value, direction)
+        scale = np.sqrt((x.grad**2).sum()) + np.sqrt((dy**2).sum())
+        assert (x.grad * direction).sum() == pytest.approx(expected, abs=1e-6 * scale)
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c", "o", "window", "stride", "pad"), [
+    (2, 5, 5, 3, 4, 3, 1, 1), (2, 6, 6, 3, 4, 3, 2, 1), (1, 7, 5, 1, 2, 3, 2, 1), (2, 5, 4, 3, 5, 1, 1, 0),
+    (2, 5, 6, 3, 5, 1, 2, 0), (1, 11, 9, 3, 2, 7, 2, 3), (2, 6, 6, 2, 3, 3, 1, 0)])
+def test_convolution_has_its_derivative(n, h, w, c, o, window, stride, pad):
+    rng = fresh()
+    x = filled(K, rng.standard_normal((n, h, w, c)))
+    p = flat_tensors({"w": rng.standard_normal((o, c, window, window))}, "float64")
+    y = poisoned(K, (n, (h + 2 * pad - window) // stride + 1, (w + 2 * pad - window) // stride + 1, o))
+    assert_derivative(K.convolution(x, p["w"], y, stride, pad), [x, p["w"]], y)
+
+
+def test_convolution_is_the_sum_of_its_definition():
+    rng = fresh()
+    x, w = filled(K, rng.standard_normal((2, 5, 4, 3))), Tensor(rng.standard_normal((2, 3, 3, 3)))
+    y = poisoned(K, (2, 3, 2, 2))
+    K.convolution(x, w, y, 2, 1).forward(True)
+    padded = np.pad(x.value, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for n, i, j, o in np.ndindex(y.value.shape):
+        window = padded[n, 2 * i:2 * i + 3, 2 * j:2 * j + 3]
+        assert y.value[n, i, j, o] == pytest.approx(np.einsum("klc,ckl->", window, w.value[o]))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 4, 5), (2, 3, 5, 1), (1, 2, 1, 3)])
+def test_batch_norm_has_its_derivative(shape, relu, add):
+    rng = fresh()
+    x, other = (filled(K, 1 + 3 * rng.standard_normal(shape)) for _ in range(2))
+    y, p = poisoned(K, shape), batch_norm_parameters(rng, shape[-1])
+    operation = K.batch_norm(x, *p.values(), y, relu, other if add else None)
+    assert_derivative(operation, [x, p["gamma"], p["beta"]] + add * [other], y)
+
+
+def batch_norm_parameters(rng, channels):
+    return flat_tensors({"gamma": rng.uniform(0.5, 2, channels), "beta": rng.standard_normal(channels),
+                         "mean": rng.standard_normal(channels), "var": rng.uniform(0.5, 2, channels)}, "float64")
+
+
+def test_a_step_along_the_statistics_is_the_moving_average():
+    rng = fresh()
+    x, y = filled(K, 1 + 3 * rng.standard_normal((3, 4, 5, 6))), poisoned(K, (3, 4, 5, 6))
+    p = batch_norm_parameters(rng, 6)
+    K.batch_norm(x, *p.values(), y, False).forward(True)
+    pixels = x.value.reshape(-1, 6)
+    for name, batch in (("mean", pixels.mean(0)), ("var", pixels.var(0, ddof=1))):
+        np.testing.assert_allclose(p[name].value - 0.1 * p[name].grad, 0.9 * p[name].value + 0.1 * batch)
+
+
+def test_one_pixel_has_no_variance_and_does_no_harm():
+    x, y = filled(K, np.ones((1, 1, 1, 2))), poisoned(K, (1, 1, 1, 2))
+    p = batch_norm_parameters(fresh(), 2)
+    K.batch_norm(x, *p.values(), y, False).forward(True)
+    np.testing.assert_allclose(p["var"].grad, p["var"].value)
+    np.testing.assert_allclose(y.value[0, 0, 0], p["beta"].value)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_inference_normalises_by_the_running_statistics(relu):
+    rng = fresh()
+    x, y, other = (filled(K, rng.standard_normal((2, 3, 3, 4))) for _ in range(3))
+    p = batch_norm_parameters(rng, 4)
+    K.batch_norm(x, *p.values(), y, relu, other).forward(False)
+    gamma, beta, mean, var = (t.value for t in p.values())
+    expected = gamma * (x.value - mean) / np.sqrt(var + 1e-5) + beta + other.value
+    np.testing.assert_allclose(y.value, np.maximum(expected, 0) if relu else expected)
+    assert np.isnan(p["mean"].grad).all()
+
+
+@pytest.mark.parametrize(("shape", "window", "stride", "pad"), [
+    ((2, 8, 8, 3), 3, 2, 1), ((1, 7, 9, 1), 3, 2, 1), ((2, 4, 4, 2), 2, 2, 0), ((2, 5, 5, 2), 3, 1, 1)])
+def test_max_pool_has_its_derivative(shape, window, stride, pad):
+    x = filled(K, fresh().standard_normal(shape))
+    n, h, w, c = shape
+    y = poisoned(K, (n, (h + 2 * pad - window) // stride + 1, (w + 2 * pad - window) // stride + 1, c))
+    assert_derivative(K.max_pool(x, y, window, stride, pad), [x], y)
+
+
+def test_of_equal_maxima_the_first_gets_the_gradient():
+    x, y = filled(K, np.zeros((1, 4, 4, 1))), poisoned(K, (1, 2, 2, 1))
+    operation = K.max_pool(x, y, 2, 2, 0)
+    operation.forward(True)
+    y.grad[...] = 1
+    operation.backward()
+    np.testing.assert_array_equal(x.grad[0, :, :, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((2, 4, 4, 2), 4), ((1, 5, 7, 3), 6), ((2, 3, 3, 2), 2)])
+def test_subsample_has_its_derivative(shape, channels):
+    x = filled(K, fresh().standard_normal(shape))
+    y = poisoned(K, (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2, channels))
+    assert_derivative(K.subsample(x, y), [x], y)
+
+
+def test_subsample_pads_channels_on_both_sides_alike():
+    x, y = filled(K, np.ones((1, 2, 2, 2))), poisoned(K, (1, 1, 1, 4))
+    K.subsample(x, y).forward(True)
+    np.testing.assert_array_equal(y.value[0, 0, 0], [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 7, 5, 2), (3, 1, 1, 4)])
+def test_average_pool_has_its_derivative(shape):
+    x, y = filled(K, fresh().standard_normal(shape)), poisoned(K, (shape[0], shape[3]))
+    assert_derivative(K.average_pool(x, y), [x], y)
+
+
+@pytest.mark.parametrize(("batch", "features", "classes"), [(4, 6, 3), (1, 5, 2), (3, 1, 7)])
+def test_linear_has_its_derivative(batch, features, classes):
+    rng = fresh()
+    x, y = filled(K, rng.standard_normal((batch, features))), poisoned(K, (batch, classes))
+    p = flat_tensors({"w": rng.standard_normal((classes, features)), "b": rng.standard_normal(classes)}, "float64")
+    assert_derivative(K.linear(x, p["w"], p["b"], y), [x, p["w"], p["b"]], y)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_has_its_derivative(smoothing):
+    rng = fresh()
+    logits, labels = filled(K, rng.standard_normal((5, 4))), rng.integers(0, 4, 5)
+    loss = K.cross_entropy(logits, smoothing)
+    direction = rng.standard_normal((5, 4))
+    values = []
+    for sign in (1, -1):
+        logits.value += sign * STEP * direction
+        values.append(loss(labels))
+        logits.value -= sign * STEP * direction
+    loss(labels)
+    assert (logits.grad * direction).sum() == pytest.approx((values[0] - values[1]) / (2 * STEP), abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_equal_logits_is_the_log_of_the_classes(smoothing):
+    logits = filled(K, np.full((3, 10), 1e4))       # large: nothing overflows
+    assert K.cross_entropy(logits, smoothing)(np.array([0, 5, 9])) == pytest.approx(np.log(10))
+
+
+@pytest.mark.parametrize("size", [1, 1000, 3 * (1 << 14) + 17])
+def test_nesterov_is_its_formula_and_leaves_the_gradient_alone(size):
+    rng = fresh()
+    x, v, g = rng.standard_normal((3, size))
+    lr, mu, decay = 0.1, 0.9, 0.01
+    g1 = g + decay * x
+    v1 = mu * v + g1
+    x1, before = x - lr * (g1 + mu * v1), g.copy()
+    K.nesterov(x, v, g, lr, mu, decay)
+    np.testing.assert_allclose(v, v1)
+    np.testing.assert_allclose(x, x1)
+    np.testing.assert_array_equal(g, before)
+
+
+def test_unknown_names_and_dtypes_are_named_with_the_way_out():
+    with pytest.raises(UsageError, match="'mkl'; use one of reference, onednn, cudnn, auto"):
+        kernels.load("mkl")
+    with pytest.raises(UsageError, match="float16; use float32 or float64"):
+        kernels.load("reference", "float16")
+    with pytest.raises(UsageError, match="cudnn kernels are not part of this version; use one of reference"):
+        kernels.load("cudnn")
+    assert kernels.load("reference", "float64").dtype == "float64"
+
+
+def test_auto_falls_back_to_the_reference_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setenv("DSGD_ONEDNN", "/nowhere/libdnnl.so")
+    with caplog.at_level(logging.WARNING, "dsgd_mpi"):
+        assert kernels.load("auto").name == "reference"
+    (record,) = caplog.records
+    assert "slow" in record.message
+    assert "onednn" in record.message
+
+
+@pytest.mark.skipif("dsgd_mpi.kernels.onednn" in sys.modules, reason="another test has imported oneDNN already")
+def test_the_reference_does_not_import_onednn():
+    kernels.load("reference")
+    assert "dsgd_mpi.kernels.onednn" not in sys.modules
