@@ -1,0 +1,170 @@
+"""A network bound to memory and kernels: one flat vector of weights, one of gradients, activations allocated once.
+
+The activations of a forward pass are all kept for the backward pass. The gradients of activations live shortly, from
+the layer that writes them first to the layer that made the activation, and share memory accordingly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import Array, Layout, Shape
+from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
+from dsgd_mpi.nn.init import initialise
+from dsgd_mpi.nn.layers import Layer, Network
+
+
+class Model:
+    """What is trained (`flat`, `state` by name) and how to differentiate it (`flat_gradient`, `gradient` by name).
+
+    `flat`, float32 (float64 with kernels of that dtype): first the `parameters` trained numbers, then the running
+    statistics. Weights are OIHW and named as torchvision names them.
+    """
+
+    def __init__(self, network: Network, batch: int, kernels: Kernels, seed: int = 0, smoothing: float = 0.0) -> None:
+        self.network, self.batch, self.kernels, self.smoothing = network, batch, kernels, smoothing
+        self.layout = Layout(network.trained, network.statistics)
+        self.parameters = self.layout.parameters
+        dtype = "float64" if kernels.dtype == "float64" else "float32"
+        self.flat, self.flat_gradient = np.zeros(self.layout.size, dtype), np.zeros(self.layout.size, dtype)
+        self.state, self.gradient = self.layout.views(self.flat), self.layout.views(self.flat_gradient)
+        self.plans: dict[int, Plan] = {}
+        initialise(self.state, seed)
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Copies weights and statistics by name, e.g. a torchvision checkpoint as NumPy arrays.
+
+        UsageError, with nothing changed, unless names and shapes are this network's (`num_batches_tracked` apart).
+        """
+        given = {name: np.asarray(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+        wrong = sorted(given.keys() ^ self.state.keys())
+        if wrong:
+            where = "not in the state given" if wrong[0] in self.state else "not in this network"
+            raise UsageError(f"{len(wrong)} names of the state do not match; the first, {wrong[0]!r}, is {where}")
+        for name, view in self.state.items():
+            if given[name].shape != view.shape:
+                raise UsageError(f"{name}: expected shape {view.shape}, found {given[name].shape}")
+        for name, view in self.state.items():
+            view[...] = given[name]
+
+    def loss_and_gradient(self, images: Array, labels: Array, ready: Callable[[slice], None] | None = None,
+                          between: Callable[[], None] | None = None) -> float:
+        """Mean loss of a batch, float32 NHWC and int (N,); leaves its gradient in `flat_gradient`.
+
+        `ready(part)` says that flat_gradient[part] is final, from the back to the front. `between()` is called between
+        layers, so that communication under way may go on.
+        """
+        plan = self._plan(len(images))
+        self.kernels.put(images, plan.images)
+        for step in plan.steps:
+            step.operation.forward(training=True)
+            if between:
+                between()
+        loss = plan.loss(labels)
+        if ready:
+            ready(slice(self.parameters, self.layout.size))
+        for step in reversed(plan.steps):
+            step.operation.backward()
+            for total, term in step.sums:
+                self.kernels.accumulate(total, term)
+            if ready and step.part:
+                ready(step.part)
+            if between:
+                between()
+        return loss
+
+    def predict(self, images: Array) -> Array:
+        """Logits, float32 (N, classes), with the running statistics; any number of images, float32 NHWC."""
+        plan = self._plan(self.batch)
+        logits = np.empty((len(images), *plan.logits.value.shape[1:]), self.flat.dtype)
+        for begin in range(0, len(images), self.batch):
+            part = images[begin : begin + self.batch]
+            if len(part) < self.batch:      # the rows beyond are computed and dropped
+                part = np.concatenate([part, np.zeros((self.batch - len(part), *part.shape[1:]), part.dtype)])
+            self.kernels.put(part, plan.images)
+            for step in plan.steps:
+                step.operation.forward(training=False)
+            end = min(begin + self.batch, len(images))
+            logits[begin:end] = self.kernels.get(plan.logits.value)[: end - begin]
+        return logits
+
+    def _plan(self, batch: int) -> Plan:
+        if batch not in self.plans:
+            self.plans[batch] = Plan(self, batch)
+        return self.plans[batch]
+
+
+class Step:
+    """One layer, bound: its operation, what to add up after its backward pass, and its part of the flat gradient."""
+
+    def __init__(self, operation: Operation, sums: list[tuple[Array, Array]], part: slice | None) -> None:
+        self.operation, self.sums, self.part = operation, sums, part
+
+
+class Plan:
+    """All arrays and operations for one batch size."""
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self.model, self.kernels = model, model.kernels
+        network = model.network
+        self.values = {name: self.kernels.empty((batch, *shape)) for name, shape in network.shapes.items()}
+        self.grads: dict[str, Array] = {}   # of activations, while they live
+        self.free: list[Array] = []
+        self.lent: dict[int, Array] = {}    # id of a gradient -> the array that its memory was borrowed from
+        self.allocated_bytes = sum(value.nbytes for value in self.values.values())
+        logits = network.layers[-1].y
+        self.images, self.logits = self.values["images"], self._tensor(logits)
+        self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
+        tensors = [self._bind(layer) for layer in reversed(network.layers)][::-1]
+        self.steps = [self._step(layer, *bound) for layer, bound in zip(network.layers, tensors, strict=True)]
+
+    def _bind(self, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, list[tuple[Array, Array]]]:
+        """The arrays of a layer and its sums, visited in the order of the backward pass."""
+        y = Tensor(self.values[layer.y], self.grads.pop(layer.y))
+        sums: list[tuple[Array, Array]] = []
+        add = self._input(layer.add, sums) if layer.add else None
+        x = self._input(layer.x, sums)
+        self.free += [self.lent[id(grad)] for grad in (y.grad, *(term for _, term in sums))]
+        return x, add, y, sums
+
+    def _input(self, name: str, sums: list[tuple[Array, Array]]) -> Tensor:
+        """The first layer to reach an activation writes its gradient, the others write a term to be added."""
+        if name == "images":
+            return Tensor(self.values[name])
+        tensor = self._tensor(name, again=name in self.grads)
+        if tensor.grad is not self.grads[name]:
+            sums.append((self.grads[name], tensor.grad))
+        return tensor
+
+    def _tensor(self, name: str, again: bool = False) -> Tensor:
+        value = self.values[name]
+        grad = self._borrow(value.shape)
+        if not again:
+            self.grads[name] = grad
+        return Tensor(value, grad)
+
+    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor,
+              sums: list[tuple[Array, Array]]) -> Step:
+        state, gradient, slices = self.model.state, self.model.gradient, self.model.layout.slices
+        weights = [Tensor(state[name], gradient[name]) for name in layer.weights]
+        options = {**layer.options, "add": add} if add else layer.options
+        operation = getattr(self.kernels, layer.kernel)(x, *weights, y, **options)
+        trained = [slices[name] for name in layer.weights if name in self.model.network.trained]
+        return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)
+
+    def _borrow(self, shape: Shape) -> Array:
+        """A gradient array in the smallest free memory that is large enough, or in new."""
+        size = int(np.prod(shape))
+        fitting = [array for array in self.free if array.size >= size]
+        if fitting:
+            memory = min(fitting, key=lambda array: int(array.size))
+            self.free = [array for array in self.free if array is not memory]
+        else:
+            memory = self.kernels.empty((size,))
+            self.allocated_bytes += memory.nbytes
+        grad = memory[:size].reshape(shape)
+        self.lent[id(grad)] = memory
+        return grad
