@@ -39,13 +39,17 @@ class Requests:
 class Waiting:
     """Work under way, and what makes its answer once it is complete."""
 
-    def __init__(self, host: MpiHost, work: Requests | RingMean, finish: Callable[[], Array]) -> None:
-        self.host, self.work, self.finish = host, work, finish
+    def __init__(self, host: MpiHost, what: str, work: Requests | RingMean, finish: Callable[[], Array]) -> None:
+        self.host, self.what, self.work, self.finish = host, what, work, finish
         self.complete = False
         host.under_way.append(self)
 
     def test(self) -> bool:
-        self.complete = self.complete or self.work.test()
+        if not self.complete:
+            try:
+                self.complete = self.work.test()
+            except MPI.Exception as error:
+                raise RuntimeError(f"rank {self.host.rank}: {self.what} failed: {error}") from error
         return self.complete
 
     def wait(self) -> Array:
@@ -94,23 +98,23 @@ class MpiHost:
         self.means += 1
         with self._timed():
             if x.nbytes >= self.size * RING_PART_BYTES:
-                return Waiting(self, RingMean(self.comm, x, RING + self.means % RINGS), lambda: x)
+                return Waiting(self, "mean", RingMean(self.comm, x, RING + self.means % RINGS), lambda: x)
             request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
-            return Waiting(self, Requests([request]), lambda: np.divide(x, self.size, out=x))
+            return Waiting(self, "mean", Requests([request]), lambda: np.divide(x, self.size, out=x))
 
     def settle(self) -> None:
         while True:
             with self._timed():
                 self.inbox += self._arrived()
             counts = np.array([self.posted, self.received])
-            Waiting(self, Requests([self.comm.Iallreduce(MPI.IN_PLACE, counts, MPI.SUM)]), lambda: counts).wait()
+            Waiting(self, "settle", Requests([self.comm.Iallreduce(MPI.IN_PLACE, counts, MPI.SUM)]), lambda: counts).wait()
             if counts[0] == counts[1]:
                 MPI.Request.Waitall([request for request, _ in self.outbox])
                 self.outbox.clear()
                 return
 
     def broadcast(self, x: Array, root: int = 0) -> None:
-        Waiting(self, Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
+        Waiting(self, "broadcast", Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
 
     def gather(self, item: Any, root: int = 0) -> list[Any] | None:
         return self.comm.gather(item, root)
@@ -118,14 +122,14 @@ class MpiHost:
     def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
         """Everyone: yields every rank's x, one after the other, on the root (each valid until the next); else nothing."""
         if self.rank != root:
-            Waiting(self, Requests([self.comm.Issend(x, root, GATHER)]), lambda: x).wait()
+            Waiting(self, "gather", Requests([self.comm.Issend(x, root, GATHER)]), lambda: x).wait()
             return
         other = np.empty_like(x)
         for rank in range(self.size):
             if rank == root:
                 yield x
             else:
-                yield Waiting(self, Requests([self.comm.Irecv(other, rank, GATHER)]), lambda: other).wait()
+                yield Waiting(self, "gather", Requests([self.comm.Irecv(other, rank, GATHER)]), lambda: other).wait()
 
     # both
 
@@ -140,11 +144,11 @@ class MpiHost:
         def finish() -> Array:
             found = requests.statuses[0].Get_count(MPI.BYTE)
             if found != x.nbytes:
-                raise RuntimeError(f"rank {self.rank}: sent {x.nbytes} bytes to rank {peer} and got {found} in exchange; "
-                                   "both must hand in arrays of one length")
+                raise RuntimeError(f"rank {self.rank}: exchange with rank {peer} failed: {x.nbytes} bytes went out and "
+                                   f"{found} came in; both must hand in arrays of one length")
             return arrival
 
-        return Waiting(self, requests, finish)
+        return Waiting(self, f"exchange of {x.nbytes} bytes with rank {peer}", requests, finish)
 
     # one alone
 
@@ -191,6 +195,13 @@ class MpiHost:
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         return self.stop.agreed(step, asked)
+
+    def close(self) -> None:
+        """Everyone: gives the communicators back, with nothing left in them that a later one could receive."""
+        self.settle()
+        self.stop.listen()
+        for comm in (self.stop.comm, self.mail, self.comm):
+            comm.Free()
 
     def node(self) -> tuple[int, int]:
         """Everyone: (this rank's number on its node, ranks on its node)."""

@@ -137,9 +137,10 @@ class SimulatedHost:
         letter = Letter(self.rank, x.copy(), note)
         nbytes = self._wire_bytes(x)
         self.traffic.bytes_sent += nbytes
-        delivery = self.cluster.environment.timeout(self.cluster.costs.message_s(nbytes))
+        seconds = self.cluster.costs.message_s(nbytes)
+        delivery = self.cluster.environment.timeout(seconds)
         delivery.callbacks.append(lambda _: self.cluster.inboxes[peer].append(letter))
-        self.cluster.last_arrival = max(self.cluster.last_arrival, self.now() + delivery.delay)
+        self.cluster.last_arrival = max(self.cluster.last_arrival, self.now() + seconds)
 
     def collect(self) -> Iterator[Letter]:
         letters, self.cluster.inboxes[self.rank] = self.cluster.inboxes[self.rank], []

@@ -1,0 +1,174 @@
+"""The laws of the verbs themselves, on both nets."""
+
+import numpy as np
+import pytest
+
+from dsgd_mpi.net.costs import Costs
+from dsgd_mpi.net.simulated import Cluster, Deadlock
+
+
+@pytest.mark.parametrize("length", [1, 7, 1000, 300_001])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_mean_is_the_mean_in_place_and_the_same_bits_everywhere(world, length, dtype):
+    def vector(rank):
+        return np.random.default_rng(rank).normal(size=length).astype(dtype)
+
+    def main(host):
+        x = vector(host.rank)
+        assert host.mean(x).wait() is x
+        return x
+    means = world.run(main)
+    expected = np.mean([vector(rank).astype("float64") for rank in range(world.size)], 0)
+    assert all(np.array_equal(x, means[0]) for x in means)
+    assert np.allclose(means[0], expected, atol=1e-6)
+
+
+def test_several_means_of_slices_may_be_under_way_at_once(world):
+    def main(host):
+        x = np.full(600_000, float(host.rank))
+        pending = [host.mean(x[part]) for part in (slice(500_000, 600_000), slice(3, 500_000), slice(0, 3))]
+        for _ in range(50):
+            host.progress()
+        for each in reversed(pending):
+            each.wait()
+        return x
+    assert all((x == (world.size - 1) / 2).all() for x in world.run(main))
+
+
+def test_exchange_hands_over_what_was_there(world):
+    def main(host):
+        peer = host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank
+        x = np.full(100_000, float(host.rank))
+        met = host.exchange(x, peer)
+        got = met.wait().copy()
+        x += 1
+        return (got == peer).all()
+    assert all(world.run(main))
+
+
+def test_exchange_of_unequal_lengths_names_the_ranks(world):
+    if world.size != 2:
+        return                              # a law about two
+
+    def main(host):
+        host.exchange(np.zeros(10 + host.rank), 1 - host.rank).wait()
+    with pytest.raises(RuntimeError, match=r"rank 0.*rank 1|rank 1.*rank 0"):
+        world.run(main)
+
+
+def test_letters_arrive_whole_with_their_notes_in_the_order_sent_once_settled(world):
+    def main(host):
+        for turn in range(20):
+            for peer in range(host.size):
+                host.post(np.full(1000, float(turn), "float32"), peer, note=host.rank + turn / 100)
+        host.settle()
+        letters = list(host.collect())
+        assert all((letter.array == letter.array[0]).all() and letter.array.dtype == "float32" for letter in letters)
+        return [(letter.source, float(letter.array[0]), letter.note) for letter in letters]
+    for letters in world.run(main):
+        for source in range(world.size):
+            found = [(turn, note) for sender, turn, note in letters if sender == source]
+            assert found == [(turn, source + turn / 100) for turn in range(20)]
+
+
+def test_broadcast_and_gather(world):
+    def main(host):
+        x = np.full(5, float(host.rank))
+        root = host.size - 1
+        host.broadcast(x, root)
+        gathered = host.gather(host.rank, root)
+        assert (gathered is None) == (host.rank != root)
+        return x[0], gathered
+    results = world.run(main)
+    assert all(value == world.size - 1 for value, _ in results)
+    assert results[-1][1] == list(range(world.size))
+
+
+def test_all_ranks_stop_at_the_same_step_although_one_asks_in_the_middle(world):
+    """The ranks are coupled by exchanges, in which a rank that stopped too early would be missed."""
+    def main(host):
+        x = np.zeros(1000)
+        for step in range(100_000):
+            if host.stop_agreed(step, asked=host.rank == host.size // 2 and step >= 40):
+                return step
+            peer = (host.size - 1 - host.rank + step) % host.size   # an involution that differs from step to step
+            host.compute(lambda: None)
+            host.exchange(x, peer).wait()
+        return None
+    steps = world.run(main)
+    assert len(set(steps)) == 1
+    assert 40 <= steps[0] < 1000
+
+
+def test_bytes_are_counted(world):
+    def main(host):
+        x = np.zeros(1000, "float32")
+        host.mean(x).wait()
+        after_mean = host.traffic.bytes_sent
+        host.exchange(x, host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank).wait()
+        return after_mean, host.traffic.bytes_sent - after_mean
+    for rank, (mean, exchange) in enumerate(world.run(main)):
+        assert mean == 2 * (world.size - 1) * 4000 // world.size
+        assert exchange == (4000 if rank ^ 1 < world.size else 0)
+
+
+# simulated only
+
+def test_simulated_time_is_that_of_the_closed_formulas():
+    costs = Costs(latency_s=10e-6, bytes_per_s=1.25e9, gradient_s=1e-3)
+    x_bytes = 45_000_000
+
+    def exchange(host):
+        host.compute(lambda: None)
+        host.exchange(np.zeros(x_bytes // 8), 1 - host.rank).wait()
+        return host.now()
+
+    def mean(host):
+        host.mean(np.zeros(x_bytes // 8)).wait()
+        return host.now()
+    assert Cluster(2, costs).run(exchange) == pytest.approx([37.01e-3] * 2)
+    ring = 2 * 3 * (10e-6 + x_bytes / 4 / 1.25e9)
+    assert Cluster(4, costs).run(mean) == pytest.approx([ring] * 4)
+
+
+def test_an_exchange_is_in_flight_while_the_rank_computes():
+    costs = Costs(latency_s=0, bytes_per_s=8000, gradient_s=0.7)
+
+    def main(host):
+        met = host.exchange(np.zeros(1000), 1 - host.rank)
+        host.compute(lambda: None)
+        met.wait()
+        return host.now(), host.traffic.wait_s
+    assert Cluster(2, costs).run(main) == [(1.0, pytest.approx(0.3))] * 2
+
+
+def test_a_rank_that_nobody_comes_to_meet_is_named():
+    def main(host):
+        if host.rank != 1:
+            host.exchange(np.zeros(3), 2 - host.rank).wait()
+            host.mean(np.zeros(3)).wait()
+    with pytest.raises(Deadlock, match=r"ranks \[0, 2\] wait for ever: rank 0 waits for everyone in mean"):
+        Cluster(3).run(main)
+
+
+def test_an_error_on_one_simulated_rank_ends_the_run():
+    def main(host):
+        if host.rank == 2:
+            raise ValueError("rank 2 has had enough")
+        host.mean(np.zeros(3)).wait()
+    with pytest.raises(ValueError, match="rank 2 has had enough"):
+        Cluster(4).run(main)
+
+
+def test_a_thousand_ranks_are_simulated_quickly():
+    from dsgd_mpi.topology import matching
+
+    def main(host):
+        x = np.full(3, float(host.rank))
+        for step in range(5):
+            host.compute(lambda: None)
+            x += host.exchange(x, int(matching(step, host.size, 0)[host.rank])).wait()
+            x /= 2
+        return x[0]
+    results = Cluster(1024).run(main)
+    assert np.mean(results) == pytest.approx(511.5)
