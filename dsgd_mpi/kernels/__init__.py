@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
-from dsgd_mpi.kernels.reference import Reference
 
-NAMES = ("reference", "onednn", "cudnn", "auto")
+CLASSES = {"reference": "Reference", "onednn": "OneDNN", "cudnn": "CuDNN"}      # in the module of the same name
+NAMES = (*CLASSES, "auto")
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -25,9 +25,7 @@ def load(name: str, dtype: str = "float32") -> Kernels:
         return automatic(dtype)
     if find_spec(f"dsgd_mpi.kernels.{name}") is None:
         raise UsageError(f"the {name} kernels are not part of this version; use one of {', '.join(present())}")
-    if name == "reference":
-        return Reference(dtype)
-    kernels: Kernels = import_module(f"dsgd_mpi.kernels.{name}").KERNELS(dtype)
+    kernels: Kernels = getattr(import_module(f"dsgd_mpi.kernels.{name}"), CLASSES[name])(dtype)
     return kernels
 
 
@@ -40,6 +38,6 @@ def automatic(dtype: str) -> Kernels:
     try:
         return load("onednn", dtype)
     except UsageError as reason:
-        kernels = Reference(dtype)
+        kernels = load("reference", dtype)
         log.warning("using the reference kernels, which are slow: %s", reason)
         return kernels
