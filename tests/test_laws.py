@@ -133,7 +133,7 @@ def test_push_gossip_loses_nothing_that_was_sent(world):
         x, _ = train(host, gossip, Quadratic(host.rank), 30)
         gossip.rest(x)
         return merged
-    sources = sum(world.run(main), [])
+    sources = [source for merged in world.run(main) for source in merged]
     expected = 30 if world.size > 1 else 0
     assert all(sources.count(rank) == expected for rank in range(world.size))
 

@@ -8,7 +8,7 @@ All ranks hold the same x, to the bit. Finished stretches of the gradient travel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.flat import Array, Buckets
@@ -18,7 +18,7 @@ from dsgd_mpi.sgd import LocalSgd
 
 @dataclass
 class Allreduce:
-    bucket_mb: float = 4.0                  # how much of the gradient goes in one message, in 1e6 bytes
+    bucket_mb: Annotated[float, 0] = 4.0    # how much of the gradient goes in one message, in 1e6 bytes
 
     keeps: ClassVar[tuple[str, ...]] = ()
     replicated: ClassVar[bool] = True

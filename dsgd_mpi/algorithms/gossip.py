@@ -10,7 +10,7 @@ The paper draws j independently for every rank; a matching keeps the mean of all
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.flat import Array
@@ -22,7 +22,7 @@ from dsgd_mpi.topology import matching, random_peer
 @dataclass
 class Gossip:
     mode: Literal["pull", "push"] = "pull"
-    period: int = 1                         # tau: local steps from one meeting to the next
+    period: Annotated[int, 1] = 1           # tau: local steps from one meeting to the next
     seed: int = 0                           # the same on all ranks: it decides who meets whom
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)

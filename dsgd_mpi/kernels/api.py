@@ -1,4 +1,4 @@
-"""What a network may ask of the machine that computes it: operations, bound once to fixed arrays, then run each step."""
+"""What a network may ask of the machine that computes it: operations, bound to fixed arrays once, run each step."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Kernels(Protocol):
         """A float32 NumPy copy of an activation array (float64 stays float64), once all work on it is done."""
 
     def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
-        """Cross-correlation without bias, square windows: y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l]."""
+        """Cross-correlation, square window, no bias: y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l]."""
 
     def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
                    relu: bool, add: Tensor | None = None) -> Operation:
@@ -83,4 +83,4 @@ class Kernels(Protocol):
         """total += term, for two activation gradients of one shape."""
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        """In place, on contiguous stretches of the flat vectors: g' = g + decay x; v = mu v + g'; x -= lr (g' + mu v)."""
+        """In place, on stretches of the flat vectors: g' = g + decay x; v = mu v + g'; x -= lr (g' + mu v)."""

@@ -81,5 +81,8 @@ class Host(Net, Protocol):
     def gather(self, item: Any, root: int = 0) -> list[Any] | None:
         """Everyone: small Python objects, in rank order, on the root; None elsewhere."""
 
+    def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
+        """Everyone: on the root yields every rank's x in turn, each valid until the next; elsewhere nothing."""
+
     def stop_agreed(self, step: int, asked: bool) -> bool:
         """At every step boundary: True on all ranks at the same step, soon after one of them `asked`."""

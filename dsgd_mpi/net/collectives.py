@@ -8,6 +8,8 @@ Open MPI's own all-reduce, which add on one core what NumPy adds with vector ins
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from mpi4py import MPI
 
@@ -20,7 +22,7 @@ class RingMean:
     def __init__(self, comm: MPI.Comm, x: Array, tag: int) -> None:
         self.comm, self.tag, self.size = comm, tag, comm.size
         bounds = [x.size * part // comm.size for part in range(comm.size + 1)]
-        self.parts = [x[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+        self.parts = [x[begin:end] for begin, end in pairwise(bounds)]
         self.arrival = np.empty(max(part.size for part in self.parts), x.dtype)
         self.turn = 0
         self._start()

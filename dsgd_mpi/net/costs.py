@@ -13,7 +13,7 @@ class Costs:
     latency_s: float = 2e-6
     bytes_per_s: float = 12e9
     gradient_s: float | Callable[[int, int], float] = 0.1   # or a function of (rank, step)
-    scale: float = 1.0                      # bytes on the wire for each one here, where a small model stands for a larger
+    scale: float = 1.0                      # bytes on the wire for each here: a small model may stand for a larger
 
     def message_s(self, nbytes: float) -> float:
         """One message between two ranks: latency + bytes / bandwidth."""

@@ -106,9 +106,8 @@ class MpiHost:
         while True:
             with self._timed():
                 self.inbox += self._arrived()
-            counts = np.array([self.posted, self.received])
-            Waiting(self, "settle", Requests([self.comm.Iallreduce(MPI.IN_PLACE, counts, MPI.SUM)]), lambda: counts).wait()
-            if counts[0] == counts[1]:
+            posted, received = self._total("settle", self.posted, self.received)
+            if posted == received:
                 MPI.Request.Waitall([request for request, _ in self.outbox])
                 self.outbox.clear()
                 return
@@ -120,7 +119,7 @@ class MpiHost:
         return self.comm.gather(item, root)
 
     def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
-        """Everyone: yields every rank's x, one after the other, on the root (each valid until the next); else nothing."""
+        """Everyone: on the root yields every rank's x in turn, each valid until the next; elsewhere nothing."""
         if self.rank != root:
             Waiting(self, "gather", Requests([self.comm.Issend(x, root, GATHER)]), lambda: x).wait()
             return
@@ -203,16 +202,22 @@ class MpiHost:
         for comm in (self.stop.comm, self.mail, self.comm):
             comm.Free()
 
-    def node(self) -> tuple[int, int]:
-        """Everyone: (this rank's number on its node, ranks on its node)."""
-        local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        answer = local.rank, local.size
-        local.Free()
-        return answer
+    def cores(self) -> int:
+        """Everyone: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        mine = os.sched_getaffinity(0)
+        sharing = sum(theirs == mine for theirs in node.allgather(mine))
+        node.Free()
+        return max(1, len(mine) // sharing)
 
     def library(self) -> str:
         """The MPI library's own name and version, one line."""
         return MPI.Get_library_version().splitlines()[0].strip().rstrip(",\x00")
+
+    def _total(self, what: str, *numbers: int) -> Array:
+        total = np.array(numbers)
+        request = self.comm.Iallreduce(MPI.IN_PLACE, total, MPI.SUM)
+        return Waiting(self, what, Requests([request]), lambda: total).wait()
 
     def _buffer(self, verb: str, like: Array) -> Array:
         """A receive buffer that is used again: fresh pages for a large model would cost as much as sending it."""

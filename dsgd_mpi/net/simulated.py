@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import greenlet
-import numpy as np
 import simpy
 
 from dsgd_mpi.flat import Array
@@ -115,7 +114,12 @@ class SimulatedHost:
         def combine(items: dict[int, Any]) -> dict[int, Any]:
             every = [items[rank] for rank in range(self.size)]
             return {rank: every if rank == root else None for rank in range(self.size)}
-        return self._meet("gather", range(self.size), item, combine, self.cluster.costs.barrier_s(self.size)).wait()
+        barrier_s = self.cluster.costs.barrier_s(self.size)
+        gathered: list[Any] | None = self._meet("gather", range(self.size), item, combine, barrier_s).wait()
+        return gathered
+
+    def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
+        yield from self.gather(x, root) or []
 
     # both
 
@@ -208,4 +212,4 @@ class SimulatedHost:
         meeting.done.succeed()
 
     def _wire_bytes(self, x: Array) -> int:
-        return round(self.cluster.costs.scale * x.nbytes)
+        return round(self.cluster.costs.scale * int(x.nbytes))

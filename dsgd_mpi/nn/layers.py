@@ -36,10 +36,10 @@ class Network:
 
     def convolution(self, name: str, x: str, channels: int, window: int, stride: int = 1) -> str:
         """Square window, padded so that stride 1 keeps the size."""
-        height, width, before = self.shapes[x]
+        before = self.shapes[x][-1]
         pad = window // 2
         weight = self._train(f"{name}.weight", (channels, before, window, window))
-        y = self._pixels(name, height, width, channels, window, stride, pad)
+        y = self._pixels(name, x, channels, window, stride, pad)
         out = self.shapes[y]
         self.macs += out[0] * out[1] * channels * before * window * window
         return self._add(Layer("convolution", x, (weight,), y, options={"stride": stride, "pad": pad}))
@@ -54,7 +54,7 @@ class Network:
         return self._add(Layer("batch_norm", x, weights, name, add, {"relu": relu}))
 
     def max_pool(self, name: str, x: str, window: int, stride: int, pad: int) -> str:
-        y = self._pixels(name, *self.shapes[x], window, stride, pad)
+        y = self._pixels(name, x, self.shapes[x][-1], window, stride, pad)
         return self._add(Layer("max_pool", x, (), y, options={"window": window, "stride": stride, "pad": pad}))
 
     def subsample(self, name: str, x: str, channels: int) -> str:
@@ -78,7 +78,8 @@ class Network:
         self.trained[name] = shape
         return name
 
-    def _pixels(self, name: str, height: int, width: int, channels: int, window: int, stride: int, pad: int) -> str:
+    def _pixels(self, name: str, x: str, channels: int, window: int, stride: int, pad: int) -> str:
+        height, width, _ = self.shapes[x]
         self.shapes[name] = ((height + 2 * pad - window) // stride + 1, (width + 2 * pad - window) // stride + 1,
                              channels)
         return name

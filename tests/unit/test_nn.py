@@ -1,5 +1,7 @@
 """The laws of the networks: parameter counts, names, and gradients that are derivatives."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -70,7 +72,7 @@ def test_finished_stretches_cover_the_gradient_from_back_to_front_and_are_final(
                             between=lambda: calls.append(None))
     assert seen[0][0].stop == model.layout.size
     assert seen[-1][0].start == 0
-    assert all(later.stop == earlier.start for (earlier, _), (later, _) in zip(seen, seen[1:], strict=False))
+    assert all(later.stop == earlier.start for (earlier, _), (later, _) in pairwise(seen))
     assert all(np.array_equal(model.flat_gradient[part], then) for part, then in seen)
     assert len(calls) == 2 * len(model.network.layers)
 

@@ -1,0 +1,195 @@
+"""What to run, in one frozen dataclass: from the command line, the environment, a TOML file, or the defaults below.
+
+Each field is an option of that name. Earlier sources win: `--batch 64`, then DSGD_BATCH=64, then `batch = 64` in the
+file, then the default. The algorithm's own options are `--set KEY=VALUE`, in a file the table `[set]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+import tomli_w
+
+from dsgd_mpi.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GROUPS = ("Experiment", "Schedule", "Machine", "Output")
+
+
+def option(group: str, default: Any, text: str, *, choices: Iterable[str] | None = None, least: float | None = None,
+           flag: bool = False, unit: str = "") -> Any:
+    """A field with what `--help` says of it and what it may be."""
+    return field(default=default, metadata=dict(group=group, help=text, choices=choices and tuple(choices),
+                                                least=least, flag=flag, unit=unit))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of training."""
+
+    algorithm: str = option("Experiment", "allreduce", "How the ranks work together; 'list' prints all with options.")
+    set: tuple[str, ...] = option("Experiment", (), "An option of the algorithm, e.g. --set mode=push; repeatable.",
+                                  unit="KEY=VALUE")
+    model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
+                                                 "resnet18 34 50 101 152 for large ones.")
+    data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
+    seed: int = option("Experiment", 0, "Of weights, shuffling and augmentation.", least=0)
+
+    epochs: int = option("Schedule", 6, "Passes over the training set.", least=1)
+    steps: int | None = option("Schedule", None, "Steps instead of epochs.", least=1)
+    batch: int = option("Schedule", 32, "Images a rank and step.", least=1, unit="IMAGES")
+    lr: float = option("Schedule", 0.1, "Learning rate at its peak.", least=0)
+    schedule: str = option("Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the "
+                           "run, or along a cosine to 0.", choices=("constant", "step", "cosine"))
+    warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0)
+    momentum: float = option("Schedule", 0.9, "Nesterov momentum.", least=0)
+    weight_decay: float = option("Schedule", 1e-4, "Weight decay, on all that is trained.", least=0)
+    smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
+    augment: bool = option("Schedule", True, "Random crops and flips of the training images.", flag=True)
+
+    device: str = option("Machine", "auto", "Where a rank computes.", choices=("auto", "cpu", "gpu"))
+    kernels: str = option("Machine", "auto", "What computes the network.",
+                          choices=("auto", "reference", "onednn", "cudnn"))
+    dtype: str = option("Machine", "float32", "Of activations; weights are float32 always (float64 with float64).",
+                        choices=("float32", "float64", "bfloat16"))
+    threads: int = option("Machine", 0, "Threads a rank; 0: the cores it may use, divided among the ranks that share "
+                          "them.", least=0)
+
+    eval_every: int = option("Output", 1, "Epochs between two evaluations on the test set.", least=1, unit="EPOCHS")
+    log_every: int = option("Output", 10, "Steps between two lines of metrics.jsonl.", least=1, unit="STEPS")
+    checkpoint_every: int = option("Output", 0, "Steps between two checkpoints; 0: one at the end only.", least=0,
+                                   unit="STEPS")
+    out: str | None = option("Output", None, "Run folder to make.  [default: runs/DATE-ALGORITHM-MODEL-RANKS]",
+                             unit="DIR")
+    resume: str | None = option("Output", None, "Run folder to go on in, from its newest valid checkpoint, with its "
+                                "configuration.", unit="DIR")
+    quiet: bool = option("Output", False, "Print warnings and errors only.", flag=True)
+
+    def algorithm_options(self) -> dict[str, str]:
+        """The `set` fields as key -> value, the last of equal keys winning."""
+        pairs = [entry.partition("=") for entry in self.set]
+        wrong = [entry for entry, (_, equals, _) in zip(self.set, pairs, strict=True) if not equals]
+        if wrong:
+            raise UsageError(f"--set expects KEY=VALUE, found {wrong[0]!r}")
+        return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def to_toml(self) -> str:
+        """A file that `from_toml` reads back; what is None is left out."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None and key != "set"}
+        return tomli_w.dumps({**values, "set": self.algorithm_options()})
+
+
+def from_toml(path: str | Path) -> dict[str, Any]:
+    """The fields that a file gives; UsageError if it is missing, is not TOML or names something that is no field."""
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file: {error}") from None
+    for key in values:
+        if key not in FIELDS:
+            raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")
+    table = values.get("set", {})
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{path}: expected a table [set] of the algorithm's options, found {table!r}")
+    values["set"] = tuple(f"{key}={value}" for key, value in table.items())
+    return values
+
+
+FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What was meant, or all that there is: the end of an error message."""
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; the choices are {', '.join(known)}"
+
+
+def build(cls: type, options: Mapping[str, str], what: str) -> Any:
+    """An object of a dataclass from texts, each converted to its field's type. UsageError names what does not fit."""
+    fields = {item.name for item in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    values = {}
+    for key, text in options.items():
+        if key not in fields:
+            raise UsageError(f"{what} has no option {key!r}{suggestion(key, sorted(fields))}")
+        values[key] = convert(hints[key], text, f"{what}: {key}")
+    return cls(**values)
+
+
+def convert(kind: Any, text: str, what: str) -> Any:
+    """`text` as int, float, bool, str, one of the texts of a Literal, or Annotated[number, its least value]."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, least = typing.get_args(kind)
+        value = convert(kind, text, what)
+        if not value >= least:
+            raise UsageError(f"{what}: expected at least {least}, found {text}")
+        return value
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise UsageError(f"{what}: expected one of {', '.join(typing.get_args(kind))}, found {text!r}")
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{what}: expected true or false, found {text!r}")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{what}: expected {kind.__name__}, found {text!r}") from None
+
+
+class GroupedCommand(click.Command):
+    """Lists the options of `Config` under the headings of their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group in (*GROUPS, "Other"):
+            options = [parameter for parameter in self.get_params(ctx) if group_of(parameter) == group]
+            records = [record for option in options if (record := option.get_help_record(ctx))]
+            with formatter.section(group):
+                formatter.write_dl(records)
+
+
+def group_of(parameter: click.Parameter) -> str:
+    item = FIELDS.get(parameter.name or "")
+    return item.metadata["group"] if item else "Other"
+
+
+def command_line_options(command: Any) -> Any:
+    """Decorates a function of the fields of `Config` with an option for each."""
+    hints = typing.get_type_hints(Config)
+    for item in reversed(FIELDS.values()):
+        command = click_option(item, hints[item.name])(command)
+    return command
+
+
+def click_option(item: dataclasses.Field[Any], hint: Any) -> Any:
+    about = item.metadata
+    name = "--" + item.name.replace("_", "-")
+    shared: dict[str, Any] = dict(help=about["help"], default=item.default, show_default=item.default not in (None, ()))
+    if about["flag"]:
+        return click.option(f"{name}/--no{name[1:]}" if item.default else name, is_flag=True, **shared)
+    if item.name == "set":
+        return click.option(name, multiple=True, metavar=about["unit"], **shared)
+    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
+    kind: Any = kinds[0]
+    if about["choices"]:
+        kind = click.Choice(about["choices"])
+    elif kind is int:
+        kind = click.IntRange(min=about["least"])
+    elif kind is float:
+        kind = click.FloatRange(min=about["least"])
+    return click.option(name, type=kind, metavar=about["unit"] or None, **shared)

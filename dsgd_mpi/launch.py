@@ -1,0 +1,26 @@
+"""What a launcher tells its ranks through the environment, for what must be known before MPI starts."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+# launcher: its variables for rank and number of ranks
+VARIABLES = {
+    "MPICH": ("PMI_RANK", "PMI_SIZE"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "SLURM": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+}
+
+
+class Launch(NamedTuple):
+    rank: int
+    size: int
+
+
+def launched() -> Launch:
+    """This process's place as its launcher names it; (0, 1) where nobody launched it."""
+    for rank, size in VARIABLES.values():
+        if rank in os.environ and size in os.environ:
+            return Launch(int(os.environ[rank]), int(os.environ[size]))
+    return Launch(0, 1)

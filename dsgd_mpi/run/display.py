@@ -1,0 +1,71 @@
+"""What rank 0 prints: a progress bar on a terminal, a plain line every few seconds elsewhere, tables at both ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_S = 5.0                               # between two plain lines
+UNITS = {"images_per_s": "{:,.0f} images/s", "accuracy": "{:.2%}", "bytes_sent": "{:,.0f}", "lr": "{:.4g}"}
+
+
+class Display:
+    """Prints nothing where it is not `talking`."""
+
+    def __init__(self, talking: bool, steps: int = 0) -> None:
+        self.console = Console(quiet=not talking, highlight=False, soft_wrap=True)
+        self.steps, self.last = steps, 0.0
+        self.progress: Progress | None = None
+        self.talking = talking
+
+    def begin(self, first: int) -> None:
+        """Training begins at step `first`."""
+        if self.talking and self.console.is_terminal:
+            self.progress = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
+                                     TextColumn("{task.fields[figures]}"), console=self.console)
+            self.task = self.progress.add_task("", total=self.steps, completed=first, figures="")
+            self.progress.start()
+
+    def end(self) -> None:
+        if self.progress:
+            self.progress.stop()
+            self.progress = None
+
+    def step(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl: shown if it is time."""
+        figures = f"loss {line['loss']:.4f}   {line['images_per_s']:,.0f} images/s"
+        if self.progress:
+            self.progress.update(self.task, completed=line["step"], figures=figures)
+        elif time.monotonic() - self.last > PLAIN_S:
+            self.last = time.monotonic()
+            left = (self.steps - line["step"]) * line["wall_s"] / line["step"]
+            self.console.print(f"step {line['step']}/{self.steps}   epoch {line['epoch']:.2f}   {figures}   "
+                               f"lr {line['lr']:.4g}   {left:.0f} s left")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """A line of summary.csv."""
+        self.console.print(f"epoch {row['epoch']:g}   train loss {row['train_loss']:.4f}   "
+                           f"test accuracy {row['accuracy']:.2%}   {row['images_per_s']:,.0f} images/s   "
+                           f"{row['wall_s']:.1f} s")
+
+    def table(self, title: str, rows: dict[str, Any]) -> None:
+        table = Table(title=title, show_header=False, title_justify="left")
+        for key, value in rows.items():
+            table.add_row(key, shown(key, value))
+        self.console.print(table)
+
+    def print(self, text: str) -> None:
+        self.console.print(text)
+
+
+def shown(key: str, value: Any) -> str:
+    """A figure as a person reads it."""
+    if key in UNITS:
+        return UNITS[key].format(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" + (" s" if key.endswith("_s") else "")
+    return str(value)
