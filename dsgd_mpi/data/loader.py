@@ -1,0 +1,154 @@
+"""Batches for every rank, each a pure function of the global step: to resume, a run needs to know its step alone.
+
+    step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
+
+so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Generator, Iterator
+from functools import lru_cache
+from itertools import count
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import NamedTuple
+
+import numpy as np
+
+from dsgd_mpi.data.augment import Transform, draw
+from dsgd_mpi.data.hdf5 import Split
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import Array
+
+AHEAD = 2                                   # batches made in advance
+STOP_S = 5.0                                # a file system that hangs shall not keep the process
+
+
+class _Buffers(NamedTuple):
+    bytes: Array                            # uint8 (B, H, W, C)
+    images: Array                           # float32 (B, H, W, C)
+    labels: Array                           # int64 (B,)
+
+
+class Batches:
+    """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
+
+    Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get their turn in other
+    epochs. UsageError where one step takes more images than there are.
+    """
+
+    def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
+                 augment: bool = True) -> None:
+        self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
+        _check(batch, size, len(split))
+        self.steps_per_epoch = len(split) // (batch * size)
+
+    def indices(self, step: int) -> Array:
+        """Which images of the split make this rank's batch at a global step: int64 (batch,)."""
+        epoch, t = divmod(step, self.steps_per_epoch)
+        first = (t * self.size + self.rank) * self.batch
+        return _permutation(self.seed, epoch, len(self.split))[first:first + self.batch]
+
+    def at(self, step: int) -> tuple[Array, Array]:
+        """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
+        buffers = self._buffers()
+        self._fill(step, buffers, self._transform())
+        return buffers.images, buffers.labels
+
+    def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
+        """What `at` gives for first_step, first_step + 1 and so on without end, made ahead by one thread.
+
+        A batch stays as it is until the next one is asked for. What fails in the thread is raised here. The thread ends
+        with the generator (`close()`, or no more references to it) or with the process.
+        """
+        free: SimpleQueue[_Buffers | None] = SimpleQueue()
+        ready: SimpleQueue[_Buffers | BaseException] = SimpleQueue()
+        stop = Event()
+        for _ in range(1 + AHEAD):
+            free.put(self._buffers())
+        thread = Thread(target=self._work, args=(first_step, free, ready, stop), name="batches", daemon=True)
+
+        def end() -> None:
+            stop.set()
+            free.put(None)
+            thread.join(STOP_S)
+
+        # a daemon thread that the end of the process stops inside HDF5 would keep HDF5's lock, and the exit wait for it
+        atexit.register(end)
+        thread.start()
+        try:
+            while True:
+                batch = ready.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch.images, batch.labels
+                free.put(batch)
+        finally:
+            atexit.unregister(end)
+            end()
+
+    def _work(self, first_step: int, free: SimpleQueue[_Buffers | None], ready: SimpleQueue[_Buffers | BaseException],
+              stop: Event) -> None:
+        try:
+            transform = self._transform()
+            for step in count(first_step):
+                buffers = free.get()
+                if buffers is None or stop.is_set():
+                    return
+                self._fill(step, buffers, transform)
+                ready.put(buffers)
+        except BaseException as error:      # the consumer waits for a batch: it must hear of anything
+            ready.put(error)
+
+    def _fill(self, step: int, buffers: _Buffers, transform: Transform) -> None:
+        indices = self.indices(step)
+        self.split.read(indices, buffers.bytes)
+        np.take(self.split.labels, indices, out=buffers.labels, mode="clip")
+        if self.augment:
+            epoch, t = divmod(step, self.steps_per_epoch)
+            draws = draw(self.seed, epoch, t, self.rank * self.batch, self.batch)
+            transform.augment(buffers.bytes, buffers.images, draws)
+        else:
+            transform.normalise(buffers.bytes, buffers.images)
+
+    def _buffers(self) -> _Buffers:
+        shape = (self.batch, *self.split.image)
+        return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), np.empty(self.batch, np.int64))
+
+    def _transform(self) -> Transform:
+        return Transform(self.batch, self.split.image, self.split.mean, self.split.std)
+
+
+@lru_cache(maxsize=4)                       # many simulated ranks in one process share it
+def _permutation(seed: int, epoch: int, count: int) -> Array:
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
+
+
+def _check(batch: int, size: int, images: int) -> None:
+    if batch < 1:
+        raise UsageError(f"batch {batch}: expected at least one image a step; use --batch 1 or more")
+    if batch * size > images:
+        ranks = "rank" if size == 1 else "ranks"
+        way_out = f"--batch {images // size} or less" if size <= images else f"{images} ranks or fewer"
+        raise UsageError(f"batch {batch} x {size} {ranks} = {batch * size} images a step, but the training set holds "
+                         f"{images}; use {way_out}")
+
+
+def evaluation_batches(split: Split, batch: int, rank: int = 0, size: int = 1) -> Iterator[tuple[Array, Array]]:
+    """Images float32 (B, H, W, C) and labels int64 (B,), normalised only: over all ranks each image of `split` once.
+
+    B is `batch` but for the last; a rank may get none where there are more ranks than images.
+    """
+    transform = Transform(0, split.image, split.mean, split.std)
+    first, last = (len(split) * r // size for r in (rank, rank + 1))
+    for start in range(first, last, batch):
+        indices = np.arange(start, min(start + batch, last))
+        images = np.empty((len(indices), *split.image), np.uint8)
+        out = np.empty(images.shape, np.float32)
+        split.read(indices, images)
+        transform.normalise(images, out)
+        yield out, split.labels[indices]

@@ -1,0 +1,96 @@
+"""HDF5 files that are there whole or not at all: written beside the target, read back, then renamed onto it.
+
+HDF5 gives no such promise itself: a writer that is killed leaves a file that cannot be opened, and a process whose disk
+was full while it closed one crashes when it ends (seen with HDF5 2.0). So the file is made in memory and written by us.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+BLOCK_BYTES = 4 << 20                       # read at once: small beside the memory, large beside a system call
+ABANDONED_S = 3600                          # a writer that lives touches its file far more often than that
+
+
+@contextmanager
+def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) -> Iterator[h5py.File]:
+    """An empty h5py.File to write to, which becomes `path` (or replaces it) when the block ends without an error.
+
+    It takes as much memory as the file is long. `verify(file)` sees the file as read back from the disk and raises if
+    anything is amiss; without one, every dataset is read once, which finds damage in those with `fletcher32=True`.
+    Whatever goes wrong, `path` stays as it was and nothing half-written is left; only a killed process leaves a hidden
+    file, which a later write to `path` takes away. An OSError (disk full, no permission) names `path`. A symbolic link
+    is followed.
+    """
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        yield file
+    path = Path(os.path.realpath(path))
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        _remove_abandoned(path)
+        _write(part, memory)
+        with h5py.File(part, "r", locking=False) as file:
+            (verify or read_everything)(file)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} was not written and is as it was before: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):             # it is gone if all went well
+            part.unlink()
+    _fsync(path.parent)                     # the rename itself lies in the folder
+
+
+def read_everything(file: h5py.File) -> None:
+    """Reads every dataset once; OSError where a checksum (fletcher32) does not fit or the file is cut off."""
+    def visit(_name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            for rows in blocks(item):
+                item[rows]
+
+    file.visititems(visit)
+
+
+def blocks(dataset: Any) -> Iterator[Any]:
+    """Slices along the first axis, whole chunks each, that cover a dataset or array in about `BLOCK_BYTES` each."""
+    if dataset.ndim == 0 or dataset.size == 0:
+        yield ()
+        return
+    row_bytes = max(1, dataset.dtype.itemsize * dataset.size // len(dataset))
+    chunks = getattr(dataset, "chunks", None)               # an array has none
+    chunk = chunks[0] if chunks else 1
+    rows = max(1, BLOCK_BYTES // (row_bytes * chunk)) * chunk
+    for start in range(0, len(dataset), rows):
+        yield slice(start, min(start + rows, len(dataset)))
+
+
+def _remove_abandoned(path: Path) -> None:
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):             # somebody else may be taking it away
+            if time.time() - part.stat().st_mtime > ABANDONED_S:
+                part.unlink()
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    with open(path, "xb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,60 @@
+"""Laws of `data` on the command line: what it makes is sound, and a mistake is one line and status 2."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from data_samples import dataset_file
+from test_data_convert import idx
+
+from dsgd_mpi.data.commands import data
+from dsgd_mpi.data.hdf5 import check, open_dataset
+
+
+def run(*arguments):
+    return CliRunner().invoke(data, [str(argument) for argument in arguments])
+
+
+def test_a_converted_data_set_is_found_by_name_verified_and_cut_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSGD_DATA", str(tmp_path / "data"))
+    idx(tmp_path)
+    made = run("fashion-mnist", "--from", tmp_path)
+    assert (made.exit_code, made.stderr) == (0, "")
+    assert made.stdout == f"{tmp_path}/data/fashion-mnist.h5: 20 training and 10 test images, 0.0 MB\n"
+    shown = run("verify", "fashion-mnist").stdout
+    for words in ("Ankle boot", "28 x 28 x 1", "Zalando", "passed: datasets"):
+        assert words in shown
+    cut = run("subset", "--from", "fashion-mnist", "--to", tmp_path / "small.h5", "--train", 10, "--test", 10,
+              "--seed", 4)
+    assert cut.exit_code == 0
+    check(tmp_path / "small.h5")
+    with open_dataset(tmp_path / "small.h5") as small:
+        assert (len(small.train), small._file.attrs["subset_seed"]) == (10, 4)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("cifar10", "--from", "/nowhere"), ("fashion-mnist", "--from", "/nowhere"), ("verify", "/nowhere/x.h5"),
+    ("verify", "fashion"), ("subset", "--from", "x.h5", "--to", "y.h5"),
+])
+def test_a_mistake_is_one_line_on_stderr_and_status_2(arguments):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_file_does_not_pass(tmp_path):
+    path = dataset_file(tmp_path)
+    path.write_bytes(path.read_bytes()[:2000])
+    result = run("verify", path)
+    assert result.exit_code == 2
+    assert "damaged" in result.stderr
+
+
+def test_help_needs_neither_mpi_nor_data():
+    code = "import sys\nfrom dsgd_mpi.data.commands import data\nassert 'mpi4py' not in sys.modules\ndata(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("cifar10", "fashion-mnist", "subset", "verify"):
+        assert command in done.stdout

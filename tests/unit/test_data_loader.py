@@ -1,0 +1,169 @@
+"""Laws of the loader: who sees which image when, and what becomes of the thread."""
+
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+from data_samples import images, split
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsgd_mpi.data.loader import AHEAD, Batches, evaluation_batches
+from dsgd_mpi.errors import UsageError
+
+shapes = {"images_": st.integers(1, 60), "batch": st.integers(1, 7), "size": st.integers(1, 6)}
+
+
+def batch_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+@given(**shapes, seed=st.integers(0, 9))
+def test_every_rank_sees_a_disjoint_share_of_an_epoch(images_, batch, size, seed):
+    if batch * size > images_:
+        return
+    ranks = [Batches(split(images_), batch, rank, size, seed) for rank in range(size)]
+    steps = images_ // (batch * size)
+    assert {rank.steps_per_epoch for rank in ranks} == {steps}
+    for epoch in range(2):
+        seen = np.concatenate([rank.indices(epoch * steps + t) for t in range(steps) for rank in ranks])
+        assert len(set(seen.tolist())) == len(seen) == steps * batch * size
+        assert set(seen.tolist()) <= set(range(images_))
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_n_ranks_see_bit_by_bit_what_one_rank_with_n_times_the_batch_sees(size, augment):
+    alone = Batches(split(50), 12, seed=3, augment=augment)
+    ranks = [Batches(split(50), 12 // size, rank, size, seed=3, augment=augment) for rank in range(size)]
+    for step in range(9):
+        for whole, *parts in zip(alone.at(step), *(rank.at(step) for rank in ranks), strict=True):
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_batch_depends_on_the_step_alone():
+    batches = Batches(split(30), 4, seed=1)
+    forward = [batches.at(step) for step in range(20)]
+    for step in reversed(range(20)):
+        for again, before in zip(Batches(split(30), 4, seed=1).at(step), forward[step], strict=True):
+            np.testing.assert_array_equal(again, before)
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    orders = [np.concatenate([Batches(split(30), 5, seed=seed).indices(6 * epoch + t) for t in range(6)]).tolist()
+              for seed in range(2) for epoch in range(3)]
+    assert all(sorted(order) == list(range(30)) for order in orders)
+    assert len(set(map(tuple, orders))) == 6
+
+
+def test_what_one_epoch_leaves_over_gets_its_turn():
+    batches = Batches(split(10), 4)
+    seen = {int(i) for step in range(40) for i in batches.indices(step)}
+    assert seen == set(range(10))
+
+
+def test_images_keep_their_labels_and_are_normalised():
+    x = split(20)
+    batches = Batches(x, 5, augment=False)
+    out, labels = batches.at(3)
+    assert (out.dtype, out.shape, labels.dtype) == (np.float32, (5, 8, 8, 3), np.int64)
+    np.testing.assert_allclose(out, (images(20)[labels] / 255 - x.mean) / x.std, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "size", "message"), [
+    (4096, 4, "batch 4096 x 4 ranks = 16384 images a step, but the training set holds 12000; use --batch 3000 or less"),
+    (20_000, 1, "batch 20000 x 1 rank = 20000 .* use --batch 12000 or less"),
+    (1, 12_001, "use 12000 ranks or fewer"),
+    (0, 1, "use --batch 1 or more"),
+])
+def test_a_step_larger_than_the_training_set_is_refused(batch, size, message):
+    with pytest.raises(UsageError, match=message):
+        Batches(split(12_000, side=1, channels=1), batch, 0, size)
+
+
+def test_a_stream_gives_what_at_gives_from_any_step_on():
+    batches = Batches(split(30), 4, rank=1, size=2)
+    for first in (0, 5):
+        stream = batches.stream(first)
+        for step, got in zip(range(first, first + 12), stream, strict=False):
+            for mine, expected in zip(got, batches.at(step), strict=True):
+                np.testing.assert_array_equal(mine, expected)
+        stream.close()
+
+
+def test_a_batch_of_a_stream_stays_until_the_next_is_asked_for():
+    batches = Batches(split(30), 4)
+    stream = batches.stream()
+    for step in range(5):
+        got, _ = next(stream)
+        time.sleep(0.01)                    # time enough for the thread to spoil it
+        np.testing.assert_array_equal(got, batches.at(step)[0])
+    stream.close()
+
+
+def test_a_stream_is_made_only_so_far_ahead():
+    x, reads = split(30), []
+    read = x.read
+    x.read = lambda indices, out: (reads.append(1), read(indices, out))
+    stream = Batches(x, 4).stream()
+    next(stream)
+    time.sleep(0.1)
+    assert len(reads) == 1 + AHEAD
+    stream.close()
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_what_fails_in_the_thread_is_raised_where_the_batches_are_used(after):
+    x, calls = split(30), iter(range(100))
+    read = x.read
+
+    def fail(indices, out):
+        if next(calls) == after:
+            raise OSError("the disk is gone")
+        read(indices, out)
+
+    x.read = fail
+    stream = Batches(x, 4).stream()
+    assert len(list(islice(stream, after))) == after
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+    assert not batch_threads()
+
+
+def test_closing_or_forgetting_a_stream_ends_its_thread():
+    for end in ("close", "del"):
+        stream = Batches(split(30), 4).stream()
+        next(stream)
+        assert len(batch_threads()) == 1
+        if end == "close":
+            stream.close()
+        del stream
+        assert not batch_threads()
+
+
+@pytest.mark.parametrize("leave", ["", "sys.exit(3)", "raise SystemExit(3)", "1 / 0"])
+def test_a_process_ends_though_a_stream_is_open(leave):
+    code = ("import sys\nfrom dsgd_mpi.data import Batches, open_dataset\nimport dsgd_mpi.data.hdf5 as hdf5\n"
+            "hdf5.MEMORY_BYTES = 0\n"       # so that the thread is inside HDF5 nearly always
+            "stream = Batches(open_dataset('fashion-mnist-12k').train, 32).stream()\nnext(stream)\n" + leave)
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, capture_output=True, text=True)
+    assert done.returncode == {"": 0, "1 / 0": 1}.get(leave, 3)
+    assert done.stderr.splitlines()[-1:] == (["ZeroDivisionError: division by zero"] if leave == "1 / 0" else [])
+
+
+@given(**shapes)
+def test_evaluation_sees_each_test_image_once_over_all_ranks(images_, batch, size):
+    x = split(images_)
+    seen = []
+    for rank in range(size):
+        batches = list(evaluation_batches(x, batch, rank, size))
+        assert all(len(labels) == batch for _, labels in batches[:-1])
+        for out, labels in batches:
+            assert 0 < len(labels) <= batch
+            np.testing.assert_allclose(out, (images(images_)[labels] / 255 - x.mean) / x.std, atol=1e-6)
+            seen += labels.tolist()
+    assert seen == list(range(images_))
