@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.data.loader import Batches, evaluation_batches
-from dsgd_mpi.data.hdf5 import Split
+from dsgd_mpi.data import Batches, Split, evaluation_batches
 from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.nn import Model
@@ -41,7 +41,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
     """Everyone, from step `first` to the end. False if all agreed to stop before; they are checkpointed then."""
     host, model, x = run.host, run.model, run.model.flat
 
-    with run.batches.stream(first) as batches:
+    with closing(run.batches.stream(first)) as batches:
         def gradient(at: Array, ready: Callable[[Array, slice], None] | None = None) -> Array:
             if at is not x:
                 x[:] = at
@@ -56,14 +56,16 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
 
         for step in range(first, run.steps):
             if host.stop_agreed(step, bool(stop_asked())):
-                run.checkpoints.save(host, step, x, run.sgd, run.algorithm, record.totals())
+                run.checkpoints.save(step, x, run.sgd, run.algorithm, record.totals())
                 return False
             run.algorithm.step(x, gradient, run.schedule(step))
             record.step(step + 1, run.schedule(step))
             if (step + 1) % run.eval_every == 0 or step + 1 == run.steps:
-                record.evaluation(step + 1, **evaluate(run))
+                with record.evaluating:
+                    found = evaluate(run)
+                record.evaluation(step + 1, **found)
             if run.checkpoint_every and (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
-                run.checkpoints.save(host, step + 1, x, run.sgd, run.algorithm, record.totals())
+                run.checkpoints.save(step + 1, x, run.sgd, run.algorithm, record.totals())
     x[:] = run.algorithm.answer(x)
     return True
 

@@ -132,8 +132,8 @@ def check(path: str | Path) -> None:
 
 
 def data_folder() -> Path:
-    """Where converted data sets lie: $DSGD_DATA, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
-    if folder := os.environ.get("DSGD_DATA"):
+    """Where converted data sets lie: $DSGD_DATA_DIR, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
+    if folder := os.environ.get("DSGD_DATA_DIR"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsgd_mpi"
 
@@ -147,7 +147,7 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
         path = data_folder() / f"{name}.h5"
         if not path.exists():
             raise UsageError(f"{name} is not at {path}; make it with `python -m dsgd_mpi data {name} --from FOLDER` "
-                             "(its --help says which folder), or set DSGD_DATA to the folder it is in")
+                             "(its --help says which folder), or set DSGD_DATA_DIR to the folder it is in")
         return Dataset(path, name)
     if Path(name).suffix not in (".h5", ".hdf5"):
         raise UsageError(_not_found(Path(name)))

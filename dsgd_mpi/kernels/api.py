@@ -44,6 +44,9 @@ class Kernels(Protocol):
     name: str
     dtype: str                              # of activations: "float32", "float64" or "bfloat16"
 
+    def set_threads(self, threads: int) -> None:
+        """How many threads run an operation; to be called before the first is made."""
+
     def empty(self, shape: Shape) -> Array:
         """Uninitialised activation array, aligned as the kernels like it."""
 

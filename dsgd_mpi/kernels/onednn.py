@@ -43,7 +43,6 @@ class OneDNN:
         self.sums: dict[int, Primitive] = {}
 
     def set_threads(self, threads: int) -> None:
-        """How many threads run an operation. To be called before the first is made: their number shapes the code."""
         self.c.omp_set_num_threads(threads)
 
     def empty(self, shape: Shape) -> Array:

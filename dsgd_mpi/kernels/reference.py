@@ -30,6 +30,9 @@ class Reference:
             raise UsageError(f"the reference kernels know no {dtype}; use float32 or float64")
         self.dtype = dtype
 
+    def set_threads(self, threads: int) -> None:
+        pass                                # NumPy's library has read OPENBLAS_NUM_THREADS when it was loaded
+
     def empty(self, shape: Shape) -> Array:
         return np.empty(shape, self.dtype)
 

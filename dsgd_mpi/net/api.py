@@ -78,11 +78,14 @@ class Host(Net, Protocol):
     def broadcast(self, x: Array, root: int = 0) -> None:
         """Everyone: x becomes the root's, in place."""
 
-    def gather(self, item: Any, root: int = 0) -> list[Any] | None:
-        """Everyone: small Python objects, in rank order, on the root; None elsewhere."""
+    def allgather(self, item: Any) -> list[Any]:
+        """Everyone: small Python objects, in rank order. For the beginning and the end: it blocks inside MPI."""
 
-    def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
-        """Everyone: on the root yields every rank's x in turn, each valid until the next; elsewhere nothing."""
+    def cores(self) -> int:
+        """Everyone: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
+
+    def library(self) -> str:
+        """What carries the messages, with its version, in one line."""
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         """At every step boundary: True on all ranks at the same step, soon after one of them `asked`."""

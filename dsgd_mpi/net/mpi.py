@@ -18,7 +18,7 @@ from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
 from dsgd_mpi.net.stop import Stop
 
-EXCHANGE, GATHER = 1, 2
+EXCHANGE = 1
 LETTER = 100                                # + the index of the dtype on the wire
 WIRE_DTYPES = ("float32", "float64")
 RING, RINGS = 1000, 1000                    # tags of the rings under way, used in turn
@@ -115,20 +115,8 @@ class MpiHost:
     def broadcast(self, x: Array, root: int = 0) -> None:
         Waiting(self, "broadcast", Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
 
-    def gather(self, item: Any, root: int = 0) -> list[Any] | None:
-        return self.comm.gather(item, root)
-
-    def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
-        """Everyone: on the root yields every rank's x in turn, each valid until the next; elsewhere nothing."""
-        if self.rank != root:
-            Waiting(self, "gather", Requests([self.comm.Issend(x, root, GATHER)]), lambda: x).wait()
-            return
-        other = np.empty_like(x)
-        for rank in range(self.size):
-            if rank == root:
-                yield x
-            else:
-                yield Waiting(self, "gather", Requests([self.comm.Irecv(other, rank, GATHER)]), lambda: other).wait()
+    def allgather(self, item: Any) -> list[Any]:
+        return self.comm.allgather(item)
 
     # both
 
@@ -203,15 +191,18 @@ class MpiHost:
             comm.Free()
 
     def cores(self) -> int:
-        """Everyone: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         mine = os.sched_getaffinity(0)
         sharing = sum(theirs == mine for theirs in node.allgather(mine))
         node.Free()
         return max(1, len(mine) // sharing)
 
+    @staticmethod
+    def abort(status: int) -> None:
+        """Ends all ranks of the job at once."""
+        MPI.COMM_WORLD.Abort(status)
+
     def library(self) -> str:
-        """The MPI library's own name and version, one line."""
         return MPI.Get_library_version().splitlines()[0].strip().rstrip(",\x00")
 
     def _total(self, what: str, *numbers: int) -> Array:

@@ -110,16 +110,12 @@ class SimulatedHost:
         cost = self.cluster.costs.message_s(self._wire_bytes(x)) * (self.size - 1).bit_length()
         self._meet("broadcast", range(self.size), x, combine, cost).wait()
 
-    def gather(self, item: Any, root: int = 0) -> list[Any] | None:
+    def allgather(self, item: Any) -> list[Any]:
         def combine(items: dict[int, Any]) -> dict[int, Any]:
-            every = [items[rank] for rank in range(self.size)]
-            return {rank: every if rank == root else None for rank in range(self.size)}
+            return dict.fromkeys(items, [items[rank] for rank in range(self.size)])
         barrier_s = self.cluster.costs.barrier_s(self.size)
-        gathered: list[Any] | None = self._meet("gather", range(self.size), item, combine, barrier_s).wait()
-        return gathered
-
-    def gather_arrays(self, x: Array, root: int = 0) -> Iterator[Array]:
-        yield from self.gather(x, root) or []
+        items: list[Any] = self._meet("allgather", range(self.size), item, combine, barrier_s).wait()
+        return items
 
     # both
 
@@ -164,6 +160,12 @@ class SimulatedHost:
 
     def now(self) -> float:
         return float(self.cluster.environment.now)
+
+    def cores(self) -> int:
+        return 1                            # all simulated ranks share this process
+
+    def library(self) -> str:
+        return f"a simulated cluster of {self.size} ranks"
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         self.step = step

@@ -1,20 +1,21 @@
-"""Checkpoints: one HDF5 file for the whole run at one step, written so that it is whole or not there at all.
+"""Checkpoints: a folder for each, with an HDF5 file of every rank that holds a model of its own; all of it or nothing.
 
-    /rank0/x            (size,) the flat vector: weights, then running statistics
-    /rank0/v            (parameters,) momentum
-    /rank0/keeps/NAME   what the algorithm keeps beside them
-    /rank1/...          only where the ranks hold different models
-    attributes          format, step, ranks, algorithm, seed, config (TOML), totals (JSON)
+    checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
+                         rank1.h5 ...   v      (parameters,) momentum
+                                        keeps/ what the algorithm keeps beside them
+                                        attributes: format, step, ranks, algorithm, seed, config (TOML), totals (JSON)
 
+Each file is written beside its place, read back and renamed; the folder gets its name when all files are there.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the place in
-the data. So a run that goes on from step k draws what it would have drawn.
+the data. A run that goes on from step k draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array
-from dsgd_mpi.hdf5 import atomic
+from dsgd_mpi.hdf5 import atomic, read_everything
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.sgd import LocalSgd
 
@@ -33,89 +34,102 @@ log = logging.getLogger("dsgd_mpi")
 
 
 class Checkpoints:
-    """The checkpoints in one folder; the last `kept` of them stay."""
+    """The checkpoints of one run, in its folder; the last `kept` of them stay. `header`: attributes of every file."""
 
-    def __init__(self, folder: Path, header: dict[str, Any], kept: int = 2) -> None:
-        self.folder, self.header, self.kept = folder, header, kept
+    def __init__(self, host: Host, folder: Path, header: dict[str, Any], kept: int = 2) -> None:
+        self.host, self.folder, self.header, self.kept = host, folder, header, kept
 
-    def files(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(self.folder.glob("checkpoint-*.h5"))
-
-    def save(self, host: Host, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm,
-             totals: dict[str, float]) -> None:
-        """Everyone, after `step` steps. The root writes; a full disk costs this checkpoint, not the run."""
+    def save(self, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm, totals: dict[str, float]) -> None:
+        """Everyone, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
         algorithm.rest(x)
-        arrays = _gathered(host, x, sgd, algorithm)
-        if host.rank != 0:
-            for _ in arrays:
-                pass
-            return
-        path = self.folder / f"checkpoint-{step:09d}.h5"
+        if self.host.rank == 0:
+            self._partial(step).mkdir(exist_ok=True)
+        self.host.settle()                  # the folder is there
+        written = True
+        if self.host.rank == 0 or not algorithm.replicated:
+            attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
+                          "totals": json.dumps(totals)}
+            written = self._write(self._partial(step) / self._name(algorithm), attributes, x, sgd, algorithm)
+        complete = self._all(written)
+        if self.host.rank == 0:
+            self._conclude(step, complete)
+
+    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
+        """Everyone: takes up the newest checkpoint that reads back whole on all ranks, with a warning for those that do
+        not. Overwrites x, momentum and what the algorithm keeps; returns the step to go on with and the totals so far.
+
+        UsageError if there is none, or it is of another number of ranks (unless all are alike) or another network.
+        """
+        steps = np.full(64, -1)
+        found = self._steps()[-len(steps):]
+        steps[: len(found)] = found
+        self.host.broadcast(steps)          # all try the same ones, whatever each sees in the folder
+        for step in steps[steps >= 0][::-1]:
+            path = self._path(int(step)) / self._name(algorithm)
+            if self._all(_reads_back(path)):
+                return self._read(path, x, sgd, algorithm)
+        raise UsageError(f"{self.folder}: no checkpoint to go on from; expected a folder checkpoint-STEP that reads back")
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step:09d}"
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f".checkpoint-{step:09d}.part"
+
+    def _name(self, algorithm: Algorithm) -> str:
+        return f"rank{0 if algorithm.replicated else self.host.rank}.h5"
+
+    def _all(self, fine: bool) -> bool:
+        """Everyone: whether it is so on all ranks."""
+        return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
+
+    def _write(self, path: Path, attributes: dict[str, Any], x: Array, sgd: LocalSgd, algorithm: Algorithm) -> bool:
         try:
             with atomic(path) as file:
-                file.attrs.update(self.header, format=FORMAT, step=step, ranks=host.size, totals=json.dumps(totals))
-                for name, array in arrays:
-                    checked = {"chunks": True, "fletcher32": True} if array.ndim else {}
-                    file.create_dataset(name, data=array, **checked)
+                file.attrs.update(attributes)
+                file.create_dataset("x", data=x, chunks=True, fletcher32=True)
+                file.create_dataset("v", data=sgd.v, chunks=True, fletcher32=True)
+                for name in algorithm.keeps:
+                    file[f"keeps/{name}"] = getattr(algorithm, name)
         except OSError as error:
-            for _ in arrays:                # the other ranks wait to hand theirs over
-                pass
-            log.warning("checkpoint at step %d could not be written: %s; the run goes on", step, error)
+            log.warning("no checkpoint at step %d: %s; the run goes on", attributes["step"], error)
+            return False
+        return True
+
+    def _conclude(self, step: int, complete: bool) -> None:
+        if not complete:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
             return
-        for old in self.files()[: -self.kept]:
-            old.unlink()
+        shutil.rmtree(self._path(step), ignore_errors=True)     # of an earlier run to the same step
+        os.replace(self._partial(step), self._path(step))
+        for old in self._steps()[: -self.kept]:
+            shutil.rmtree(self._path(old))
 
-    def newest(self) -> Path | None:
-        """The newest that reads back whole; a warning for each newer one that does not."""
-        for path in reversed(self.files()):
-            try:
-                _read_all(path)
-                return path
-            except OSError as error:
-                log.warning("%s is damaged (%s); trying the one before", path, error)
-        return None
-
-
-def restore(path: Path, host: Host, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
-    """Overwrites x, the momentum and what the algorithm keeps; the step to go on with, and the totals so far.
-
-    UsageError if the file is of another number of ranks (unless all ranks are alike) or another network.
-    """
-    with h5py.File(path, "r", locking=False) as file:
-        ranks = int(file.attrs["ranks"])
-        if not algorithm.replicated and ranks != host.size:
-            raise UsageError(f"{path}: holds {ranks} different models, one a rank, and this run has {host.size} ranks; "
-                             f"resume it with {ranks}")
-        group = file["rank0" if algorithm.replicated else f"rank{host.rank}"]
-        if group["x"].shape != x.shape:
-            raise UsageError(f"{path}: holds a network of {group['x'].size} numbers; this one has {x.size}")
-        group["x"].read_direct(x)
-        group["v"].read_direct(sgd.v)
-        for name in algorithm.keeps:
-            setattr(algorithm, name, group["keeps"][name][()])
-        return int(file.attrs["step"]), json.loads(file.attrs["totals"])
+    def _read(self, path: Path, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
+        with h5py.File(path, "r", locking=False) as file:
+            ranks = int(file.attrs["ranks"])
+            if not algorithm.replicated and ranks != self.host.size:
+                raise UsageError(f"{path.parent}: holds {ranks} different models, one a rank, but this run has "
+                                 f"{self.host.size} ranks; resume it with {ranks}")
+            if file["x"].shape != x.shape:
+                raise UsageError(f"{path}: holds a network of {file['x'].size} numbers; this run's has {x.size}")
+            file["x"].read_direct(x)
+            file["v"].read_direct(sgd.v)
+            for name in algorithm.keeps:
+                setattr(algorithm, name, file["keeps"][name][()])
+            return int(file.attrs["step"]), json.loads(file.attrs["totals"])
 
 
-def _gathered(host: Host, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> Iterator[tuple[str, Array]]:
-    """On the root: name and content of each dataset, valid until the next; every rank takes part in each."""
-    parts = {"x": x, "v": sgd.v, **{f"keeps/{name}": np.asarray(getattr(algorithm, name)) for name in algorithm.keeps}}
-    for name, array in parts.items():
-        own = np.atleast_1d(array)
-        every = [own] if algorithm.replicated else host.gather_arrays(own)
-        for rank, theirs in enumerate(every):
-            if host.rank == 0:
-                yield f"rank{rank}/{name}", theirs.reshape(array.shape)
-
-
-def _read_all(path: Path) -> None:
-    """OSError if anything in the file cannot be read or does not match its checksum."""
-    with h5py.File(path, "r", locking=False) as file:
-        if file.attrs.get("format") != FORMAT:
-            raise OSError(f"expected checkpoint format {FORMAT}, found {file.attrs.get('format')}")
-
-        def read(name: str, item: h5py.Dataset | h5py.Group) -> None:
-            if isinstance(item, h5py.Dataset):
-                item[()]
-
-        file.visititems(read)
+def _reads_back(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise OSError(f"expected checkpoint format {FORMAT}, found {file.attrs.get('format')}")
+            read_everything(file)
+    except OSError as error:
+        log.warning("%s does not read back: %s", path, error)
+        return False
+    return True

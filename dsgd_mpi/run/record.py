@@ -11,7 +11,6 @@ import csv
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy as np
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.run.display import Display
 
-SUMMED = ("bytes_sent",)                    # over the ranks; other totals are averaged
-TOTALS = ("compute_s", "comm_s", "wait_s", "data_s", "eval_s", "bytes_sent")
+SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "eval_s",
+           "bytes_sent", "consensus_distance")
 
 
 class Stopwatch:
@@ -32,7 +31,7 @@ class Stopwatch:
     def __enter__(self) -> None:
         self.start = time.perf_counter()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.seconds += time.perf_counter() - self.start
 
 
@@ -45,7 +44,7 @@ class Record:
         self.steps_per_epoch, self.images_per_step, self.log_every = steps_per_epoch, images_per_step, log_every
         self.before = totals or {}
         self.first, self.begin = first, host.now()
-        self.data, self.compute, self.eval_s = Stopwatch(), Stopwatch(), 0.0
+        self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
         self.losses: list[float] = []       # since the last line of metrics.jsonl
         self.epoch_losses: list[float] = []
         self.last_line = (self.begin, first)
@@ -59,7 +58,7 @@ class Record:
         """This rank's seconds and bytes since the run first began."""
         traffic = self.host.traffic
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
-               "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.eval_s,
+               "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.evaluating.seconds,
                "bytes_sent": traffic.bytes_sent}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
 
@@ -80,9 +79,8 @@ class Record:
         self.metrics.flush()
         self.display.step(line)
 
-    def evaluation(self, step: int, accuracy: float, consensus_distance: float, seconds: float) -> None:
-        """Everyone, after an evaluation that took `seconds`: a line of summary.csv."""
-        self.eval_s += seconds
+    def evaluation(self, step: int, accuracy: float, consensus_distance: float) -> None:
+        """Everyone, after an evaluation: a line of summary.csv."""
         own = {"train_loss": float(np.mean(self.epoch_losses)), **self.totals()}
         self.epoch_losses.clear()
         mean = self.host.mean(np.array(list(own.values()), np.float64)).wait()
@@ -99,9 +97,9 @@ class Record:
             self.display.epoch(self.row)
 
     def finish(self, status: str, step: int, about: dict[str, Any]) -> dict[str, Any]:
-        """Rank 0: writes summary.json. `train_loss` and `accuracy` are those of the last evaluation."""
-        row = {key: value for key, value in self.row.items() if key not in ("step", "epoch")}
-        summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **row}
+        """Rank 0: writes summary.json. Its figures are those of the last evaluation, None if there was none."""
+        figures = {key: self.row.get(key) for key in SUMMARY}
+        summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures}
         write_json(self.folder / "summary.json", summary)
         self.metrics.close()
         return summary

@@ -17,7 +17,7 @@ def run(*arguments):
 
 
 def test_a_converted_data_set_is_found_by_name_verified_and_cut_down(tmp_path, monkeypatch):
-    monkeypatch.setenv("DSGD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("DSGD_DATA_DIR", str(tmp_path / "data"))
     idx(tmp_path)
     made = run("fashion-mnist", "--from", tmp_path)
     assert (made.exit_code, made.stderr) == (0, "")

@@ -178,7 +178,7 @@ def test_a_folder_is_no_dataset(tmp_path):
 
 
 def test_a_name_is_looked_up_in_the_data_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("DSGD_DATA", str(tmp_path))
+    monkeypatch.setenv("DSGD_DATA_DIR", str(tmp_path))
     with pytest.raises(UsageError, match="python -m dsgd_mpi data cifar10 --from FOLDER"):
         open_dataset("cifar10")
     dataset_file(tmp_path).rename(tmp_path / "cifar10.h5")
@@ -189,9 +189,9 @@ def test_a_name_is_looked_up_in_the_data_folder(tmp_path, monkeypatch):
 def test_the_data_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for name, value, expected in ((None, "", "/home/me/.cache/dsgd_mpi"), ("XDG_CACHE_HOME", "/c", "/c/dsgd_mpi"),
-                                  ("DSGD_DATA", "/d", "/d")):
+                                  ("DSGD_DATA_DIR", "/d", "/d")):
         if name is None:
-            monkeypatch.delenv("DSGD_DATA", raising=False)
+            monkeypatch.delenv("DSGD_DATA_DIR", raising=False)
             monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         else:
             monkeypatch.setenv(name, value)

@@ -1,0 +1,69 @@
+"""From a configuration to the parts of a run: the one place where anything is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsgd_mpi import algorithms, config
+from dsgd_mpi.config import Config
+from dsgd_mpi.data import Batches, Dataset, open_dataset
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels import load
+from dsgd_mpi.kernels.api import Kernels
+from dsgd_mpi.loop import Training
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.nn import Model
+from dsgd_mpi.nn.layers import Network
+from dsgd_mpi.nn.resnet import network
+from dsgd_mpi.run.checkpoint import Checkpoints
+from dsgd_mpi.schedule import Schedule
+from dsgd_mpi.sgd import LocalSgd
+
+
+@dataclass
+class Prepared:
+    """All that can be made without the other ranks."""
+
+    config: Config
+    algorithm: algorithms.Algorithm
+    kernels: Kernels
+    dataset: Dataset
+    network: Network
+
+    def about(self, ranks: int) -> dict[str, Any]:
+        """What was run, for a summary."""
+        return {"algorithm": self.config.algorithm, "options": dataclasses.asdict(self.algorithm),     # type: ignore[call-overload]
+                "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed}
+
+
+def prepare(config_: Config, ranks: int) -> Prepared:
+    """Checks all that a configuration names, for a run on `ranks` ranks. UsageError tells what is wrong."""
+    if config_.device == "gpu":
+        raise UsageError("--device gpu: this version has no kernels for GPUs; use --device cpu")
+    algorithm = config.build(algorithms.find(config_.algorithm), config_.algorithm_options(), config_.algorithm)
+    kernels = load(config_.kernels, config_.dtype)
+    dataset = open_dataset(config_.data)
+    Batches(dataset.train, config_.batch, 0, ranks)
+    return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
+
+
+def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
+    """Everyone: the whole run, its model the same on all ranks."""
+    chosen = parts.config
+    batches = Batches(parts.dataset.train, chosen.batch, host.rank, host.size, chosen.seed, chosen.augment)
+    steps = chosen.steps or chosen.epochs * batches.steps_per_epoch
+    warmup = min(round(chosen.warmup * batches.steps_per_epoch), steps // 2)
+    parts.kernels.set_threads(chosen.threads or host.cores())
+    model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
+    host.broadcast(model.flat)
+    sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
+                   dtype=model.flat.dtype.name)
+    parts.algorithm.start(host, model.flat, sgd)
+    header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml()}
+    return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
+                    Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
+                    Checkpoints(host, folder, header), steps, chosen.eval_every * batches.steps_per_epoch,
+                    chosen.checkpoint_every)
