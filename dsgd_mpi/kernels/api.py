@@ -21,7 +21,10 @@ class Tensor:
 
 
 class Operation(Protocol):
-    """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself."""
+    """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself.
+
+    Values of inputs and output must be left alone in between. If the output has no grad there is no backward.
+    """
 
     def forward(self, training: bool) -> None:
         """Fills the output's value. Only `training=True` may be followed by `backward`."""

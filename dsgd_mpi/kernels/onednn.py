@@ -92,6 +92,7 @@ class OneDNN:
     def accumulate(self, total: Array, term: Array) -> None:
         if total.size not in self.sums:
             self.sums[total.size] = self.sum(total, term, total)
+            self.sums[total.size].places.clear()        # the arrays change from call to call: keep none alive
         add, into, other = self.sums[total.size], pointer(total), pointer(term)
         add.point(self.c.DNNL_ARG_SRC, into)
         add.point(self.c.DNNL_ARG_SRC_1, other)
