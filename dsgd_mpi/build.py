@@ -33,9 +33,13 @@ class Prepared:
     dataset: Dataset
     network: Network
 
+    def options(self) -> dict[str, Any]:
+        """The algorithm's."""
+        return dataclasses.asdict(self.algorithm)               # type: ignore[call-overload, no-any-return]
+
     def about(self, ranks: int) -> dict[str, Any]:
         """What was run, for a summary."""
-        return {"algorithm": self.config.algorithm, "options": dataclasses.asdict(self.algorithm),     # type: ignore[call-overload]
+        return {"algorithm": self.config.algorithm, "options": self.options(),
                 "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed}
 
 

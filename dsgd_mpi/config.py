@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,14 +25,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Command = typing.TypeVar("Command", bound=Callable[..., Any])
 GROUPS = ("Experiment", "Schedule", "Machine", "Output")
 
 
 def option(group: str, default: Any, text: str, *, choices: Iterable[str] | None = None, least: float | None = None,
            flag: bool = False, unit: str = "") -> Any:
     """A field with what `--help` says of it and what it may be."""
-    return field(default=default, metadata=dict(group=group, help=text, choices=choices and tuple(choices),
-                                                least=least, flag=flag, unit=unit))
+    return field(default=default, metadata={"group": group, "help": text, "choices": choices and tuple(choices),
+                                            "least": least, "flag": flag, "unit": unit})
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Config:
 def from_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a file gives; UsageError if it is missing, is not TOML or names something that is no field."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -168,18 +169,23 @@ def group_of(parameter: click.Parameter) -> str:
     return item.metadata["group"] if item else "Other"
 
 
-def command_line_options(command: Any) -> Any:
-    """Decorates a function of the fields of `Config` with an option for each."""
+def command_line_options(callbacks: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """Decorates a function of the fields of `Config` with an option for each; those with a callback are read first."""
     hints = typing.get_type_hints(Config)
-    for item in reversed(FIELDS.values()):
-        command = click_option(item, hints[item.name])(command)
-    return command
+
+    def decorate(command: Command) -> Command:
+        for item in reversed(FIELDS.values()):
+            early = {"callback": callbacks[item.name], "is_eager": True} if item.name in callbacks else {}
+            command = click_option(item, hints[item.name], early)(command)
+        return command
+    return decorate
 
 
-def click_option(item: dataclasses.Field[Any], hint: Any) -> Any:
+def click_option(item: dataclasses.Field[Any], hint: Any, early: dict[str, Any]) -> Any:
     about = item.metadata
     name = "--" + item.name.replace("_", "-")
-    shared: dict[str, Any] = dict(help=about["help"], default=item.default, show_default=item.default not in (None, ()))
+    shared: dict[str, Any] = dict(help=about["help"], default=item.default, show_default=item.default not in (None, ()),
+                                  **early)
     if about["flag"]:
         return click.option(f"{name}/--no{name[1:]}" if item.default else name, is_flag=True, **shared)
     if item.name == "set":

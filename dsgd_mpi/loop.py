@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,37 +38,36 @@ class Training:
     checkpoint_every: int                   # steps; 0: none but the last
 
 
-def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> bool:
-    """Everyone, from step `first` to the end. False if all agreed to stop before; they are checkpointed then."""
+def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
+    """Everyone, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
     host, model, x = run.host, run.model, run.model.flat
 
     with closing(run.batches.stream(first)) as batches:
-        def gradient(at: Array, ready: Callable[[Array, slice], None] | None = None) -> Array:
+        def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:
             if at is not x:
                 x[:] = at
             with record.data:
                 images, labels = next(batches)
             g = model.flat_gradient
+            handed_out = partial(ready, g) if ready else None
             with record.compute:
-                loss = host.compute(model.loss_and_gradient, images, labels, ready and (lambda part: ready(g, part)),
-                                    host.progress)
-            record.loss(loss)
+                record.loss(host.compute(model.loss_and_gradient, images, labels, handed_out, host.progress))
             return g
 
         for step in range(first, run.steps):
-            if host.stop_agreed(step, bool(stop_asked())):
+            if host.stop_agreed(step, stop_asked()):
                 run.checkpoints.save(step, x, run.sgd, run.algorithm, record.totals())
-                return False
+                return step
             run.algorithm.step(x, gradient, run.schedule(step))
             record.step(step + 1, run.schedule(step))
             if (step + 1) % run.eval_every == 0 or step + 1 == run.steps:
                 with record.evaluating:
                     found = evaluate(run)
                 record.evaluation(step + 1, **found)
-            if run.checkpoint_every and (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
+            if (run.checkpoint_every and (step + 1) % run.checkpoint_every == 0) or step + 1 == run.steps:
                 run.checkpoints.save(step + 1, x, run.sgd, run.algorithm, record.totals())
     x[:] = run.algorithm.answer(x)
-    return True
+    return run.steps
 
 
 def evaluate(run: Training) -> dict[str, Any]:

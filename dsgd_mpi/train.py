@@ -1,28 +1,21 @@
-"""Train a ResNet on one rank or many: `mpirun -n 16 python -m dsgd_mpi.train`, `srun python -m dsgd_mpi.train`, or alone.
+"""Train a ResNet, on one rank or many: `mpirun -n 16 python -m dsgd_mpi.train`, the same under `srun`, or alone.
 
-The command line is read, and all that this rank can check alone is checked, before MPI is imported. From then on any
-error on any rank ends the whole job, with that rank's message and a status that is not zero.
+This is the command line: it is read, and refused, before NumPy or MPI are imported. `session` does the rest.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import sys
-import threading
-import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from dsgd_mpi.config import Config, GroupedCommand, command_line_options, from_toml
-from dsgd_mpi.errors import UsageError
 from dsgd_mpi.launch import launched
-from dsgd_mpi.run.signals import STATUS, StopRequest
-
-log = logging.getLogger("dsgd_mpi")
 
 
 def read_file(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -34,29 +27,34 @@ def read_file(ctx: click.Context, parameter: click.Parameter, value: str | None)
 
 
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})
-@command_line_options
+@command_line_options(callbacks={"resume": read_file})
 @click.option("--config", "file", metavar="FILE.toml", is_eager=True, expose_value=False, callback=read_file,
               help="Options as a TOML file; those given here or in the environment win.")
-@click.option("--dry-run", is_flag=True, help="Check everything that can be checked without MPI, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check all that can be checked without MPI, and stop.")
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
-def command(dry_run: bool, print_config: bool, **options: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options: Any) -> Config | None:
     """Train a residual network on all ranks of an MPI job, or on one.
 
     Each option is also read from the environment (--lr from DSGD_LR) and from a file (--config); the command line wins,
     then the environment, then the file.
     """
+    in_file = (ctx.default_map or {}).get("set", ())
+    if options["set"] != in_file:           # the file's table, and over it what was given here
+        options["set"] = (*in_file, *options["set"])
     config = Config(**options)
     if config.algorithm == "list":
-        return click.echo(catalogue())
-    config.algorithm_options()
-    if print_config:
-        return click.echo(config.to_toml(), nl=False)
-    from dsgd_mpi.build import prepare      # NumPy is imported here: see main
-    place = launched()
-    if dry_run:
-        prepare(config, place.size)
-        return click.echo(f"all is well: {config.algorithm} on {place.size} ranks, {config.model}, {config.data}")
-    sys.exit(run(config))
+        click.echo(catalogue())
+    elif print_config:
+        click.echo(config.to_toml(), nl=False)
+    elif dry_run:
+        from dsgd_mpi.build import prepare
+        prepare(config, launched().size)
+        click.echo(f"all is well: {config.algorithm} on {launched().size} ranks, {config.model}, {config.data}")
+    else:
+        config.algorithm_options()
+        return config
+    return None
 
 
 def catalogue() -> str:
@@ -65,25 +63,36 @@ def catalogue() -> str:
     text = []
     for name in algorithms.names():
         found = algorithms.find(name)
-        module = sys.modules[found.__module__]
-        options = ", ".join(f"{item.name}={item.default}" for item in dataclasses.fields(found))  # type: ignore[arg-type]
-        text.append(f"{name}   --set {options}\n\n{(module.__doc__ or '').strip()}\n")
+        options = " ".join(f"{item.name}={item.default}" for item in dataclasses.fields(found))  # type: ignore[arg-type]
+        text.append(f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n")
     return "\n".join(text)
 
 
-def run(config: Config) -> int:
-    """One run, from start to end, on this rank; the exit status."""
-    from dsgd_mpi.run.session import Session    # NumPy is imported here: see main
-    stop = StopRequest()
-    place = launched()
-    try:
-        session = Session(config, place)
-    except UsageError:
-        raise
-    return session.run(stop)
-
-
-def main() -> NoReturn:
-    """`python -m dsgd_mpi.train`."""
+def main() -> None:
+    """`python -m dsgd_mpi.train`, on every rank."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would spin beside oneDNN's
-    command.main(prog_name="python -m dsgd_mpi.train")
+    config = parse()
+    if config is not None:
+        from dsgd_mpi.session import run
+        sys.exit(run(config))
+
+
+def parse() -> Config | None:
+    """The configuration, or None where something was only to be printed. All ranks read the same; rank 0 prints."""
+    if launched().rank == 0:
+        return read_command_line()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        return read_command_line()
+
+
+def read_command_line() -> Config | None:
+    try:
+        config: Config | int | None = command.main(prog_name="python -m dsgd_mpi.train", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    return config if isinstance(config, Config) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from dsgd_mpi.sgd import LocalSgd
 
 
 class Gradient(Protocol):
-    def __call__(self, x: Array, ready: Callable[[Array, slice], None] | None = None) -> Array:
+    def __call__(self, x: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:
         """The gradient at x on this rank's next batch. It stays valid until the next call.
 
         `ready(g, part)` is called as each stretch g[part] becomes final, from the back to the front.

@@ -14,7 +14,7 @@ from dsgd_mpi.data import convert
 from dsgd_mpi.data.hdf5 import Content, data_folder, open_dataset, write
 
 PATH = click.Path(path_type=Path)
-to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in the data folder, $DSGD_DATA_DIR or "
+to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in $DSGD_DATA_DIR or "
                          "~/.cache/dsgd_mpi, where training finds it by name]")
 
 

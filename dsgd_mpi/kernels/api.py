@@ -21,7 +21,10 @@ class Tensor:
 
 
 class Operation(Protocol):
-    """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself."""
+    """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself.
+
+    Values of inputs and output must be left alone in between. If the output has no grad there is no backward.
+    """
 
     def forward(self, training: bool) -> None:
         """Fills the output's value. Only `training=True` may be followed by `backward`."""
@@ -45,7 +48,7 @@ class Kernels(Protocol):
     dtype: str                              # of activations: "float32", "float64" or "bfloat16"
 
     def set_threads(self, threads: int) -> None:
-        """How many threads run an operation; to be called before the first is made."""
+        """How many threads run an operation, in the thread that calls this; to be called before the first is made."""
 
     def empty(self, shape: Shape) -> Array:
         """Uninitialised activation array, aligned as the kernels like it."""

@@ -39,9 +39,7 @@ enum { dnnl_use_global_stats = 1, dnnl_use_scale = 2, dnnl_use_shift = 4, dnnl_f
 enum { dnnl_query_impl_info_str = 8, dnnl_query_weights_md = 131, dnnl_query_diff_weights_md = 132,
     dnnl_query_workspace_md = 135, dnnl_query_scratchpad_md = 136 };
 enum { dnnl_cpu_isa_avx512_core = 0x27 };
-#define DNNL_RUNTIME_SEQ 1
 #define DNNL_RUNTIME_OMP 2
-#define DNNL_RUNTIME_TBB 4
 #define DNNL_ARG_SRC 1
 #define DNNL_ARG_SRC_1 2
 #define DNNL_ARG_DST 17
@@ -139,14 +137,14 @@ def library() -> Library:
 def loaded(path: str) -> Library:
     try:
         c = ffi.dlopen(path)
-    except OSError as reason:
+        version = c.dnnl_version()
+    except (OSError, AttributeError) as reason:
         raise UsageError(f"oneDNN cannot be loaded ({reason}); {WAY_OUT}") from None
-    version = c.dnnl_version()
     if version.major != 3:
         raise UsageError(f"{path} is oneDNN {version.major}.{version.minor}, not 3; {WAY_OUT}")
-    # The others run on after a call returns, and NumPy would read what is not written yet.
-    if version.cpu_runtime not in (c.DNNL_RUNTIME_SEQ, c.DNNL_RUNTIME_OMP, c.DNNL_RUNTIME_TBB):
-        raise UsageError(f"{path} is built for SYCL or a foreign thread pool; {WAY_OUT}")
+    # A build for SYCL would run on after a call returns, and NumPy would read what is not written yet.
+    if version.cpu_runtime != c.DNNL_RUNTIME_OMP:
+        raise UsageError(f"{path} is not built for OpenMP; {WAY_OUT}")
     return Library(c)
 
 
@@ -260,7 +258,7 @@ class Primitive:
         self.primitive = library.new(c.dnnl_primitive_create, c.dnnl_primitive_destroy, description)
         self.arguments = ffi.new("dnnl_exec_arg_t[]", list(self.memories.items()))
         self.call = (self.primitive, library.stream, len(self.memories), self.arguments)
-        self.execute = c.dnnl_primitive_execute
+        self.execute = c.dnnl_primitive_execute         # with OpenMP it returns when all is done: there is no wait
         self.implementation = self.name(description)
 
     def bind(self, arg: int, place: Array | Shared) -> None:
@@ -270,7 +268,11 @@ class Primitive:
         else:
             assert place.nbytes >= self.sizes[arg], (place.nbytes, self.sizes[arg])
             assert place.flags.c_contiguous
-            check(self.library.c.dnnl_memory_set_data_handle(self.memories[arg], pointer(place)))
+            self.point(arg, pointer(place))
+
+    def point(self, arg: int, address: Any) -> None:
+        """Sends an argument elsewhere for the next call, unchecked; the caller keeps alive what lies there."""
+        check(self.library.c.dnnl_memory_set_data_handle(self.memories[arg], address))
 
     def name(self, description: Handle) -> str:
         """What oneDNN calls the code it has chosen, such as "jit:avx2"."""

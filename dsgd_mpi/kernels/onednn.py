@@ -16,7 +16,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels import reference
 from dsgd_mpi.kernels.api import Loss, Operation, Tensor
-from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library
+from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library, pointer
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
 
@@ -43,6 +43,8 @@ class OneDNN:
         self.sums: dict[int, Primitive] = {}
 
     def set_threads(self, threads: int) -> None:
+        # oneDNN's own OpenMP is asked: OMP_NUM_THREADS cannot reach it once it is loaded
+        assert not self.scratchpad.memories, "operations are made for a number of threads, which must not change"
         self.c.omp_set_num_threads(threads)
 
     def empty(self, shape: Shape) -> Array:
@@ -87,9 +89,11 @@ class OneDNN:
     def accumulate(self, total: Array, term: Array) -> None:
         if total.size not in self.sums:
             self.sums[total.size] = self.sum(total, term, total)
-        add = self.sums[total.size]
-        for arg, array in ((self.c.DNNL_ARG_SRC, total), (self.c.DNNL_ARG_SRC_1, term), (self.c.DNNL_ARG_DST, total)):
-            add.bind(arg, array)
+            self.sums[total.size].places.clear()        # the arrays change from call to call: keep none alive
+        add, into, other = self.sums[total.size], pointer(total), pointer(term)
+        add.point(self.c.DNNL_ARG_SRC, into)
+        add.point(self.c.DNNL_ARG_SRC_1, other)
+        add.point(self.c.DNNL_ARG_DST, into)
         add()
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:

@@ -193,7 +193,7 @@ class MpiHost:
     def cores(self) -> int:
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         mine = os.sched_getaffinity(0)
-        sharing = sum(theirs == mine for theirs in node.allgather(mine))
+        sharing: int = sum(theirs == mine for theirs in node.allgather(mine))
         node.Free()
         return max(1, len(mine) // sharing)
 
@@ -203,7 +203,8 @@ class MpiHost:
         MPI.COMM_WORLD.Abort(status)
 
     def library(self) -> str:
-        return MPI.Get_library_version().splitlines()[0].strip().rstrip(",\x00")
+        first, _, _ = MPI.Get_library_version().strip("\0").partition("\n")
+        return " ".join(first.rstrip(",").replace("Version:", "").split())
 
     def _total(self, what: str, *numbers: int) -> Array:
         total = np.array(numbers)

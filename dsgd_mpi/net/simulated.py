@@ -112,7 +112,7 @@ class SimulatedHost:
 
     def allgather(self, item: Any) -> list[Any]:
         def combine(items: dict[int, Any]) -> dict[int, Any]:
-            return dict.fromkeys(items, [items[rank] for rank in range(self.size)])
+            return {rank: [items[each] for each in range(self.size)] for rank in items}
         barrier_s = self.cluster.costs.barrier_s(self.size)
         items: list[Any] = self._meet("allgather", range(self.size), item, combine, barrier_s).wait()
         return items

@@ -55,9 +55,9 @@ class Checkpoints:
             self._conclude(step, complete)
 
     def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
-        """Everyone: takes up the newest checkpoint that reads back whole on all ranks, with a warning for those that do
-        not. Overwrites x, momentum and what the algorithm keeps; returns the step to go on with and the totals so far.
+        """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
+        Overwrites x, momentum and what the algorithm keeps; returns the step to go on with and the totals so far.
         UsageError if there is none, or it is of another number of ranks (unless all are alike) or another network.
         """
         steps = np.full(64, -1)
@@ -68,7 +68,7 @@ class Checkpoints:
             path = self._path(int(step)) / self._name(algorithm)
             if self._all(_reads_back(path)):
                 return self._read(path, x, sgd, algorithm)
-        raise UsageError(f"{self.folder}: no checkpoint to go on from; expected a folder checkpoint-STEP that reads back")
+        raise UsageError(f"{self.folder}: no whole checkpoint to go on from; expected folders checkpoint-STEP")
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))

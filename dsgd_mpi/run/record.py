@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ class Record:
         self.row: dict[str, Any] = {}
         if host.rank == 0:
             keep_lines(folder / "metrics.jsonl", lambda line: json.loads(line)["step"] <= first)
-            keep_lines(folder / "summary.csv", lambda line: line.startswith("step,") or int(line.split(",")[0]) <= first)
-            self.metrics = open(folder / "metrics.jsonl", "a")
+            keep_lines(folder / "summary.csv", lambda line: line[:5] == "step," or int(line.split(",")[0]) <= first)
+            self.metrics = open(folder / "metrics.jsonl", "a")      # noqa: SIM115  open for as long as the run
 
     def totals(self) -> dict[str, float]:
         """This rank's seconds and bytes since the run first began."""
@@ -105,7 +106,7 @@ class Record:
         return summary
 
 
-def keep_lines(path: Path, wanted: Any) -> None:
+def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     """Drops from a file of lines, if it is there, what a run that goes on from a checkpoint will write again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and wanted(line)]

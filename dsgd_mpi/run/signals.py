@@ -19,5 +19,5 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
-    def __bool__(self) -> bool:
+    def __call__(self) -> bool:
         return self.asked

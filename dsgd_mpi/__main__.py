@@ -1,0 +1,35 @@
+"""`python -m dsgd_mpi {train,data,plot}`: everything by one name. Nothing here needs MPI until a run starts."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+COMMANDS = {                                # name: module, function, what --help says
+    "train": ("dsgd_mpi.train", "main", "Train a network; the same as `python -m dsgd_mpi.train`."),
+    "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
+    "plot": ("dsgd_mpi.study.plot", "plot", "Draw the curves of one run or several."),
+}
+
+
+def main() -> None:
+    """Passes the rest of the command line on; a part is imported only when it is asked for."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        module, function, _ = COMMANDS[sys.argv[1]]
+        command = getattr(importlib.import_module(module), function)
+        sys.argv = [f"python -m dsgd_mpi {sys.argv[1]}", *sys.argv[2:]]
+        return command(**({"prog_name": sys.argv[0]} if isinstance(command, click.Command) else {}))
+    asked = len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
+    if not asked:
+        click.echo(f"Error: unknown command {sys.argv[1]!r}; the choices are {', '.join(COMMANDS)}", err=True)
+        sys.exit(2)
+    click.echo("Usage: python -m dsgd_mpi COMMAND ...\n")
+    for name, (_, _, text) in COMMANDS.items():
+        click.echo(f"  {name:6}  {text}")
+    click.echo("\n`python -m dsgd_mpi COMMAND --help` lists a command's options.")
+
+
+if __name__ == "__main__":
+    main()

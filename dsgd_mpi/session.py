@@ -1,0 +1,199 @@
+"""One run on this rank, from the start of MPI to the end: set up, train, write what came of it.
+
+An error on any rank ends the whole job at once, with that rank's message; the others would wait for it for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgd_mpi import __version__
+from dsgd_mpi.build import Prepared, assemble, prepare
+from dsgd_mpi.config import Config
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.hdf5 import atomic
+from dsgd_mpi.launch import launched
+from dsgd_mpi.loop import Training, train
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.run.display import Display
+from dsgd_mpi.run.record import Record, write_json
+from dsgd_mpi.run.signals import STATUS, StopRequest
+
+log = logging.getLogger("dsgd_mpi")
+
+
+def run(config: Config) -> int:
+    """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
+    stop = StopRequest()
+    rank = launched().rank
+    logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
+    parts, problem = prepared(config, launched().size)
+    if problem and launched().size == 1:
+        problem.show()
+        return problem.exit_code
+    host = start_mpi()
+    try:
+        threading.excepthook = lambda failure: fail(host, failure.exc_value)
+        logging.getLogger().setLevel(logging.WARNING)
+        folder, problem = made_folder(config, host.rank) if not problem else (None, problem)
+        if told(host, problem):
+            return UsageError.exit_code
+        assert parts
+        where = Path(host.allgather(str(folder))[0])
+        status = work(parts, host, where, stop)
+        host.close()
+        return status
+    except BaseException as failure:
+        fail(host, failure)
+        raise                               # never reached: the job is gone
+
+
+def prepared(config: Config, ranks: int) -> tuple[Prepared | None, UsageError | None]:
+    try:
+        return prepare(config, ranks), None
+    except UsageError as problem:
+        return None, problem
+
+
+def start_mpi() -> Any:
+    try:
+        from dsgd_mpi.net.mpi import MpiHost
+    except (ImportError, RuntimeError) as error:
+        UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); pip install mpich, or load the module of "
+                   "your cluster's MPI").show()
+        sys.exit(UsageError.exit_code)
+    return MpiHost()
+
+
+def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | None]:
+    """Rank 0 makes the run folder, or finds the one to go on in."""
+    if rank != 0:
+        return None, None
+    if config.resume:
+        return Path(config.resume), None
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.algorithm}-{config.model}-{launched().size}"
+    folder = Path(config.out or Path("runs") / name)
+    if (folder / "config.toml").exists():
+        return None, UsageError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another "
+                                "--out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(replace(config, out=str(folder), resume=None).to_toml())
+    except OSError as error:
+        return None, UsageError(f"{folder} cannot be made ({error.strerror}); choose another --out")
+    return folder, None
+
+
+def told(host: Host, problem: UsageError | None) -> bool:
+    """Everyone: whether any rank has a problem; rank 0 prints each once."""
+    problems = host.allgather(problem and problem.message)
+    if host.rank == 0:
+        for message in sorted({message for message in problems if message}):
+            ranks = [rank for rank, each in enumerate(problems) if each == message]
+            UsageError(message if 0 in ranks else f"ranks {ranks}: {message}").show()
+    return any(problems)
+
+
+def fail(host: Any, failure: BaseException | None) -> None:
+    """Says what happened on this rank and ends the job."""
+    sys.stdout.flush()
+    if isinstance(failure, UsageError):
+        print(f"Error: {failure.message}", file=sys.stderr, flush=True)
+        host.abort(UsageError.exit_code)
+    trace = "".join(traceback.format_exception(failure))
+    print(f"{trace}rank {host.rank} on {platform.node()} failed: {failure!r}; ending the job", file=sys.stderr,
+          flush=True)
+    host.abort(1)
+
+
+def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
+    """Everyone: one run in its folder."""
+    config = parts.config
+    training = assemble(parts, host, folder)
+    display = Display(host.rank == 0 and not config.quiet, training.steps)
+    first, totals = 0, None
+    if config.resume:
+        first, totals = training.checkpoints.restore(training.model.flat, training.sgd, training.algorithm)
+        if first >= training.steps:
+            display.print(f"{folder}: finished already, at step {first}")
+            return 0
+    machine = environment(parts, host, config)
+    if host.rank == 0:
+        write_json(folder / "env.json", machine)
+    display.table("dsgd_mpi", banner(parts, training, machine, folder, first))
+    record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch * host.size,
+                    config.log_every, first, totals)
+    display.begin(first)
+    try:
+        last = train(training, record, first, stop)
+    finally:
+        display.end()
+    if host.rank == 0:
+        about = parts.about(host.size)
+        summary = record.finish("finished" if last == training.steps else "stopped", last, about)
+        if last == training.steps:
+            write_model(folder / "model.h5", training, parts)
+        display.table("result", {key: value for key, value in summary.items() if value is not None})
+        display.print(f"run folder: {folder}\nto plot it: python -m dsgd_mpi plot {folder}" if last == training.steps
+                      else f"stopped at step {last} as asked; go on with --resume {folder}")
+    return 0 if last == training.steps else STATUS
+
+
+def environment(parts: Prepared, host: Host, config: Config) -> dict[str, Any]:
+    """Everyone: what the run runs on, for env.json."""
+    own = {"host": platform.node(), "device": "cpu", "kernels": parts.kernels.name,
+           "threads": config.threads or host.cores()}
+    packages = ("numpy", "mpi4py", "h5py", "click", "rich")
+    return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
+            "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
+            "command": sys.argv, "variables": {key: value for key, value in os.environ.items()
+                                               if key.startswith(("DSGD_", "OMP_", "SLURM_", "MPI", "OMPI_MCA_"))},
+            "ranks": host.allgather(own)}
+
+
+def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder: Path, first: int) -> dict[str, Any]:
+    """What is printed before the first step."""
+    config, ranks = parts.config, machine["ranks"]
+    kinds = sorted({f"{own['device']}, {own['kernels']}, {config.dtype}, {own['threads']} threads" for own in ranks})
+    hosts = len({own["host"] for own in ranks})
+    options = ", ".join(f"{key}={value}" for key, value in parts.options().items())
+    count = len(ranks)
+    return {
+        "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
+                    f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
+        "MPI": machine["mpi"],
+        "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}",
+        "each rank": "; ".join(kinds),
+        "algorithm": f"{config.algorithm} ({options})",
+        "model": f"{config.model}, {training.model.parameters:,} parameters, "
+                 f"{parts.network.macs / 1e6:,.1f} million multiply-adds an image",
+        "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
+                f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
+        "batch": f"{config.batch} a rank, {config.batch * count} in all",
+        "steps": f"{first} to {training.steps}, {training.batches.steps_per_epoch} an epoch",
+        "rate": f"{config.lr:g}, {config.schedule}, momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
+        "seed": config.seed,
+        "run folder": folder,
+    }
+
+
+def write_model(path: Path, training: Training, parts: Prepared) -> None:
+    """The trained model by torchvision's names, with what is needed to use it."""
+    with atomic(path) as file:
+        for name, view in training.model.state.items():
+            file.create_dataset(name, data=view)
+        dataset = parts.dataset
+        file.attrs.update(model=parts.config.model, classes=list(dataset.classes), image=np.array(dataset.image),
+                          mean=dataset.mean, std=dataset.std)

@@ -1,0 +1,90 @@
+"""What is oneDNN's own: finding the library, threads, memory, and bfloat16 as bits."""
+
+import gc
+
+import numpy as np
+import pytest
+from kernel_cases import filled, flat_tensors, fresh, poisoned
+
+from dsgd_mpi import kernels
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.onednn import from_bfloat16, to_bfloat16
+
+
+@pytest.fixture
+def onednn():
+    try:
+        return kernels.load("onednn")
+    except UsageError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/libdnnl.so.3", "libm.so.6"])
+def test_a_library_that_is_not_onednn_is_refused_with_the_way_out(path, monkeypatch):
+    monkeypatch.setenv("DSGD_ONEDNN", path)
+    with pytest.raises(UsageError, match=rf"{path}.*install the package onednn-cpu-gomp"):
+        kernels.load("onednn")
+
+
+def test_float64_is_the_reference_s(onednn):
+    with pytest.raises(UsageError, match="float64; use one of float32, bfloat16, or the reference kernels"):
+        kernels.load("onednn", "float64")
+    assert kernels.load("auto", "float32").name == "onednn"
+
+
+def convolution(k, rng):
+    """An operation that has run forward and backward, and its tensors."""
+    x, y = filled(k, rng.standard_normal((4, 16, 16, 8))), poisoned(k, (4, 16, 16, 8))
+    w = flat_tensors({"w": rng.standard_normal((8, 8, 3, 3))}, "float32")["w"]
+    k.put(rng.standard_normal(y.value.shape), y.grad)
+    operation = k.convolution(x, w, y, 1, 1)
+    operation.forward(True)
+    operation.backward()
+    return operation, y.value, x.grad, w.grad
+
+
+def test_the_number_of_threads_can_be_set_and_does_not_matter(onednn):
+    before = onednn.c.omp_get_max_threads()
+    seed = fresh().integers(1 << 32)
+    results = []
+    try:
+        for threads in (1, 2):
+            k = kernels.load("onednn")
+            k.set_threads(threads)
+            assert k.c.omp_get_max_threads() == threads
+            results.append(convolution(k, np.random.default_rng(seed))[1:])
+    finally:
+        onednn.c.omp_set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+def test_the_number_of_threads_cannot_change_under_an_operation(onednn):
+    made = convolution(onednn, fresh())
+    with pytest.raises(AssertionError, match="made for a number of threads"):
+        onednn.set_threads(2)
+    del made
+
+
+def test_an_operation_that_is_forgotten_leaves_nothing_behind(onednn):
+    operation, *_ = convolution(onednn, fresh())
+    assert onednn.scratchpad.memories
+    assert onednn.weights.memories
+    del operation
+    gc.collect()
+    assert not onednn.scratchpad.memories
+    assert not onednn.weights.memories
+
+
+def test_activations_are_aligned(onednn):
+    for shape in [(1,), (3, 5, 7, 1), (2, 2)]:
+        assert onednn.empty(shape).ctypes.data % 64 == 0
+
+
+def test_bfloat16_rounds_to_nearest_and_ties_to_even():
+    exact = np.float32([0, -0.0, 1, -2.5, np.inf, -np.inf, 2.0**100])
+    np.testing.assert_array_equal(from_bfloat16(to_bfloat16(exact)), exact)
+    ulp = 2.0**-7                           # of 1
+    between = np.float32([1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.51 * ulp, 1 + 0.49 * ulp])
+    np.testing.assert_array_equal(from_bfloat16(to_bfloat16(between)), np.float32([1, 1 + 2 * ulp, 1 + ulp, 1]))
+    assert np.isnan(from_bfloat16(to_bfloat16(np.float32([np.nan])))).all()
