@@ -50,15 +50,16 @@ class Config:
 
     epochs: int = option("Schedule", 6, "Passes over the training set.", least=1)
     steps: int | None = option("Schedule", None, "Steps instead of epochs.", least=1)
-    batch: int = option("Schedule", 32, "Images a rank and step.", least=1, unit="IMAGES")
-    lr: float = option("Schedule", 0.1, "Learning rate at its peak.", least=0)
+    batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
+    lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
     schedule: str = option("Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the "
                            "run, or along a cosine to 0.", choices=("constant", "step", "cosine"))
     warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0)
     momentum: float = option("Schedule", 0.9, "Nesterov momentum.", least=0)
     weight_decay: float = option("Schedule", 1e-4, "Weight decay, on all that is trained.", least=0)
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
-    augment: bool = option("Schedule", True, "Random crops and flips of the training images.", flag=True)
+    augment: bool = option("Schedule", False, "Random crops and flips of the training images: better in long runs, "
+                           "worse in short ones.", flag=True)
 
     device: str = option("Machine", "auto", "Where a rank computes.", choices=("auto", "cpu", "gpu"))
     kernels: str = option("Machine", "auto", "What computes the network.",
@@ -187,7 +188,7 @@ def click_option(item: dataclasses.Field[Any], hint: Any, early: dict[str, Any])
     shared: dict[str, Any] = dict(help=about["help"], default=item.default, show_default=item.default not in (None, ()),
                                   **early)
     if about["flag"]:
-        return click.option(f"{name}/--no{name[1:]}" if item.default else name, is_flag=True, **shared)
+        return click.option(f"{name}/--no{name[1:]}", **shared)
     if item.name == "set":
         return click.option(name, multiple=True, metavar=about["unit"], **shared)
     kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]

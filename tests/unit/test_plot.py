@@ -102,8 +102,8 @@ def test_labels_name_what_differs_and_the_title_what_does_not(tmp_path):
     assert labels(a, b) == (["1 rank", "4 ranks"], "allreduce, resnet8, fashion-mnist-12k")
     c = run_folder(tmp_path / "c", ranks=4, algorithm="gossip", set=("mode=push",), data="/data/cifar10.h5")
     assert labels(b, c) == (["allreduce, fashion-mnist-12k", "gossip mode=push, cifar10"], "4 ranks, resnet8")
-    d = run_folder(tmp_path / "d", ranks=4, algorithm="gossip", data="/data/cifar10.h5", lr=0.2, augment=False)
-    assert labels(c, d)[0] == ["mode=push, lr 0.1, augment", "mode=pull, lr 0.2, no augment"]
+    d = run_folder(tmp_path / "d", ranks=4, algorithm="gossip", data="/data/cifar10.h5", lr=0.3, augment=True)
+    assert labels(c, d)[0] == ["mode=push, lr 0.2, no augment", "mode=pull, lr 0.3, augment"]
     assert labels(c)[1] == "gossip mode=push, 4 ranks, resnet8, cifar10"
 
 

@@ -1,0 +1,53 @@
+"""Starts programs as a user would, alone or under mpirun, with a time limit that leaves nothing behind."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+MPIRUN = shutil.which(os.environ.get("DSGD_MPIRUN", str(Path(sys.prefix, "bin", "mpirun")))) or shutil.which("mpirun")
+
+
+class Job:
+    """A program that runs; `finish` waits for it."""
+
+    def __init__(self, *args, ranks=None, env=None):
+        launcher = [MPIRUN, "-n", str(ranks)] if ranks else []
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("DSGD_")}
+        self.process = subprocess.Popen(
+            [*launcher, sys.executable, *map(str, args)], env={**environment, **(env or {})}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    def finish(self, limit_s=60):
+        """(status, output, errors); AssertionError with what was printed if it takes longer."""
+        try:
+            output, errors = self.process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            output, errors = self.process.communicate()
+            raise AssertionError(f"still running after {limit_s} s\n{output}\n{errors}") from None
+        return self.process.returncode, output, errors
+
+
+def run(*args, ranks=None, limit_s=60, env=None):
+    return Job(*args, ranks=ranks, env=env).finish(limit_s)
+
+
+def train(*args, ranks=None, limit_s=60, env=None):
+    """`python -m dsgd_mpi.train`."""
+    return run("-m", "dsgd_mpi.train", *args, ranks=ranks, limit_s=limit_s, env=env)
+
+
+def pids(text):
+    """The Python processes whose command line holds `text`, launchers left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if text in words and "python" in words[0]:
+            found.append(int(folder.name))
+    return sorted(found)

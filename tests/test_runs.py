@@ -1,0 +1,238 @@
+"""Whole runs, as a user starts them: what they leave behind, how they go on, how they end when something is wrong."""
+
+import json
+import os
+import signal
+import textwrap
+import time
+
+import h5py
+import numpy as np
+import pytest
+from jobs import Job, pids, run, train
+
+SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
+
+
+def model_of(folder):
+    with h5py.File(folder / "model.h5") as file:
+        return {name: file[name][()] for name in file}
+
+
+def steps_of(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("ranks", "algorithm"), [(None, "allreduce"), (2, "allreduce"), (4, "gossip")])
+def test_a_run_leaves_its_folder(tmp_path, ranks, algorithm):
+    status, output, errors = train(*SMALL, "--algorithm", algorithm, "--out", tmp_path / "run", ranks=ranks)
+    assert (status, errors) == (0, "")
+    assert "result" in output
+    assert f"python -m dsgd_mpi plot {tmp_path / 'run'}" in output
+    count = ranks or 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["algorithm"], summary["ranks"], summary["steps"]) == (algorithm, count, 12)
+    assert summary["epochs"] == pytest.approx(12 * 8 * count / 12_000, rel=0.01)
+    assert 0 < summary["accuracy"] < 1
+    for key in ("model", "data", "seed", "train_loss", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s",
+                "data_s", "bytes_sent", "consensus_distance"):
+        assert summary[key] is not None, key
+    assert summary["wall_s"] >= summary["compute_s"] > 0
+    assert (summary["bytes_sent"] > 0) == (count > 1)
+    assert (summary["consensus_distance"] > 0) == (algorithm == "gossip")
+    assert steps_of(tmp_path / "run") == [4, 8, 12]
+    assert len((tmp_path / "run" / "summary.csv").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["ranks"][-1]["kernels"] in ("onednn", "reference")
+    assert model_of(tmp_path / "run")["fc.weight"].shape == (10, 64)
+    repeated = train("--config", tmp_path / "run" / "config.toml", "--print-config")[1]
+    assert repeated == (tmp_path / "run" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert train(*SMALL, "--out", whole, ranks=ranks)[0] == 0
+    assert train(*SMALL, "--out", halved, "--checkpoint-every", 5, ranks=ranks)[0] == 0
+    assert sorted(path.name for path in halved.glob("check*")) == ["checkpoint-000000010", "checkpoint-000000012"]
+    (halved / "checkpoint-000000012" / "rank0.h5").write_bytes(b"cut short")
+    (halved / "model.h5").unlink()
+    status, _, errors = train("--resume", halved, ranks=ranks)
+    assert status == 0
+    assert "does not read back" in errors
+    assert same(model_of(whole), model_of(halved))
+    assert steps_of(halved) == steps_of(whole)
+    assert "finished already, at step 12" in train("--resume", halved, ranks=ranks)[1]
+
+
+@pytest.mark.parametrize("options", [("allreduce",), ("gossip",), ("gossip", "--set", "mode=push")])
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_there(tmp_path, options):
+    folder = tmp_path / "run"
+    job = Job("-m", "dsgd_mpi.train", "--steps", 400, "--batch", 4, "--log-every", 1, "--out", folder,
+              "--algorithm", *options, ranks=3)
+    until(lambda: (folder / "metrics.jsonl").exists() and len(steps_of(folder)) > 5)
+    os.kill(pids(str(folder))[-1], signal.SIGUSR2)
+    status, output, errors = job.finish()
+    assert status == 75, output + errors
+    stopped = json.loads((folder / "summary.json").read_text())
+    assert stopped["status"] == "stopped"
+    assert 5 < stopped["steps"] < 400
+    assert f"go on with --resume {folder}" in output
+    step = stopped["steps"]
+    status, output, errors = train("--resume", folder, "--steps", step + 10, ranks=3)
+    assert status == 0, output + errors
+    assert steps_of(folder) == list(range(1, step + 11))
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def until(condition, limit_s=30):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_more_ranks_than_cores(tmp_path):
+    status, _, errors = train("--steps", 20, "--out", tmp_path / "run", ranks=16, limit_s=120)
+    assert status == 0, errors
+
+
+def test_a_network_learns_the_real_images(tmp_path):
+    """Guessing is right in 10 %; one epoch, 2 ranks."""
+    assert train("--epochs", 1, "--batch", 32, "--out", tmp_path / "run", ranks=2, limit_s=120)[0] == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0.5
+
+
+# one rank fails
+
+FAULTS = {
+    "before training": "import dsgd_mpi.session as m; m.assemble = on_rank(m.assemble)",
+    "in a gradient": "import dsgd_mpi.nn.model as m; m.Model.loss_and_gradient = on_rank(m.Model.loss_and_gradient, 3)",
+    "in the data thread": "import dsgd_mpi.data.loader as m; m.Batches._fill = on_rank(m.Batches._fill, 3)",
+    "in evaluation": "import dsgd_mpi.nn.model as m; m.Model.predict = on_rank(m.Model.predict)",
+    "in another thread": """
+        import threading, dsgd_mpi.loop as m
+        def start(*args, train=m.train): threading.Thread(target=on_rank(lambda: None)).start(); return train(*args)
+        import dsgd_mpi.session; dsgd_mpi.session.train = start""",
+}
+PROGRAM = """
+    import os, sys
+    from dsgd_mpi.launch import launched
+    def on_rank(f, call=0):
+        calls = iter(range(10**9))
+        def g(*args, **kwargs):
+            if launched().rank == {rank} and next(calls) == call: raise RuntimeError("a fault was put here")
+            return f(*args, **kwargs)
+        return g
+    {fault}
+    from dsgd_mpi.train import main
+    main()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("where", FAULTS)
+def test_one_rank_that_raises_ends_the_whole_job_with_its_message(tmp_path, where, rank):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM).format(rank=rank, fault=textwrap.dedent(FAULTS[where]).strip()))
+    start = time.monotonic()
+    status, output, errors = run(program, "--steps", 8 if where == "in evaluation" else 100_000, "--batch", 4,
+                                 "--out", tmp_path / "run", ranks=3, limit_s=30)
+    assert status not in (0, 75)
+    assert time.monotonic() - start < 10
+    assert "a fault was put here" in errors, output + errors
+    assert f"rank {rank} on " in errors
+
+
+# bad input
+
+def test_a_usage_error_under_mpirun_is_printed_once(tmp_path):
+    for options in (("--model", "resnet9"), ("--set", "perod=2", "--algorithm", "gossip"), ("--steps", "none"),
+                    ("--data", tmp_path / "missing.h5"), ("--batch", 9000), ("--lr", "-1"), ("--wrong",)):
+        status, output, errors = train(*options, ranks=3)
+        assert status == 2, (options, output, errors)
+        assert errors.count("Error") == 1, errors
+        assert "Traceback" not in errors
+
+
+def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        import dsgd_mpi.session as session
+        from dsgd_mpi.errors import UsageError
+        from dsgd_mpi.launch import launched
+        def prepare(*args, prepare=session.prepare):
+            if launched().rank == 1: raise UsageError("this node has no data")
+            return prepare(*args)
+        session.prepare = prepare
+        from dsgd_mpi.train import main
+        main()"""))
+    status, _, errors = run(program, *SMALL, ranks=3)
+    assert status == 2
+    assert errors.strip() == "Error: ranks [1]: this node has no data"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--model", "resnet9"), "unknown model 'resnet9'; the choices are resnet8, resnet14"),
+    (("--algorithm", "gosip"), "unknown algorithm 'gosip'"),
+    (("--algorithm", "gossip", "--set", "perod=2"), "gossip has no option 'perod'; did you mean 'period'?"),
+    (("--algorithm", "gossip", "--set", "period=two"), "gossip: period: expected int, found 'two'"),
+    (("--algorithm", "gossip", "--set", "period=0"), "gossip: period: expected at least 1, found 0"),
+    (("--algorithm", "gossip", "--set", "mode=pul"), "gossip: mode: expected one of pull, push, found 'pul'"),
+    (("--set", "bucket"), "--set expects KEY=VALUE, found 'bucket'"),
+    (("--batch", "20000"), "batch 20000 x 1 rank = 20000 images a step, but the training set holds 12000"),
+    (("--data", "nowhere.h5"), "nowhere.h5"),
+    (("--data", "fashion-minst"), "fashion-mnist"),
+    (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
+    (("--resume", "nowhere"), "config.toml: cannot be read"),
+    (("--device", "gpu"), "no kernels for GPUs"),
+    (("--kernels", "onednn", "--dtype", "float64"), "float64"),
+    (("--out", "/proc/nowhere"), "cannot be made"),
+])
+def test_bad_input_is_one_line_and_status_2(tmp_path, options, message):
+    status, output, errors = train("--out", tmp_path / "run", *options)
+    assert status == 2, output + errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    assert message in line
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    assert train(*SMALL, "--out", tmp_path / "run")[0] == 0
+    before = (tmp_path / "run" / "model.h5").read_bytes()
+    status, _, errors = train(*SMALL, "--out", tmp_path / "run")
+    assert status == 2
+    assert f"--resume {tmp_path / 'run'}" in errors
+    assert (tmp_path / "run" / "model.h5").read_bytes() == before
+
+
+def test_a_run_of_gossip_cannot_be_resumed_with_other_ranks(tmp_path):
+    assert train(*SMALL, "--algorithm", "gossip", "--out", tmp_path / "run", ranks=3)[0] == 0
+    status, _, errors = train("--resume", tmp_path / "run", "--steps", 20, ranks=2)
+    assert status != 0
+    assert "holds 3 different models, one a rank, but this run has 2 ranks; resume it with 3" in errors
+
+
+# without MPI
+
+def test_questions_are_answered_without_mpi(tmp_path):
+    for module, *args in (("train", "--help"), ("train", "--dry-run"), ("train", "--print-config"),
+                          ("train", "--algorithm", "list"), ("__main__", "data", "--help"),
+                          ("__main__", "plot", "--help"), ("__main__", "train", "--help"), ("__main__", "--help")):
+        program = ("import sys, runpy; sys.modules['mpi4py'] = None; "
+                   f"sys.argv = ['dsgd', *{args!r}]; runpy.run_module('dsgd_mpi.{module}', run_name='__main__')")
+        status, output, errors = run("-c", program)
+        assert (status, errors) == (0, ""), (module, args, errors)
+        assert output
+
+
+def test_a_run_without_an_mpi_library_says_what_to_install(tmp_path):
+    program = "import sys; sys.modules['mpi4py'] = None; from dsgd_mpi.train import main; main()"
+    status, _, errors = run("-c", program, "--out", tmp_path / "run")
+    assert status == 2
+    assert "MPI could not be loaded" in errors
+    assert "pip install mpich" in errors

@@ -1,0 +1,96 @@
+"""Checkpoints on a simulated cluster: whole or not there, newest first, never the end of a run."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from dsgd_mpi.algorithms.allreduce import Allreduce
+from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.simulated import Cluster
+from dsgd_mpi.run import checkpoint
+from dsgd_mpi.run.checkpoint import Checkpoints
+from dsgd_mpi.sgd import LocalSgd
+
+
+def on_cluster(tmp_path, size, algorithm, act):
+    """`act(checkpoints, x, sgd, algorithm)` on each rank, x and v being full of the rank's number."""
+    def main(host):
+        x, sgd, own = np.full(6, float(host.rank), "float32"), LocalSgd(5), algorithm()
+        own.start(host, x, sgd)
+        sgd.v[:] = host.rank
+        return act(Checkpoints(host, tmp_path, {"seed": 1}), x, sgd, own)
+    return Cluster(size).run(main)
+
+
+def save(*steps):
+    def act(checkpoints, x, sgd, algorithm):
+        for step in steps:
+            if algorithm.keeps:
+                algorithm.t = step
+            x += 100
+            checkpoints.save(step, x, sgd, algorithm, {"wall_s": step / 2})
+    return act
+
+
+def restore(checkpoints, x, sgd, algorithm):
+    x[:], sgd.v[:] = -1, -1
+    step, totals = checkpoints.restore(x, sgd, algorithm)
+    return step, totals["wall_s"], x[0], sgd.v[0], getattr(algorithm, "t", None)
+
+
+def test_each_rank_gets_its_own_model_back_and_two_checkpoints_stay(tmp_path):
+    on_cluster(tmp_path, 3, Gossip, save(10, 20, 30))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000000020", "checkpoint-000000030"]
+    assert on_cluster(tmp_path, 3, Gossip, restore) == [(30, 15, 300 + rank, rank, 30) for rank in range(3)]
+
+
+def test_replicated_models_are_kept_once_and_fit_any_number_of_ranks(tmp_path):
+    on_cluster(tmp_path, 3, Allreduce, save(10))
+    assert [path.name for path in tmp_path.rglob("*.h5")] == ["rank0.h5"]
+    assert on_cluster(tmp_path, 5, Allreduce, restore) == [(10, 5, 100, 0, None)] * 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_damage_on_one_rank_sends_all_to_the_checkpoint_before(tmp_path, damage, caplog):
+    on_cluster(tmp_path, 3, Gossip, save(10, 20))
+    file = tmp_path / "checkpoint-000000020" / "rank1.h5"
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        place = content.find(np.full(6, 201, "float32").tobytes())
+        content[place] ^= 1
+        file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert [found[0] for found in on_cluster(tmp_path, 3, Gossip, restore)] == [10] * 3
+    assert "rank1.h5 does not read back" in caplog.text
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
+    on_cluster(tmp_path, 2, Gossip, save(10))
+
+    def atomic(path):
+        raise OSError(f"{path}: No space left on device")
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(checkpoint, "atomic", atomic)
+        on_cluster(tmp_path, 2, Gossip, save(20))
+    assert "no checkpoint at step 20" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000010"]
+    assert on_cluster(tmp_path, 2, Gossip, restore)[0][0] == 10
+
+
+def test_what_does_not_fit_is_told(tmp_path):
+    with pytest.raises(UsageError, match="no whole checkpoint to go on from"):
+        on_cluster(tmp_path, 2, Gossip, restore)
+    on_cluster(tmp_path, 3, Gossip, save(10))
+    with pytest.raises(UsageError, match=r"holds 3 different models, one a rank, but this run has 2 ranks"):
+        on_cluster(tmp_path, 2, Gossip, restore)
+
+    def smaller(checkpoints, x, sgd, algorithm):
+        checkpoints.restore(x[:4], sgd, algorithm)
+    with pytest.raises(UsageError, match="holds a network of 6 numbers; this run's has 4"):
+        on_cluster(tmp_path, 3, Gossip, smaller)
