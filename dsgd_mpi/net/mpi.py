@@ -203,8 +203,8 @@ class MpiHost:
         MPI.COMM_WORLD.Abort(status)
 
     def library(self) -> str:
-        first, _, _ = MPI.Get_library_version().strip("\0").partition("\n")
-        return " ".join(first.rstrip(",").replace("Version:", "").split())
+        first = MPI.Get_library_version().strip("\0").splitlines()[0].partition(",")[0]
+        return " ".join(first.replace("Version:", "").split())
 
     def _total(self, what: str, *numbers: int) -> Array:
         total = np.array(numbers)

@@ -48,6 +48,8 @@ class Display:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """A line of summary.csv."""
+        if self.progress:
+            self.progress.update(self.task, completed=row["step"])
         self.console.print(f"epoch {row['epoch']:g}   train loss {row['train_loss']:.4f}   "
                            f"test accuracy {row['accuracy']:.2%}   {row['images_per_s']:,.0f} images/s   "
                            f"{row['wall_s']:.1f} s")
