@@ -48,13 +48,14 @@ class Config:
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
     seed: int = option("Experiment", 0, "Of weights, shuffling and augmentation.", least=0)
 
-    epochs: int = option("Schedule", 6, "Passes over the training set.", least=1)
-    steps: int | None = option("Schedule", None, "Steps instead of epochs.", least=1)
+    epochs: int = option("Schedule", 6, "Passes over the training set.", least=1, unit="EPOCHS")
+    steps: int | None = option("Schedule", None, "Steps, instead of epochs.", least=1, unit="STEPS")
     batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
     lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
     schedule: str = option("Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the "
                            "run, or along a cosine to 0.", choices=("constant", "step", "cosine"))
-    warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0)
+    warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0,
+                           unit="EPOCHS")
     momentum: float = option("Schedule", 0.9, "Nesterov momentum.", least=0)
     weight_decay: float = option("Schedule", 1e-4, "Weight decay, on all that is trained.", least=0)
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)

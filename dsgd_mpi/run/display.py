@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -17,7 +18,9 @@ class Display:
     """Prints nothing where it is not `talking`."""
 
     def __init__(self, talking: bool, steps: int = 0) -> None:
-        self.console = Console(quiet=not talking, highlight=False, soft_wrap=True)
+        # Open MPI gives its ranks a pseudo-terminal whatever its own output is: input tells whether a person is there
+        terminal = None if sys.stdin and sys.stdin.isatty() else False
+        self.console = Console(quiet=not talking, highlight=False, soft_wrap=True, force_terminal=terminal)
         self.steps, self.last = steps, 0.0
         self.progress: Progress | None = None
         self.talking = talking
@@ -56,6 +59,8 @@ class Display:
 
     def table(self, title: str, rows: dict[str, Any]) -> None:
         table = Table(title=title, show_header=False, title_justify="left")
+        table.add_column()
+        table.add_column(overflow="fold")
         for key, value in rows.items():
             table.add_row(key, shown(key, value))
         self.console.print(table)
