@@ -75,4 +75,6 @@ def shown(key: str, value: Any) -> str:
         return UNITS[key].format(value)
     if isinstance(value, float):
         return f"{value:.4g}" + (" s" if key.endswith("_s") else "")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
     return str(value)
