@@ -146,7 +146,8 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
         if last == training.steps:
             write_model(folder / "model.h5", training, parts)
         display.table("result", {key: value for key, value in summary.items() if value is not None})
-        display.print(f"run folder: {folder}\nto plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
+        display.print(f"run folder: {folder}")
+        display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
                       else f"stopped at step {last} as asked; go on with --resume {folder}")
     return 0 if last == training.steps else STATUS
 
