@@ -37,13 +37,18 @@ log = logging.getLogger("dsgd_mpi")
 def run(config: Config) -> int:
     """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
     stop = StopRequest()
-    rank = launched().rank
+    rank, size = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
-    parts, problem = prepared(config, launched().size)
-    if problem and launched().size == 1:
+    parts, problem = prepared(config, size)
+    if problem and size == 1:
         problem.show()
         return problem.exit_code
-    host = start_mpi()
+    try:
+        host = started_mpi(size)
+    except UsageError as unusable:
+        if rank == 0:
+            unusable.show()
+        return unusable.exit_code
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
@@ -67,14 +72,18 @@ def prepared(config: Config, ranks: int) -> tuple[Prepared | None, UsageError | 
         return None, problem
 
 
-def start_mpi() -> Any:
+def started_mpi(ranks: int) -> Any:
     try:
         from dsgd_mpi.net.mpi import MpiHost
     except (ImportError, RuntimeError) as error:
-        UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); pip install mpich, or load the module of "
-                   "your cluster's MPI").show()
-        sys.exit(UsageError.exit_code)
-    return MpiHost()
+        raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); pip install mpich, or load the "
+                         "module of your cluster's MPI; if its library is not called libmpi.so, build mpi4py for it: "
+                         "pip install --no-binary mpi4py mpi4py") from None
+    host = MpiHost()
+    if host.size < ranks:
+        raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
+                         f"to {host.library()}; use the launcher of that MPI (for srun see srun --mpi=list)")
+    return host
 
 
 def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | None]:

@@ -120,12 +120,14 @@ FAULTS = {
         import dsgd_mpi.session; dsgd_mpi.session.train = start""",
 }
 PROGRAM = """
-    import os, sys
+    import os, time
     from dsgd_mpi.launch import launched
     def on_rank(f, call=0):
         calls = iter(range(10**9))
         def g(*args, **kwargs):
-            if launched().rank == {rank} and next(calls) == call: raise RuntimeError("a fault was put here")
+            if launched().rank == {rank} and next(calls) == call:
+                open(os.path.join(os.path.dirname(__file__), "fault"), "w").write(str(time.time()))
+                raise RuntimeError("a fault was put here")
             return f(*args, **kwargs)
         return g
     {fault}
@@ -139,11 +141,11 @@ PROGRAM = """
 def test_one_rank_that_raises_ends_the_whole_job_with_its_message(tmp_path, where, rank):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM).format(rank=rank, fault=textwrap.dedent(FAULTS[where]).strip()))
-    start = time.monotonic()
     status, output, errors = run(program, "--steps", 8 if where == "in evaluation" else 100_000, "--batch", 4,
                                  "--out", tmp_path / "run", ranks=3, limit_s=30)
+    ended = time.time()
     assert status not in (0, 75)
-    assert time.monotonic() - start < 10
+    assert ended - float((tmp_path / "fault").read_text()) < 10
     assert "a fault was put here" in errors, output + errors
     assert f"rank {rank} on " in errors
 
@@ -174,6 +176,14 @@ def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
     status, _, errors = run(program, *SMALL, ranks=3)
     assert status == 2
     assert errors.splitlines()[0] == "Error: ranks [1]: this node has no data"
+
+
+def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
+    """Each process would train alone, four times the same."""
+    status, _, errors = train("--out", tmp_path / "run", env={"OMPI_COMM_WORLD_RANK": "0",
+                                                              "OMPI_COMM_WORLD_SIZE": "4"})
+    assert status == 2
+    assert "the launcher started 4 ranks but MPI sees 1" in errors
 
 
 @pytest.mark.parametrize(("options", "message"), [
