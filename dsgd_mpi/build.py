@@ -65,7 +65,6 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     host.broadcast(model.flat)
     sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
                    dtype=model.flat.dtype.name)
-    parts.algorithm.start(host, model.flat, sgd)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml()}
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]

@@ -41,6 +41,7 @@ class Training:
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
     """Everyone, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
     host, model, x = run.host, run.model, run.model.flat
+    run.algorithm.start(host, x, run.sgd)
 
     with closing(run.batches.stream(first)) as batches:
         def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:

@@ -89,10 +89,10 @@ def test_what_is_kept_is_all_that_a_later_run_needs(name, options, world):
             go_on(host, algorithm, task, x)
         algorithm.rest(x)
         fresh, sgd_y = make(name, options), sgd_for(y)
-        fresh.start(host, y, sgd_y)
         sgd_y.v[:] = v
         for key, value in kept.items():
             setattr(fresh, key, value)
+        fresh.start(host, y, sgd_y)
         for _ in range(9):
             go_on(host, fresh, task_y, y)
         fresh.rest(y)
