@@ -76,6 +76,9 @@ class Net(Protocol):
     def share(self, x: Array) -> Shared:
         """Everyone, once: lends a copy of x to all. The parts of the ranks may differ in length."""
 
+    def idle(self) -> None:
+        """This rank alone, again and again while it waits for a change in shared memory: lets the others go on."""
+
     def settle(self) -> None:
         """Everyone: when it returns, all that was posted has arrived and can be collected."""
 

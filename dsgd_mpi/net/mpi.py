@@ -178,6 +178,13 @@ class MpiHost:
         self.windows.append(Window(self.comm, x, self.traffic))
         return self.windows[-1]
 
+    def idle(self) -> None:
+        start = time.perf_counter()
+        self.progress()
+        self.stop.listen()
+        os.sched_yield()
+        self.traffic.wait_s += time.perf_counter() - start
+
     def _arrived(self) -> Iterator[Letter]:
         status = MPI.Status()
         while (message := self.mail.Improbe(status=status)) is not None:

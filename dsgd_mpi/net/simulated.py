@@ -18,6 +18,8 @@ from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.costs import Costs
 
+IDLE_S = 1e-3                               # between two looks at shared memory
+
 
 class Deadlock(RuntimeError):
     """Some ranks wait for what will never come; the message names them."""
@@ -180,6 +182,9 @@ class SimulatedHost:
             self._wait(self.letter_came, "a letter")
         letters, self.cluster.inboxes[self.rank] = self.cluster.inboxes[self.rank], []
         yield from letters
+
+    def idle(self) -> None:
+        self._wait(self.cluster.environment.timeout(IDLE_S), "a change in shared memory")
 
     def share(self, x: Array) -> SharedMemory:
         parts = self.allgather(x.copy())
