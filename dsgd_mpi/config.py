@@ -46,6 +46,11 @@ class Config:
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
+    bn: str = option("Experiment", "average", "Batch norm's statistics in the model that is evaluated and kept: as the "
+                     "algorithm averages them, measured anew on training images, or each rank's own.",
+                     choices=("average", "recalibrate", "local"))
+    slow_rank: str | None = option("Experiment", None, "Makes each gradient of a rank take that much longer: what does "
+                                   "a straggler do?", unit="RANK:SECONDS")
     seed: int = option("Experiment", 0, "Of weights, shuffling and augmentation.", least=0)
 
     epochs: int = option("Schedule", 6, "Passes over the training set.", least=1, unit="EPOCHS")
@@ -87,6 +92,13 @@ class Config:
         if wrong:
             raise UsageError(f"--set expects KEY=VALUE, found {wrong[0]!r}")
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def slowed(self) -> tuple[int, float] | None:
+        """`slow_rank` as rank and seconds."""
+        if self.slow_rank is None:
+            return None
+        rank, _, seconds = self.slow_rank.partition(":")
+        return convert(int, rank, "--slow-rank RANK:SECONDS"), convert(float, seconds, "--slow-rank RANK:SECONDS")
 
     def to_toml(self) -> str:
         """A file that `from_toml` reads back; what is None is left out."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.run.record import Record
 from dsgd_mpi.schedule import Schedule
 from dsgd_mpi.sgd import LocalSgd
+
+BETWEEN_S = 5e-4                            # of a slowed computation between two polls, as between two layers
+RECALIBRATION_STEPS = 16                    # batches a rank that statistics are measured on
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Training:
     steps: int                              # of the whole run
     eval_every: int                         # steps
     checkpoint_every: int                   # steps; 0: none but the last
+    bn: Literal["average", "recalibrate", "local"] = "average"      # whose statistics the answer gets
+    delay_s: float = 0.0                    # by which each gradient is made slower
 
 
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
@@ -53,6 +59,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             handed_out = partial(ready, g) if ready else None
             with record.compute:
                 record.loss(host.compute(model.loss_and_gradient, images, labels, handed_out, host.progress))
+                linger(run.delay_s, host.progress)
             return g
 
         for step in range(first, run.steps):
@@ -63,20 +70,44 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             record.step(step + 1, run.schedule(step))
             if (step + 1) % run.eval_every == 0 or step + 1 == run.steps:
                 with record.evaluating:
-                    found = evaluate(run)
+                    found = evaluate(run, step + 1)
                 record.evaluation(step + 1, **found)
             if (run.checkpoint_every and (step + 1) % run.checkpoint_every == 0) or step + 1 == run.steps:
                 run.checkpoints.save(step + 1, x, run.sgd, run.algorithm, record.totals())
-    x[:] = run.algorithm.answer(x)
+    take_answer(run, run.steps)
     return run.steps
 
 
-def evaluate(run: Training) -> dict[str, Any]:
+def linger(seconds: float, between: Callable[[], None]) -> None:
+    """Takes time as a slow computation would: messages move on meanwhile."""
+    end = time.perf_counter() + seconds
+    while seconds and time.perf_counter() < end:
+        between()
+        time.sleep(BETWEEN_S)
+
+
+def take_answer(run: Training, step: int) -> None:
+    """Everyone: x becomes the model that the algorithm offers, with the statistics that were asked for."""
+    model, x = run.model, run.model.flat
+    statistics = slice(model.parameters, None)
+    own = x[statistics].copy()
+    x[:] = run.algorithm.answer(x)
+    if run.bn == "local":
+        x[statistics] = own
+    elif run.bn == "recalibrate":           # the gradient of running statistics is their distance from a batch's
+        distance = 0 * own
+        for batch in range(step, step + RECALIBRATION_STEPS):
+            model.loss_and_gradient(*run.batches.at(batch), between=run.host.progress)
+            distance += model.flat_gradient[statistics] / RECALIBRATION_STEPS
+        x[statistics] -= run.host.mean(distance).wait()
+
+
+def evaluate(run: Training, step: int) -> dict[str, Any]:
     """Everyone: what the algorithm's answer does on the test set, each rank taking its share; x stays as it was."""
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters])
-    x[:] = run.algorithm.answer(x)
+    take_answer(run, step)
     right = seen = 0
     for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size):
         right += int((model.predict(images).argmax(1) == labels).sum())

@@ -142,16 +142,15 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
     if host.rank == 0:
         write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", banner(parts, training, machine, folder, first))
-    record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch * host.size,
+    record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch,
                     config.log_every, first, totals)
     display.begin(first)
     try:
         last = train(training, record, first, stop)
     finally:
         display.end()
+    summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
     if host.rank == 0:
-        about = parts.about(host.size)
-        summary = record.finish("finished" if last == training.steps else "stopped", last, about)
         if last == training.steps:
             write_model(folder / "model.h5", training, parts)
         display.table("result", {key: value for key, value in summary.items() if value is not None})

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from jobs import Job, pids, run, train
 
+from dsgd_mpi import algorithms
+from dsgd_mpi.nn import resnet
+
 SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
 
 
@@ -94,6 +97,42 @@ def until(condition, limit_s=30):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_path, name):
+    folder = tmp_path / "run"
+    status, _, errors = train(*SMALL, "--algorithm", name, "--lr", 0.01, "--out", folder, ranks=3)
+    assert (status, errors) == (0, "")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 < summary["train_loss"] < 3
+    assert summary["images"] == 12 * 8 * 3 or name == "backup"      # whose server computes no gradient
+    one_sided = name in ("adpsgd", "easgd", "parameter_server")
+    assert (summary["staleness"] is not None) == one_sided
+    assert np.isfinite(model_of(folder)["fc.weight"]).all()
+    assert all((view > 0).all() for key, view in model_of(folder).items() if key.endswith("running_var"))
+    status, _, errors = train("--resume", folder, "--steps", 18, ranks=3)
+    assert (status, errors) == (0, "")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 18
+
+
+@pytest.mark.parametrize("bn", ["average", "recalibrate", "local"])
+def test_the_statistics_of_the_answer_are_those_asked_for(tmp_path, bn):
+    """Over so few steps the running averages are still near their start, the measured ones are not."""
+    status, _, errors = train("--steps", 2, "--batch", 32, "--lr", 0, "--bn", bn, "--out", tmp_path / "run", ranks=2)
+    assert (status, errors) == (0, "")
+    own = model_of(tmp_path / "run")["layer3.0.bn2.running_var"].mean()
+    start = resnet("resnet8", 10, (28, 28, 1), 32, "reference").state["layer3.0.bn2.running_var"].mean()
+    assert (abs(own - start) < 0.25) == (bn != "recalibrate")
+
+
+def test_a_slow_rank_is_slow_and_the_others_wait_for_it(tmp_path):
+    start = time.monotonic()
+    status, _, errors = train(*SMALL, "--slow-rank", "1:0.3", "--out", tmp_path / "run", ranks=2)
+    assert (status, errors) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert time.monotonic() - start > summary["wall_s"] > 12 * 0.3
+    assert summary["wait_s"] > 12 * 0.3 / 2 * 0.8            # the mean of one that waits and one that does not
 
 
 def test_more_ranks_than_cores(tmp_path):
@@ -199,6 +238,8 @@ def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
     (("--data", "fashion-minst"), "fashion-mnist"),
     (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
     (("--resume", "nowhere"), "config.toml: cannot be read"),
+    (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
+    (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
     (("--device", "gpu"), "no kernels for GPUs"),
     (("--kernels", "onednn", "--dtype", "float64"), "float64"),
     (("--out", "/proc/nowhere"), "cannot be made"),

@@ -40,7 +40,8 @@ class Display:
 
     def step(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl: shown if it is time."""
-        figures = f"loss {line['loss']:.4f}   {line['images_per_s']:,.0f} images/s"
+        loss = f"loss {line['loss']:.4f}   " if line["loss"] is not None else ""
+        figures = f"{loss}{line['images_per_s']:,.0f} images/s"
         if self.progress:
             self.progress.update(self.task, completed=line["step"], figures=figures)
         elif time.monotonic() - self.last > PLAIN_S:
