@@ -50,7 +50,7 @@ class Record:
         self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
         self.losses: list[float] = []       # since the last line of metrics.jsonl
         self.epoch_losses: list[float] = []     # since the last evaluation
-        self.gradients = 0
+        self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
         self.row: dict[str, Any] = {}
         if host.rank == 0:
@@ -73,6 +73,7 @@ class Record:
 
     def step(self, step: int, lr: float) -> None:
         """After each step: a line now and then."""
+        self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
         if step % self.log_every or self.host.rank != 0:
             return
         now = self.host.now()
@@ -102,11 +103,16 @@ class Record:
                 writer.writerow(self.row)
             self.display.epoch(self.row)
 
+    def rate(self) -> float:
+        """Images/s of this rank alone, from its first step to its last, evaluations left out."""
+        return round(self.gradients * self.batch / self.stepping_s, 1) if self.stepping_s else 0.0
+
     def finish(self, status: str, step: int, about: dict[str, Any]) -> dict[str, Any]:
         """Everyone: rank 0 writes summary.json, with the figures of the last evaluation, None if there was none."""
         figures = {key: self.row.get(key) for key in SUMMARY}
         summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures,
-                   "staleness": staleness(self.host.allgather(self.host.traffic.staleness))}
+                   "staleness": staleness(self.host.allgather(self.host.traffic.staleness)),
+                   "rank_images_per_s": self.host.allgather(self.rate())}
         if self.host.rank != 0:
             return summary
         write_json(self.folder / "summary.json", summary)
