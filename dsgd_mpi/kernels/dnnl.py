@@ -36,8 +36,8 @@ enum { dnnl_forward_training = 64, dnnl_forward_inference = 96, dnnl_backward = 
 enum { dnnl_convolution_direct = 1, dnnl_eltwise_relu = 0x20, dnnl_eltwise_relu_use_dst_for_bwd = 0x100,
     dnnl_pooling_max = 0x1ff, dnnl_pooling_avg_exclude_padding = 0x3ff, dnnl_binary_add = 0x1fff0 };
 enum { dnnl_use_global_stats = 1, dnnl_use_scale = 2, dnnl_use_shift = 4, dnnl_fuse_norm_relu = 8 };
-enum { dnnl_query_impl_info_str = 8, dnnl_query_weights_md = 131, dnnl_query_diff_weights_md = 132,
-    dnnl_query_workspace_md = 135, dnnl_query_scratchpad_md = 136 };
+enum { dnnl_query_impl_info_str = 8, dnnl_query_src_md = 129, dnnl_query_weights_md = 131,
+    dnnl_query_diff_weights_md = 132, dnnl_query_diff_dst_md = 134, dnnl_query_workspace_md = 135, dnnl_query_scratchpad_md = 136 };
 enum { dnnl_cpu_isa_avx512_core = 0x27 };
 #define DNNL_RUNTIME_OMP 2
 #define DNNL_ARG_SRC 1
@@ -67,6 +67,7 @@ int dnnl_engine_create(void **engine, int kind, size_t index);
 int dnnl_stream_create(void **stream, void *engine, unsigned flags);
 int dnnl_memory_desc_create_with_tag(void **md, int ndims, dims shape, int type, int tag);
 int dnnl_memory_desc_destroy(void *md);
+int dnnl_memory_desc_equal(const void *md, const void *other);
 size_t dnnl_memory_desc_get_size(const void *md);
 int dnnl_memory_create(void **memory, const void *md, void *engine, void *handle);
 int dnnl_memory_set_data_handle(void *memory, void *handle);
