@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test soak lint clean
+.PHONY: help train test soak lint bench clean
 
 help:                   ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,12 +49,23 @@ lint: $(READY)          ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results and its README: about half an hour
+	.venv-bench/bin/python benchmarks/step.py $(ARGS)
+	.venv-bench/bin/python benchmarks/kernels.py
+	.venv-bench/bin/python benchmarks/table.py
+
 clean:                  ## remove the environments and what tools left behind
-	rm -rf .venv .venv-openmpi .venv-system build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-openmpi .venv-system .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made once, and brought up to date when what it installs has changed.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+# PyTorch is no part of the others: 1 GB, and only to be compared with.
+.venv-bench/ready: pyproject.toml
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable .
 	touch $@

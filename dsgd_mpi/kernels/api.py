@@ -71,6 +71,13 @@ class Kernels(Protocol):
         average. Otherwise m, s are the running statistics.
         """
 
+    def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
+                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Operation:
+        """`batch_norm` of `convolution` for inference alone, in one pass: y = (scale w) * x + bias [+ add] [ReLU].
+
+        scale = gamma / sqrt(var + 1e-5) and bias = beta - scale mean, as they are at each forward pass.
+        """
+
     def subsample(self, x: Tensor, y: Tensor) -> Operation:
         """Every second pixel, channels padded with zeros on both sides alike: the shortcut 'option A' of He 2015."""
 

@@ -36,8 +36,9 @@ enum { dnnl_forward_training = 64, dnnl_forward_inference = 96, dnnl_backward = 
 enum { dnnl_convolution_direct = 1, dnnl_eltwise_relu = 0x20, dnnl_eltwise_relu_use_dst_for_bwd = 0x100,
     dnnl_pooling_max = 0x1ff, dnnl_pooling_avg_exclude_padding = 0x3ff, dnnl_binary_add = 0x1fff0 };
 enum { dnnl_use_global_stats = 1, dnnl_use_scale = 2, dnnl_use_shift = 4, dnnl_fuse_norm_relu = 8 };
-enum { dnnl_query_impl_info_str = 8, dnnl_query_weights_md = 131, dnnl_query_diff_weights_md = 132,
-    dnnl_query_workspace_md = 135, dnnl_query_scratchpad_md = 136 };
+enum { dnnl_query_impl_info_str = 8, dnnl_query_src_md = 129, dnnl_query_weights_md = 131,
+    dnnl_query_diff_weights_md = 132, dnnl_query_diff_dst_md = 134, dnnl_query_workspace_md = 135,
+    dnnl_query_scratchpad_md = 136 };
 enum { dnnl_cpu_isa_avx512_core = 0x27 };
 #define DNNL_RUNTIME_OMP 2
 #define DNNL_ARG_SRC 1
@@ -57,6 +58,7 @@ enum { dnnl_cpu_isa_avx512_core = 0x27 };
 #define DNNL_ARG_DIFF_BIAS 169
 #define DNNL_ARG_DIFF_SCALE 255
 #define DNNL_ARG_DIFF_SHIFT 256
+#define DNNL_ARG_ATTR_MULTIPLE_POST_OP_BASE 32768
 
 typedef struct { int major, minor, patch; const char *hash; unsigned cpu_runtime, gpu_runtime; } dnnl_version_t;
 typedef struct { int arg; void *memory; } dnnl_exec_arg_t;
@@ -67,6 +69,7 @@ int dnnl_engine_create(void **engine, int kind, size_t index);
 int dnnl_stream_create(void **stream, void *engine, unsigned flags);
 int dnnl_memory_desc_create_with_tag(void **md, int ndims, dims shape, int type, int tag);
 int dnnl_memory_desc_destroy(void *md);
+int dnnl_memory_desc_equal(const void *md, const void *other);
 size_t dnnl_memory_desc_get_size(const void *md);
 int dnnl_memory_create(void **memory, const void *md, void *engine, void *handle);
 int dnnl_memory_set_data_handle(void *memory, void *handle);
@@ -78,6 +81,7 @@ int dnnl_primitive_attr_set_post_ops(void *attr, const void *post_ops);
 int dnnl_post_ops_create(void **post_ops);
 int dnnl_post_ops_destroy(void *post_ops);
 int dnnl_post_ops_append_eltwise(void *post_ops, int alg, float alpha, float beta);
+int dnnl_post_ops_append_binary(void *post_ops, int alg, const void *src1);
 const void *dnnl_primitive_desc_query_md(const void *pd, int what, int index);
 int dnnl_primitive_desc_query(const void *pd, int what, int index, void *result);
 int dnnl_primitive_desc_destroy(void *pd);
@@ -135,6 +139,10 @@ def library() -> Library:
 
 @cache
 def loaded(path: str) -> Library:
+    # libgomp reads it when it is loaded: how often a thread that waits looks again before it sleeps, here about 0.1 ms.
+    # Its own 300,000 cost nothing on idle cores, but where others use them too, waiting threads keep out working ones.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         c = ffi.dlopen(path)
         version = c.dnnl_version()
@@ -169,15 +177,17 @@ class Library:
         check(create(out, *args))
         return ffi.gc(out[0], destroy) if destroy else out[0]
 
-    def attributes(self, relu: bool = False) -> Handle:
-        """The scratchpad is ours to give; `relu` is applied to the result."""
+    def attributes(self, relu: bool = False, add: Handle = None) -> Handle:
+        """The scratchpad is ours to give; to the result, an array of layout `add` is added, and `relu` applied."""
         c = self.c
         attributes = self.new(c.dnnl_primitive_attr_create, c.dnnl_primitive_attr_destroy)
         check(c.dnnl_primitive_attr_set_scratchpad_mode(attributes, c.dnnl_scratchpad_mode_user))
+        post_ops = self.new(c.dnnl_post_ops_create, c.dnnl_post_ops_destroy)
+        if add is not None:
+            check(c.dnnl_post_ops_append_binary(post_ops, c.dnnl_binary_add, add))
         if relu:
-            post_ops = self.new(c.dnnl_post_ops_create, c.dnnl_post_ops_destroy)
             check(c.dnnl_post_ops_append_eltwise(post_ops, c.dnnl_eltwise_relu, 0.0, 0.0))
-            check(c.dnnl_primitive_attr_set_post_ops(attributes, post_ops))
+        check(c.dnnl_primitive_attr_set_post_ops(attributes, post_ops))
         return attributes
 
     def layout(self, shape: Shape, dtype: int, tag: int) -> Handle:

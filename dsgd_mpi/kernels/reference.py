@@ -50,6 +50,10 @@ class Reference:
                    relu: bool, add: Tensor | None = None) -> Operation:
         return BatchNorm(x, gamma, beta, mean, var, y, relu, add)
 
+    def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
+                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Operation:
+        return FoldedConvolution(x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
+
     def subsample(self, x: Tensor, y: Tensor) -> Operation:
         return Subsample(x, y)
 
@@ -180,6 +184,30 @@ class BatchNorm:
         self.beta.grad[...], self.gamma.grad[...] = dbeta, dgamma
         if self.x.grad is not None:
             self.x.grad[...] = self.gamma.value * self.scale * (dy - (dbeta + self.normal * dgamma) / self.count)
+
+
+class FoldedConvolution:
+    """y = (scale w) * x + bias [+ add] [ReLU]."""
+
+    def __init__(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
+                 stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
+        self.w, self.gamma, self.beta, self.mean, self.var, self.y = w, gamma, beta, mean, var, y
+        self.relu, self.add = relu, add
+        self.folded = Tensor(np.empty_like(w.value))
+        self.convolution = Convolution(x, self.folded, y, stride, pad)
+
+    def forward(self, training: bool) -> None:
+        scale, y = self.gamma.value / np.sqrt(self.var.value + EPSILON), self.y.value
+        self.folded.value[...] = scale[:, None, None, None] * self.w.value
+        self.convolution.forward(training)
+        y += self.beta.value - scale * self.mean.value
+        if self.add is not None:
+            y += self.add.value
+        if self.relu:
+            np.maximum(y, 0, out=y)
+
+    def backward(self) -> None:
+        raise NotImplementedError           # of inference
 
 
 class Subsample:

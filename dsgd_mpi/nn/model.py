@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array, Layout, Shape
+from dsgd_mpi.flat import Array, Layout
 from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
+from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
 from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.nn.memory import Memory
 
 
 class Model:
@@ -32,6 +34,7 @@ class Model:
         self.flat, self.flat_gradient = np.zeros(self.layout.size, dtype), np.zeros(self.layout.size, dtype)
         self.state, self.gradient = self.layout.views(self.flat), self.layout.views(self.flat_gradient)
         self.plans: dict[int, Plan] = {}
+        self.inference: Inference | None = None
         initialise(self.state, seed)
 
     def load_state(self, state: Mapping[str, Array]) -> None:
@@ -78,18 +81,22 @@ class Model:
 
     def predict(self, images: Array) -> Array:
         """Logits, float32 (N, classes), with the running statistics; any number of images, float32 NHWC."""
-        plan = self._plan(self.batch)
-        logits = np.empty((len(images), *plan.logits.value.shape[1:]), self.flat.dtype)
+        if self.inference is None:
+            self.inference = Inference(self.network, self.state, self.batch, self.kernels)
+        logits = np.empty((len(images), *self.inference.logits.shape[1:]), self.flat.dtype)
         for begin in range(0, len(images), self.batch):
             part = images[begin : begin + self.batch]
             if len(part) < self.batch:      # the rows beyond are computed and dropped
                 part = np.concatenate([part, np.zeros((self.batch - len(part), *part.shape[1:]), part.dtype)])
-            self.kernels.put(part, plan.images)
-            for step in plan.steps:
-                step.operation.forward(training=False)
             end = min(begin + self.batch, len(images))
-            logits[begin:end] = self.kernels.get(plan.logits.value)[: end - begin]
+            logits[begin:end] = self.inference(part)[: end - begin]
         return logits
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory of activations and their gradients, for all batch sizes met so far, and for inference."""
+        plans = sum(plan.activation_bytes for plan in self.plans.values())
+        return plans + (self.inference.memory.allocated_bytes if self.inference else 0)
 
     def _plan(self, batch: int) -> Plan:
         if batch not in self.plans:
@@ -112,9 +119,7 @@ class Plan:
         network = model.network
         self.values = {name: self.kernels.empty((batch, *shape)) for name, shape in network.shapes.items()}
         self.grads: dict[str, Array] = {}   # of activations, while they live
-        self.free: list[Array] = []
-        self.lent: dict[int, Array] = {}    # id of a gradient -> the array that its memory was borrowed from
-        self.allocated_bytes = sum(value.nbytes for value in self.values.values())
+        self.memory = Memory(self.kernels)  # for them
         logits = network.layers[-1].y
         self.images, self.logits = self.values["images"], self._tensor(logits)
         self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
@@ -127,7 +132,8 @@ class Plan:
         sums: list[tuple[Array, Array]] = []
         add = self._input(layer.add, sums) if layer.add else None
         x = self._input(layer.x, sums)
-        self.free += [self.lent[id(grad)] for grad in (y.grad, *(term for _, term in sums))]
+        for grad in (y.grad, *(term for _, term in sums)):
+            self.memory.give_back(grad)
         return x, add, y, sums
 
     def _input(self, name: str, sums: list[tuple[Array, Array]]) -> Tensor:
@@ -141,7 +147,7 @@ class Plan:
 
     def _tensor(self, name: str, again: bool = False) -> Tensor:
         value = self.values[name]
-        grad = self._borrow(value.shape)
+        grad = self.memory.borrow(value.shape)
         if not again:
             self.grads[name] = grad
         return Tensor(value, grad)
@@ -155,16 +161,6 @@ class Plan:
         trained = [slices[name] for name in layer.weights if name in self.model.network.trained]
         return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)
 
-    def _borrow(self, shape: Shape) -> Array:
-        """A gradient array in the smallest free memory that is large enough, or in new."""
-        size = int(np.prod(shape))
-        fitting = [array for array in self.free if array.size >= size]
-        if fitting:
-            memory = min(fitting, key=lambda array: int(array.size))
-            self.free = [array for array in self.free if array is not memory]
-        else:
-            memory = self.kernels.empty((size,))
-            self.allocated_bytes += memory.nbytes
-        grad = memory[:size].reshape(shape)
-        self.lent[id(grad)] = memory
-        return grad
+    @property
+    def activation_bytes(self) -> int:
+        return self.memory.allocated_bytes + sum(int(value.nbytes) for value in self.values.values())

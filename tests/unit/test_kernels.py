@@ -95,6 +95,28 @@ def test_convolution_of_images_asks_no_gradient_of_them(fast):
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("n", "h", "w", "c", "o", "window", "stride", "pad"), [
+    (2, 8, 8, 16, 16, 3, 1, 1), (2, 7, 9, 17, 33, 3, 2, 1), (1, 15, 13, 3, 5, 7, 2, 3), (2, 7, 7, 64, 256, 1, 1, 0),
+    (3, 9, 7, 1, 4, 1, 2, 0)])
+def test_folded_convolution_is_batch_norm_of_a_convolution(fast, n, h, w, c, o, window, stride, pad, relu, add):
+    rng = fresh()
+    x, x_ = pair(fast, rng.standard_normal((n, h, w, c)))
+    shape = (n, out(h, window, stride, pad), out(w, window, stride, pad), o)
+    other, other_ = pair(fast, rng.standard_normal(shape))
+    for _ in range(2):                      # the weights and statistics of the moment, not those of the first time
+        p, p_ = parameters(w=rng.standard_normal((o, c, window, window)), gamma=rng.uniform(0.5, 2, o),
+                           beta=rng.standard_normal(o), mean=rng.standard_normal(o), var=rng.uniform(0.5, 2, o))
+        y, y_ = outputs(fast, shape)
+        between = poisoned(ORACLE, shape)
+        fast.folded_convolution(x, *p.values(), y, stride, pad, relu, other if add else None).forward(False)
+        ORACLE.convolution(x_, p_["w"], between, stride, pad).forward(False)
+        norm = [p_[name] for name in ("gamma", "beta", "mean", "var")]
+        ORACLE.batch_norm(between, *norm, y_, relu, other_ if add else None).forward(False)
+        assert_close(fast, y.value, y_.value)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("shape", [(4, 14, 14, 16), (2, 7, 5, 33), (1, 8, 8, 64), (3, 4, 4, 1), (16, 1, 1, 8)])
 def test_batch_norm(fast, shape, relu, add):
     rng = fresh()

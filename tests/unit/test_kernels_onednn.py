@@ -1,6 +1,9 @@
 """What is oneDNN's own: finding the library, threads, memory, and bfloat16 as bits."""
 
 import gc
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,3 +91,18 @@ def test_bfloat16_rounds_to_nearest_and_ties_to_even():
     between = np.float32([1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.51 * ulp, 1 + 0.49 * ulp])
     np.testing.assert_array_equal(from_bfloat16(to_bfloat16(between)), np.float32([1, 1 + 2 * ulp, 1 + ulp, 1]))
     assert np.isnan(from_bfloat16(to_bfloat16(np.float32([np.nan])))).all()
+
+
+@pytest.mark.parametrize(("given", "spins"), [
+    ({}, "3000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_waiting_threads_soon_sleep_unless_the_user_has_said_otherwise(onednn, given, spins):
+    """libgomp tells, while it is loaded, what it has read."""
+    program = """if 1:
+        import os; from dsgd_mpi import kernels
+        kernels.load("onednn"); print(os.environ.get("GOMP_SPINCOUNT"))"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
+    done = subprocess.run([sys.executable, "-c", program], env={**environment, **given, "OMP_DISPLAY_ENV": "verbose"},
+                          capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(spins)
+    if spins:
+        assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -1,0 +1,156 @@
+"""Single layers, ours against PyTorch's: `python benchmarks/kernels.py`, or `make bench`.
+
+Forward, gradient of the data and gradient of the weights of each shape of convolution in a network, and batch norm with
+ReLU, forward and backward, all NHWC (PyTorch's channels_last). Ours includes the re-ordering of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import click
+import contest
+import numpy as np
+from contest import Contestant, Work, ratio, summary, take_turns
+from step import CASES, Case
+
+from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.nn.resnet import network
+
+OURS, THEIRS = "dsgd_mpi", "eager channels_last"
+
+
+def shapes_of(net: Network) -> dict[str, Layer]:
+    """A name of each shape of convolution and of batch norm -> the first layer that has it."""
+    found: dict[str, Layer] = {}
+    for layer in net.layers:
+        h, w, c = (*net.shapes[layer.x], 0, 0)[:3]
+        if layer.kernel == "convolution":
+            o, _, window, _ = net.trained[layer.weights[0]]
+            found.setdefault(f"conv {h}x{w} {c}->{o} {window}x{window} /{layer.options['stride']}", layer)
+        elif layer.kernel == "batch_norm" and layer.options["relu"] and not layer.add:
+            found.setdefault(f"bn+relu {h}x{w} {c}", layer)
+    return found
+
+
+def gflop(case: Case, net: Network, layer: Layer) -> float:
+    """Of one pass over a convolution; 0 for batch norm, which memory bounds."""
+    if layer.kernel != "convolution":
+        return 0.0
+    h, w, _ = net.shapes[layer.y]
+    return 2e-9 * case.batch * h * w * float(np.prod(net.trained[layer.weights[0]]))
+
+
+def ours(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    from dsgd_mpi.kernels.onednn import OneDNN, run
+
+    started()
+    k, rng, net = OneDNN(), np.random.default_rng(0), network(case.name, case.classes, case.image)
+
+    def tensor(shape: Any, empty: Any = np.empty) -> Tensor:
+        value, grad = empty(shape), empty(shape)
+        value[...], grad[...] = rng.random(shape), rng.random(shape)
+        return Tensor(value, grad)
+
+    work: dict[str, Callable[[], object]] = {}
+    for name, layer in shapes_of(net).items():
+        x, y = (tensor((case.batch, *net.shapes[which]), k.empty) for which in (layer.x, layer.y))
+        weights = [tensor((net.trained | net.statistics)[w], partial(np.empty, dtype="float32")) for w in layer.weights]
+        operation: Any = getattr(k, layer.kernel)(x, *weights, y, **layer.options)
+        work[f"{name} forward"] = partial(operation.forward, True)
+        if layer.kernel == "convolution":
+            if layer.x != "images":
+                work[f"{name} data"] = partial(run, operation.data_gradient())
+            work[f"{name} weights"] = partial(run, operation.weights_gradient())
+        else:
+            work[f"{name} backward"] = operation.backward
+    return work, []
+
+
+def torchs(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    import torch
+
+    started()
+    net = network(case.name, case.classes, case.image)
+    work: dict[str, Callable[[], object]] = {}
+
+    def image(which: str) -> Any:
+        h, w, c = net.shapes[which]
+        return torch.rand(case.batch, c, h, w).contiguous(memory_format=torch.channels_last)
+
+    for name, layer in shapes_of(net).items():
+        x, dy = image(layer.x), image(layer.y)
+        if layer.kernel == "convolution":
+            w = torch.rand(net.trained[layer.weights[0]]).contiguous(memory_format=torch.channels_last)
+            stride, pad = [layer.options["stride"]] * 2, [layer.options["pad"]] * 2
+            back = partial(torch.ops.aten.convolution_backward, dy, x, w, None, stride, pad, [1, 1], False, [0, 0], 1)
+            work[f"{name} forward"] = partial(torch.conv2d, x, w, None, stride, pad)
+            if layer.x != "images":
+                work[f"{name} data"] = partial(back, [True, False, False])
+            work[f"{name} weights"] = partial(back, [False, True, False])
+        else:
+            work |= batch_norm(name, x, dy)
+    return work, []
+
+
+def batch_norm(name: str, x: Any, dy: Any) -> Work:
+    import torch
+
+    module = torch.nn.BatchNorm2d(x.shape[1])
+    x.requires_grad_()
+    kept: list[Any] = []
+
+    def forward() -> None:
+        kept[:] = [torch.relu_(module(x))]
+
+    return {f"{name} forward": forward,
+            f"{name} backward": lambda: torch.autograd.grad(kept[0], [x, *module.parameters()], dy, retain_graph=True)}
+
+
+def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
+    both = [Contestant(OURS, threads, ours, case), Contestant(THEIRS, threads, torchs, case)]
+    for contestant in both:
+        assert not contestant.failure, f"{contestant.name}: {contestant.failure}"
+    net = network(case.name, case.classes, case.image)
+    rows = {}
+    for name, layer in shapes_of(net).items():
+        passes = ("forward", "data", "weights") if layer.kernel == "convolution" else ("forward", "backward")
+        for which in passes[:1] + passes[1 + (layer.x == "images"):]:
+            rows[f"{name} {which}"] = {"gflop": gflop(case, net, layer),
+                                       "seconds": take_turns(both, f"{name} {which}", rounds, 2, limit_s=20)}
+    for contestant in both:
+        contestant.stop()
+    return {"case": case.name, "batch": case.batch, "threads": threads, "rows": rows}
+
+
+def line(name: str, row: dict[str, Any], peak: float) -> str:
+    mine, other = (row["seconds"][who] for who in (OURS, THEIRS))
+    middle, low, high = (1e3 * value for value in summary(mine))
+    rate = f"{row['gflop'] / middle * 1e3:4.0f} GFLOP/s of {peak:.0f}" if row["gflop"] else ""
+    return (f"  {name:36} {middle:8.2f} ms ({low:.2f} to {high:.2f})   theirs {ratio(other, mine):5.2f} times ours   "
+            f"{rate}")
+
+
+@click.command()
+@click.option("--nets", default="resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
+@click.option("--threads", default="1", show_default=True)
+@click.option("--rounds", default=7, show_default=True)
+@click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
+def main(nets: str, threads: str, rounds: int, save: bool) -> None:
+    """Time the layers of networks, both contestants taking turns."""
+    for count in map(int, threads.split(",")):
+        peak = contest.gemm_peak(count)
+        for name in nets.split(","):
+            found = measure(CASES[name], count, rounds)
+            click.echo(f"{name} b{CASES[name].batch} float32, {count} threads")
+            for row, figures in found["rows"].items():
+                click.echo(line(row, figures, peak))
+            if save:
+                contest.save(f"kernels-{name}-float32-{count}", {**found, "gemm_gflops": peak})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Puts the figures of benchmarks/results into the tables of benchmarks/README.rst: `python benchmarks/table.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from contest import HERE, RESULTS, ratio, summary
+from step import CASES, OURS, TORCH
+
+README = HERE / "README.rst"
+BEGIN, END = ".. {0}: made by table.py\n", ".. end of {0}\n"
+
+
+def results(kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+    names = list(CASES)
+    return sorted(found, key=lambda r: (r.get("mode", "") != "training", names.index(name_of(r)), r["threads"]))
+
+
+def name_of(result: dict[str, Any]) -> str:
+    case = result["case"]
+    return str(case["name"] if isinstance(case, dict) else case)
+
+
+def rst(rows: Iterable[list[str]], head: list[str]) -> str:
+    """A list-table."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in (head, *rows):
+        lines += [f"   {'* -' if i == 0 else '  -'} {cell}".rstrip() for i, cell in enumerate(row)]
+    return "\n".join(lines) + "\n"
+
+
+def steps() -> str:
+    head = ["step", "threads", "ours, ms (quartiles)", *(f"{name} / ours" for name in TORCH), "ours, GFLOP/s of GEMM's",
+            "memory, MiB: ours", "PyTorch"]
+    return rst(map(step_row, results("step")), head)
+
+
+def step_row(result: dict[str, Any]) -> list[str]:
+    case, seconds, peaks = result["case"], result["seconds"], result["peak_bytes"]
+    middle, low, high = (1e3 * value for value in summary(seconds[OURS]))
+    against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds else "failed" for name in TORCH]
+    rival = min((peaks[name] for name in list(TORCH)[:2] if name in peaks), default=0)
+    return [f"{case['name']} b{case['batch']} {case['image'][0]}x{case['image'][1]} {result['mode']} {result['dtype']}",
+            str(result["threads"]), f"{middle:.1f} ({low:.1f} to {high:.1f})", *against,
+            f"{result['gflop'] / middle * 1e3:.0f} of {result['gemm_gflops']:.0f}",
+            f"{peaks[OURS] / 2**20:.0f}", f"{rival / 2**20:.0f}"]
+
+
+def layers() -> str:
+    head = ["layer and pass", "ours, ms", "PyTorch / ours", "GFLOP/s of GEMM's"]
+    return rst((row for result in results("kernels") for row in layer_rows(result)), head)
+
+
+def layer_rows(result: dict[str, Any]) -> Iterable[list[str]]:
+    for name, row in result["rows"].items():
+        mine, theirs = row["seconds"].values()
+        middle = 1e3 * summary(mine)[0]
+        rate = f"{row['gflop'] / middle * 1e3:.0f} of {result['gemm_gflops']:.0f}" if row["gflop"] else ""
+        yield [f"{result['case']} b{result['batch']} {name}", f"{middle:.2f}", f"{ratio(theirs, mine):.2f}", rate]
+
+
+def origin() -> str:
+    """Where the figures come from, in a sentence for each machine, commit and day."""
+    seen = sorted({(r["machine"], r["cores"], r["commit"], r["date"], *sorted(r["versions"].items()))
+                   for kind in ("step", "kernels") for r in results(kind)})
+    said = [f"{machine}, {cores} cores, commit {commit}, {date}; {', '.join(' '.join(v) for v in versions)}."
+            for machine, cores, commit, date, *versions in seen]
+    return "\n".join(f"- {line}" for line in said) + "\n"
+
+
+def put(text: str, name: str, table: str) -> str:
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def main(readme: Path = README) -> None:
+    text = readme.read_text()
+    for name, table in (("origin", origin()), ("steps", steps()), ("layers", layers())):
+        text = put(text, name, table)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A network bound for inference: batch norm folded into the convolutions, activations kept only until they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dsgd_mpi.flat import Array
+from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
+from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.nn.memory import Memory
+
+
+class Inference:
+    """Images to logits for one batch size, with the weights and running statistics that `state` has at each call."""
+
+    def __init__(self, network: Network, state: Mapping[str, Array], batch: int, kernels: Kernels) -> None:
+        self.kernels, self.memory = kernels, Memory(kernels)
+        self.operations: list[Operation] = []
+        layers = folded(network.layers)
+        last = {name: i for i, layer in enumerate(layers) for name in inputs(layer)}
+        self.images = self.memory.borrow((batch, *network.shapes["images"]))
+        values = {"images": Tensor(self.images)}
+        for i, layer in enumerate(layers):
+            y = values[layer.y] = Tensor(self.memory.borrow((batch, *network.shapes[layer.y])))
+            weights = [Tensor(state[name]) for name in layer.weights]
+            options = {**layer.options, "add": values[layer.add]} if layer.add else layer.options
+            self.operations.append(getattr(kernels, layer.kernel)(values[layer.x], *weights, y, **options))
+            for name in inputs(layer):
+                if last[name] == i:
+                    self.memory.give_back(values[name].value)
+        self.logits = values[layers[-1].y].value
+
+    def __call__(self, images: Array) -> Array:
+        """Logits, float32 (batch, classes), of as many images, float32 NHWC."""
+        self.kernels.put(images, self.images)
+        for operation in self.operations:
+            operation.forward(training=False)
+        return self.kernels.get(self.logits)
+
+
+def inputs(layer: Layer) -> set[str]:
+    return {layer.x, layer.add} if layer.add else {layer.x}
+
+
+def folded(layers: list[Layer]) -> list[Layer]:
+    """The layers, with each convolution and the batch norm that alone reads it made one."""
+    readers = [name for layer in layers for name in inputs(layer)]
+    before = {layer.y: layer for layer in layers if layer.kernel == "convolution" and readers.count(layer.y) == 1}
+    normed = {layer.x for layer in layers if layer.kernel == "batch_norm"} & before.keys()
+    result = []
+    for layer in layers:
+        if layer.kernel == "batch_norm" and layer.x in normed:
+            first = before[layer.x]
+            result.append(Layer("folded_convolution", first.x, first.weights + layer.weights, layer.y, layer.add,
+                                first.options | layer.options))
+        elif layer.y not in normed:
+            result.append(layer)
+    return result
