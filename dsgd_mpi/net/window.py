@@ -39,9 +39,8 @@ class Window:
 
     def add(self, owner: int, delta: Array) -> int:
         assert delta.size == self.lengths[owner], "MPI would write beyond the end of a window without a word"
-        stale = self.age(owner)
         self.window.Accumulate(np.ascontiguousarray(delta, self.dtype), owner, (COUNT_BYTES,), MPI.SUM)
-        self._count(owner, add=1)           # its flush completes the addition too
+        stale = self._count(owner, add=1) - self.seen[owner]    # its flush completes the addition too
         self.traffic.staleness[stale] += 1
         if owner != self.comm.rank:
             self.traffic.bytes_sent += delta.nbytes
