@@ -11,9 +11,9 @@ from dsgd_mpi import algorithms, config
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.evaluate import Training
 from dsgd_mpi.kernels import load
 from dsgd_mpi.kernels.api import Kernels
-from dsgd_mpi.loop import Training
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.nn import Model
 from dsgd_mpi.nn.layers import Network

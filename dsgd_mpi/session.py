@@ -23,9 +23,10 @@ from dsgd_mpi import __version__
 from dsgd_mpi.build import Prepared, assemble, prepare
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.evaluate import Training
 from dsgd_mpi.hdf5 import atomic
 from dsgd_mpi.launch import launched
-from dsgd_mpi.loop import Training, train
+from dsgd_mpi.loop import train
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.run.display import Display
 from dsgd_mpi.run.record import Record, write_json
