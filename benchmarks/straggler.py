@@ -6,35 +6,13 @@ first step to its last, and the sum of them compared with that of as many ranks 
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
-
 import click
 import numpy as np
 from contest import save
+from trainings import ALGORITHMS, trained
 
-ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "push_sum graph=random",
-              "parameter_server", "easgd", "adpsgd")
 FACTOR = 5                                  # as long as another rank's gradient
 SLOW = 1                                    # rank
-
-
-def trained(algorithm: str, ranks: int, steps: int, *options: object) -> dict[str, Any]:
-    """summary.json of a short run of resnet8 on the built-in images."""
-    name, *settings = algorithm.split()
-    mpirun = shutil.which(str(Path(sys.executable).with_name("mpirun"))) or "mpirun"
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([mpirun, "-n", str(ranks), sys.executable, "-m", "dsgd_mpi.train", "--quiet", "--lr", "0.01",
-                        "--threads", "1", "--steps", str(steps), "--eval-every", "1000", "--out", f"{folder}/run",
-                        "--algorithm", name, *(word for each in settings for word in ("--set", each)),
-                        *map(str, options)], check=True)
-        result: dict[str, Any] = json.loads(Path(folder, "run", "summary.json").read_text())
-    return result
 
 
 @click.command()
@@ -46,9 +24,10 @@ def main(ranks: int, steps: int, rounds: int) -> None:
     samples: dict[str, list[float]] = {algorithm: [] for algorithm in ALGORITHMS}
     for _ in range(rounds):
         for algorithm in ALGORITHMS:
-            even = trained(algorithm, ranks, steps)
+            short = ("--lr", 0.01, "--steps", steps, "--eval-every", 1000)
+            even = trained(algorithm, ranks, *short)
             delay = (FACTOR - 1) * even["compute_s"] / steps
-            slowed = trained(algorithm, ranks, steps, "--slow-rank", f"{SLOW}:{delay:.6f}")
+            slowed = trained(algorithm, ranks, *short, "--slow-rank", f"{SLOW}:{delay:.6f}")
             samples[algorithm].append(sum(slowed["rank_images_per_s"]) / sum(even["rank_images_per_s"]))
     share = (ranks - 1) / ranks
     print(f"\nrate with rank {SLOW} of {ranks} {FACTOR} times slower, over the rate without; the other ranks are "
