@@ -125,7 +125,7 @@ def memory(what: str) -> int:
 
 
 def take_turns(contestants: list[Contestant], piece: str, rounds: int, times: int,
-               limit_s: float = 120) -> dict[str, list[float]]:
+               limit_s: float = 60) -> dict[str, list[float]]:
     """Contestant -> seconds, one sample a round; fewer rounds, but three at least, where `limit_s` would be passed."""
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     start = time.monotonic()
