@@ -42,8 +42,8 @@ def steps() -> str:
 def step_row(result: dict[str, Any]) -> list[str]:
     case, seconds, peaks = result["case"], result["seconds"], result["peak_bytes"]
     middle, low, high = (1e3 * value for value in summary(seconds[OURS]))
-    against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds else result["failed"].get(name, "not run")
-               for name in TORCH]
+    against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds
+               else result["failed"].get(name, "not run") for name in TORCH]
     rival = min((peaks[name] for name in list(TORCH)[:2] if name in peaks), default=0)
     return [f"{case['name']} b{case['batch']} {case['image'][0]}x{case['image'][1]} {result['mode']} {result['dtype']}",
             str(result["threads"]), f"{middle:.1f} ({low:.1f} to {high:.1f})", *against,
