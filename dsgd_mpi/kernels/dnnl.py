@@ -139,8 +139,8 @@ def library() -> Library:
 
 @cache
 def loaded(path: str) -> Library:
-    # libgomp reads it when it is loaded: how often a thread that waits looks again before it sleeps. Its own 300,000 are
-    # milliseconds: no loss on idle cores, but where others use them too, waiting threads keep out working ones.
+    # libgomp reads it when it is loaded: how often a thread that waits looks again before it sleeps. Its own 300,000
+    # are milliseconds: no loss on idle cores, but where others use them too, waiting threads keep out working ones.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
