@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench clean
+.PHONY: help train test soak lint bench clean
 
 help:                   ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -41,6 +41,9 @@ train: $(READY)         ## train resnet8 on the built-in images with 2 ranks: ab
 
 test: $(READY)          ## all tests, serial and under MPI
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY)         ## long tests: accuracies of full runs
+	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
 lint: $(READY)          ## ruff and mypy
 	$(BIN)/ruff check .

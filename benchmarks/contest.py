@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAUSE_S = 0.02                              # after a turn: until the threads that it leaves behind have gone to sleep
+PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Work = Mapping[str, Callable[[], object]]
@@ -171,10 +172,17 @@ def about() -> dict[str, Any]:
     return {
         "machine": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform(terse=True),
         "python": platform.python_version(), "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: metadata.version(name) for name in ("numpy", "torch", "onednn-cpu-gomp")},
+        "versions": {name: version for name in PACKAGES if (version := installed(name))},
         "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version, if it is there."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
 
 
 def processor() -> str:

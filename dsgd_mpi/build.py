@@ -11,9 +11,9 @@ from dsgd_mpi import algorithms, config
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.evaluate import Training
 from dsgd_mpi.kernels import load
 from dsgd_mpi.kernels.api import Kernels
-from dsgd_mpi.loop import Training
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.nn import Model
 from dsgd_mpi.nn.layers import Network
@@ -47,6 +47,9 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     """Checks all that a configuration names, for a run on `ranks` ranks. UsageError tells what is wrong."""
     if config_.device == "gpu":
         raise UsageError("--device gpu: this version has no kernels for GPUs; use --device cpu")
+    slowed = config_.slowed()
+    if slowed and not 0 <= slowed[0] < ranks:
+        raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
     algorithm = config.build(algorithms.find(config_.algorithm), config_.algorithm_options(), config_.algorithm)
     kernels = load(config_.kernels, config_.dtype)
     dataset = open_dataset(config_.data)
@@ -65,9 +68,10 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     host.broadcast(model.flat)
     sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
                    dtype=model.flat.dtype.name)
-    parts.algorithm.start(host, model.flat, sgd)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml()}
+    slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
                     Checkpoints(host, folder, header), steps, chosen.eval_every * batches.steps_per_epoch,
-                    chosen.checkpoint_every)
+                    chosen.checkpoint_every, chosen.bn,     # type: ignore[arg-type]
+                    seconds if host.rank == slow_rank else 0.0)

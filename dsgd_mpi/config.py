@@ -46,15 +46,21 @@ class Config:
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
+    bn: str = option("Experiment", "average", "Batch norm's statistics in the model that is evaluated and kept: as the "
+                     "algorithm averages them, measured anew on training images, or each rank's own.",
+                     choices=("average", "recalibrate", "local"))
+    slow_rank: str | None = option("Experiment", None, "Makes each gradient of a rank take that much longer: what does "
+                                   "a straggler do?", unit="RANK:SECONDS")
     seed: int = option("Experiment", 0, "Of weights, shuffling and augmentation.", least=0)
 
-    epochs: int = option("Schedule", 6, "Passes over the training set.", least=1)
-    steps: int | None = option("Schedule", None, "Steps instead of epochs.", least=1)
+    epochs: int = option("Schedule", 6, "Passes over the training set.", least=1, unit="EPOCHS")
+    steps: int | None = option("Schedule", None, "Steps, instead of epochs.", least=1, unit="STEPS")
     batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
     lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
     schedule: str = option("Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the "
                            "run, or along a cosine to 0.", choices=("constant", "step", "cosine"))
-    warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0)
+    warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0,
+                           unit="EPOCHS")
     momentum: float = option("Schedule", 0.9, "Nesterov momentum.", least=0)
     weight_decay: float = option("Schedule", 1e-4, "Weight decay, on all that is trained.", least=0)
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
@@ -86,6 +92,13 @@ class Config:
         if wrong:
             raise UsageError(f"--set expects KEY=VALUE, found {wrong[0]!r}")
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def slowed(self) -> tuple[int, float] | None:
+        """`slow_rank` as rank and seconds."""
+        if self.slow_rank is None:
+            return None
+        rank, _, seconds = self.slow_rank.partition(":")
+        return convert(int, rank, "--slow-rank RANK:SECONDS"), convert(float, seconds, "--slow-rank RANK:SECONDS")
 
     def to_toml(self) -> str:
         """A file that `from_toml` reads back; what is None is left out."""

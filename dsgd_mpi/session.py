@@ -23,9 +23,10 @@ from dsgd_mpi import __version__
 from dsgd_mpi.build import Prepared, assemble, prepare
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.evaluate import Training
 from dsgd_mpi.hdf5 import atomic
 from dsgd_mpi.launch import launched
-from dsgd_mpi.loop import Training, train
+from dsgd_mpi.loop import train
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.run.display import Display
 from dsgd_mpi.run.record import Record, write_json
@@ -37,13 +38,18 @@ log = logging.getLogger("dsgd_mpi")
 def run(config: Config) -> int:
     """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
     stop = StopRequest()
-    rank = launched().rank
+    rank, size = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
-    parts, problem = prepared(config, launched().size)
-    if problem and launched().size == 1:
+    parts, problem = prepared(config, size)
+    if problem and size == 1:
         problem.show()
         return problem.exit_code
-    host = start_mpi()
+    try:
+        host = started_mpi(size)
+    except UsageError as unusable:
+        if rank == 0:
+            unusable.show()
+        return unusable.exit_code
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
@@ -67,14 +73,18 @@ def prepared(config: Config, ranks: int) -> tuple[Prepared | None, UsageError | 
         return None, problem
 
 
-def start_mpi() -> Any:
+def started_mpi(ranks: int) -> Any:
     try:
         from dsgd_mpi.net.mpi import MpiHost
     except (ImportError, RuntimeError) as error:
-        UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); pip install mpich, or load the module of "
-                   "your cluster's MPI").show()
-        sys.exit(UsageError.exit_code)
-    return MpiHost()
+        raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); pip install mpich, or load the "
+                         "module of your cluster's MPI; if its library is not called libmpi.so, build mpi4py for it: "
+                         "pip install --no-binary mpi4py mpi4py") from None
+    host = MpiHost()
+    if host.size < ranks:
+        raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
+                         f"to {host.library()}; use the launcher of that MPI (for srun see srun --mpi=list)")
+    return host
 
 
 def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | None]:
@@ -133,22 +143,28 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
     if host.rank == 0:
         write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", banner(parts, training, machine, folder, first))
-    record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch * host.size,
+    record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch,
                     config.log_every, first, totals)
     display.begin(first)
     try:
         last = train(training, record, first, stop)
     finally:
         display.end()
+    summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
     if host.rank == 0:
-        about = parts.about(host.size)
-        summary = record.finish("finished" if last == training.steps else "stopped", last, about)
         if last == training.steps:
             write_model(folder / "model.h5", training, parts)
         display.table("result", {key: value for key, value in summary.items() if value is not None})
-        display.print(f"run folder: {folder}\nto plot it: python -m dsgd_mpi plot {folder}" if last == training.steps
+        display.print(f"run folder: {folder}")
+        display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
                       else f"stopped at step {last} as asked; go on with --resume {folder}")
     return 0 if last == training.steps else STATUS
+
+
+def python() -> str:
+    """How to start this interpreter again, as short as the current folder allows."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def environment(parts: Prepared, host: Host, config: Config) -> dict[str, Any]:

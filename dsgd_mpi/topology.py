@@ -22,3 +22,31 @@ def random_peer(step: int, rank: int, size: int, seed: int) -> int:
     if size == 1:
         return rank
     return int((rank + np.random.default_rng((seed, step, rank)).integers(1, size)) % size)
+
+
+def exponential_peer(step: int, rank: int, size: int) -> int:
+    """Whom a rank sends to on the directed exponential graph: 1, 2, 4, ... ranks on, in turn.
+
+    At each step everybody sends once and receives once; after log2 n steps everyone has heard of everyone.
+    """
+    return (rank + (1 << step % max(1, (size - 1).bit_length()))) % size
+
+
+def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
+    """For every rank the ranks that it exchanges with at a step; symmetric, without itself.
+
+    "ring"; "torus", the most square one that has `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...;
+    "random", two random matchings, others at each step; "complete".
+    """
+    if graph == "random":
+        pairs = [matching(2 * step + turn, size, seed) for turn in (0, 1)]
+        return [sorted({int(partner[rank]) for partner in pairs} - {rank}) for rank in range(size)]
+    if graph == "torus":
+        rows = next(rows for rows in range(int(size**0.5), 0, -1) if size % rows == 0)
+        columns = size // rows
+        return [sorted({r // columns * columns + (r + 1) % columns, r // columns * columns + (r - 1) % columns,
+                        (r + columns) % size, (r - columns) % size} - {r}) for r in range(size)]
+    distances = {"ring": [1], "exponential": [1 << power for power in range((size - 1).bit_length())],
+                 "complete": list(range(1, size))}[graph]
+    return [sorted({(rank + sign * distance) % size for distance in distances for sign in (1, -1)} - {rank})
+            for rank in range(size)]

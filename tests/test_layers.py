@@ -11,6 +11,7 @@ FLOORS = [                                  # lowest first; the longest prefix t
     ("sgd", "net", "kernels", "nn", "data"),
     ("algorithms",),
     ("run", "study"),
+    ("evaluate",),
     ("loop",),
     ("build",),
     ("session",),

@@ -108,6 +108,54 @@ def test_bytes_are_counted(world):
         assert exchange == (4000 if rank ^ 1 < world.size else 0)
 
 
+def test_no_addition_to_shared_memory_is_lost_and_staleness_is_counted(world):
+    def main(host):
+        shared = host.share(np.full(1000 + host.rank, 100.0 * host.rank))
+        added = 0
+        for turn in range(20):
+            owner = (host.rank + turn) % host.size
+            assert (shared.read(owner) >= 100 * owner).all()
+            shared.add(owner, np.full(1000 + owner, 0.5))
+            added += 1
+            host.progress()
+        host.settle()
+        own = shared.read(host.rank)
+        host.settle()
+        return own, added, sum(host.traffic.staleness.values())
+    results = world.run(main)
+    assert sum((own - 100 * rank).mean() for rank, (own, _, _) in enumerate(results)) == 20 * world.size / 2
+    assert all((own == own[0]).all() and own.size == 1000 + rank for rank, (own, _, _) in enumerate(results))
+    assert all(added == counted for _, added, counted in results)
+
+
+def test_staleness_is_the_number_of_additions_since_the_last_read(world):
+    if world.size < 2:
+        return                              # a law about two
+
+    def main(host):
+        shared = host.share(np.zeros(3))
+        shared.read(0)
+        host.settle()
+        if host.rank == 1:
+            for _ in range(4):
+                shared.add(0, np.ones(3))
+        host.settle()
+        seen = shared.age(0), shared.read(0)[0], shared.age(0)
+        host.settle()
+        return seen
+    assert world.run(main) == [(4, 4.0, 0)] * world.size
+
+
+def test_collect_waits_for_as_many_letters_as_asked(world):
+    def main(host):
+        host.compute(lambda: None)
+        for peer in range(host.size):
+            host.post(np.zeros(10), peer)
+        letters = list(host.collect(least=host.size))
+        return len(letters)
+    assert world.run(main) == [world.size] * world.size
+
+
 # simulated only
 
 def test_simulated_time_is_that_of_the_closed_formulas():

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from jobs import Job, pids, run, train
 
+from dsgd_mpi import algorithms
+from dsgd_mpi.nn import resnet
+
 SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
 
 
@@ -96,6 +99,42 @@ def until(condition, limit_s=30):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_path, name):
+    folder = tmp_path / "run"
+    status, _, errors = train(*SMALL, "--algorithm", name, "--lr", 0.01, "--out", folder, ranks=3)
+    assert (status, errors) == (0, "")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 < summary["train_loss"] < 3
+    assert summary["images"] == 12 * 8 * 3 or name == "backup"      # whose server computes no gradient
+    one_sided = name in ("adpsgd", "easgd", "parameter_server")
+    assert (summary["staleness"] is not None) == one_sided
+    assert np.isfinite(model_of(folder)["fc.weight"]).all()
+    assert all((view > 0).all() for key, view in model_of(folder).items() if key.endswith("running_var"))
+    status, _, errors = train("--resume", folder, "--steps", 18, ranks=3)
+    assert (status, errors) == (0, "")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 18
+
+
+@pytest.mark.parametrize("bn", ["average", "recalibrate", "local"])
+def test_the_statistics_of_the_answer_are_those_asked_for(tmp_path, bn):
+    """Over so few steps the running averages are still near their start, the measured ones are not."""
+    status, _, errors = train("--steps", 2, "--batch", 32, "--lr", 0, "--bn", bn, "--out", tmp_path / "run", ranks=2)
+    assert (status, errors) == (0, "")
+    own = model_of(tmp_path / "run")["layer3.0.bn2.running_var"].mean()
+    start = resnet("resnet8", 10, (28, 28, 1), 32, "reference").state["layer3.0.bn2.running_var"].mean()
+    assert (abs(own - start) < 0.25) == (bn != "recalibrate")
+
+
+def test_a_slow_rank_is_slow_and_the_others_wait_for_it(tmp_path):
+    start = time.monotonic()
+    status, _, errors = train(*SMALL, "--slow-rank", "1:0.3", "--out", tmp_path / "run", ranks=2)
+    assert (status, errors) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert time.monotonic() - start > summary["wall_s"] > 12 * 0.3
+    assert summary["wait_s"] > 12 * 0.3 / 2 * 0.8            # the mean of one that waits and one that does not
+
+
 def test_more_ranks_than_cores(tmp_path):
     status, _, errors = train("--steps", 20, "--out", tmp_path / "run", ranks=16, limit_s=120)
     assert status == 0, errors
@@ -120,12 +159,14 @@ FAULTS = {
         import dsgd_mpi.session; dsgd_mpi.session.train = start""",
 }
 PROGRAM = """
-    import os, sys
+    import os, time
     from dsgd_mpi.launch import launched
     def on_rank(f, call=0):
         calls = iter(range(10**9))
         def g(*args, **kwargs):
-            if launched().rank == {rank} and next(calls) == call: raise RuntimeError("a fault was put here")
+            if launched().rank == {rank} and next(calls) == call:
+                open(os.path.join(os.path.dirname(__file__), "fault"), "w").write(str(time.time()))
+                raise RuntimeError("a fault was put here")
             return f(*args, **kwargs)
         return g
     {fault}
@@ -139,11 +180,11 @@ PROGRAM = """
 def test_one_rank_that_raises_ends_the_whole_job_with_its_message(tmp_path, where, rank):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM).format(rank=rank, fault=textwrap.dedent(FAULTS[where]).strip()))
-    start = time.monotonic()
     status, output, errors = run(program, "--steps", 8 if where == "in evaluation" else 100_000, "--batch", 4,
                                  "--out", tmp_path / "run", ranks=3, limit_s=30)
+    ended = time.time()
     assert status not in (0, 75)
-    assert time.monotonic() - start < 10
+    assert ended - float((tmp_path / "fault").read_text()) < 10
     assert "a fault was put here" in errors, output + errors
     assert f"rank {rank} on " in errors
 
@@ -173,7 +214,15 @@ def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
         main()"""))
     status, _, errors = run(program, *SMALL, ranks=3)
     assert status == 2
-    assert errors.strip() == "Error: ranks [1]: this node has no data"
+    assert errors.splitlines()[0] == "Error: ranks [1]: this node has no data"
+
+
+def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
+    """Each process would train alone, four times the same."""
+    status, _, errors = train("--out", tmp_path / "run", env={"OMPI_COMM_WORLD_RANK": "0",
+                                                              "OMPI_COMM_WORLD_SIZE": "4"})
+    assert status == 2
+    assert "the launcher started 4 ranks but MPI sees 1" in errors
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -189,6 +238,8 @@ def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
     (("--data", "fashion-minst"), "fashion-mnist"),
     (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
     (("--resume", "nowhere"), "config.toml: cannot be read"),
+    (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
+    (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
     (("--device", "gpu"), "no kernels for GPUs"),
     (("--kernels", "onednn", "--dtype", "float64"), "float64"),
     (("--out", "/proc/nowhere"), "cannot be made"),

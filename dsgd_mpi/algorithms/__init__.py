@@ -25,11 +25,11 @@ class Gradient(Protocol):
 class Algorithm(Protocol):
     """What a file in this folder defines, as a dataclass."""
 
-    keeps: ClassVar[tuple[str, ...]]        # the attributes that a checkpoint holds beside x and the momentum
+    keeps: ClassVar[tuple[str, ...]]        # attributes that a checkpoint holds beside x and momentum: numbers, arrays
     replicated: ClassVar[bool]              # whether x and all that is kept are the same on all ranks after each step
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        """Everyone, once: x is the same on all ranks. What is kept is overwritten afterwards when a run is resumed."""
+        """Everyone, once: x is the same on all ranks, or what a resumed run had; then what is kept is set already."""
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         """One step, in place."""

@@ -27,9 +27,10 @@ class Gossip:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    t = 0                                   # steps done
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd, self.t = net, sgd, 0
+        self.net, self.sgd = net, sgd
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from dsgd_mpi.flat import Array
@@ -17,6 +18,19 @@ class Letter(NamedTuple):
     note: float
 
 
+class Shared(Protocol):
+    """Memory that every rank may read and add to without its owner's help; each number is read and added atomically."""
+
+    def read(self, owner: int) -> Array:
+        """A copy of the owner's part."""
+
+    def add(self, owner: int, delta: Array) -> int:
+        """part += delta; complete when it returns. How many additions have come between since this rank's last read."""
+
+    def age(self, owner: int) -> int:
+        """Additions to the owner's part since this rank last read it: what `add` would return now."""
+
+
 class Pending(Protocol):
     """Communication under way. The array that was handed in is left alone until `wait` has returned."""
 
@@ -28,12 +42,14 @@ class Traffic:
     """What communication has cost this rank so far.
 
     `comm_s`: seconds inside any verb; `wait_s`: the part of it spent blocked until others had done theirs;
-    `bytes_sent`: payload, where a mean over n ranks counts as the 2 (n - 1) / n times its bytes that a ring sends.
+    `bytes_sent`: payload, where a mean over n ranks counts as the 2 (n - 1) / n times its bytes that a ring sends;
+    `staleness`: how many one-sided additions met how many others since this rank had last read.
     """
 
     comm_s: float = 0.0
     wait_s: float = 0.0
     bytes_sent: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
 
 
 class Net(Protocol):
@@ -46,7 +62,7 @@ class Net(Protocol):
         """Everyone, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all."""
 
     def exchange(self, x: Array, peer: int) -> Pending:
-        """Both: x goes to `peer`; `wait` returns its counterpart, which stays valid until the next `exchange`.
+        """Both: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.
 
         With oneself it is x itself. Two arrays of unequal length raise an error that names the ranks.
         """
@@ -54,8 +70,14 @@ class Net(Protocol):
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
         """The sender alone: a copy of x and a number, to be collected by `peer` some time later."""
 
-    def collect(self) -> Iterator[Letter]:
-        """The receiver alone: what has arrived. Never blocks. Letters from one sender come in the order sent."""
+    def collect(self, least: int = 0) -> Iterator[Letter]:
+        """The receiver alone: what has arrived, once that are at least so many. From one sender in the order sent."""
+
+    def share(self, x: Array) -> Shared:
+        """Everyone, once: lends a copy of x to all. The parts of the ranks may differ in length."""
+
+    def idle(self) -> None:
+        """This rank alone, again and again while it waits for a change in shared memory: lets the others go on."""
 
     def settle(self) -> None:
         """Everyone: when it returns, all that was posted has arrived and can be collected."""

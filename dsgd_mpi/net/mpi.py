@@ -17,6 +17,7 @@ from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
 from dsgd_mpi.net.stop import Stop
+from dsgd_mpi.net.window import Window
 
 EXCHANGE = 1
 LETTER = 100                                # + the index of the dtype on the wire
@@ -36,10 +37,22 @@ class Requests:
         return MPI.Request.Testall(self.requests, self.statuses)
 
 
+class Arrivals:
+    """Letters to come, until there are enough of them."""
+
+    def __init__(self, host: MpiHost, letters: list[Letter], least: int) -> None:
+        self.host, self.letters, self.least = host, letters, least
+
+    def test(self) -> bool:
+        self.letters += self.host._arrived()
+        return len(self.letters) >= self.least
+
+
 class Waiting:
     """Work under way, and what makes its answer once it is complete."""
 
-    def __init__(self, host: MpiHost, what: str, work: Requests | RingMean, finish: Callable[[], Array]) -> None:
+    def __init__(self, host: MpiHost, what: str, work: Requests | RingMean | Arrivals,
+                 finish: Callable[[], Any]) -> None:
         self.host, self.what, self.work, self.finish = host, what, work, finish
         self.complete = False
         host.under_way.append(self)
@@ -52,7 +65,7 @@ class Waiting:
                 raise RuntimeError(f"rank {self.host.rank}: {self.what} failed: {error}") from error
         return self.complete
 
-    def wait(self) -> Array:
+    def wait(self) -> Any:
         start = time.perf_counter()
         while not self.test():
             self.host.stop.listen()
@@ -77,14 +90,16 @@ class Done:
 class MpiHost:
     """This rank's end of the cluster: `Host` over an MPI communicator (the world unless told)."""
 
-    def __init__(self, comm: MPI.Comm | None = None) -> None:
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self.comm = (comm or MPI.COMM_WORLD).Dup()
         self.mail = self.comm.Dup()         # letters are received from any source: nothing else may travel here
         self.rank, self.size = self.comm.rank, self.comm.size
         self.traffic = Traffic()
         self.stop = Stop(self.comm)
         self.under_way: list[Waiting] = []
-        self.arrivals: dict[str, Array] = {}
+        self.windows: list[Window] = []
+        self.free: list[Array] = []         # receive buffers: fresh pages would cost as much as the transfer
+        self.handed_out: list[Array] = []   # those that exchanges have returned and that are still valid
         self.outbox: list[tuple[MPI.Request, Array]] = []
         self.inbox: list[Letter] = []
         self.posted = self.received = self.means = 0
@@ -124,7 +139,7 @@ class MpiHost:
         if peer == self.rank:
             return Done(x)
         with self._timed():
-            arrival = self._buffer("exchange", x)
+            arrival = self._buffer(x)
             requests = Requests([self.comm.Irecv(arrival, peer, EXCHANGE), self.comm.Isend(x, peer, EXCHANGE)])
             self.traffic.bytes_sent += x.nbytes
 
@@ -133,6 +148,7 @@ class MpiHost:
             if found != x.nbytes:
                 raise RuntimeError(f"rank {self.rank}: exchange with rank {peer} failed: {x.nbytes} bytes went out and "
                                    f"{found} came in; both must hand in arrays of one length")
+            self.handed_out.append(arrival)
             return arrival
 
         return Waiting(self, f"exchange of {x.nbytes} bytes with rank {peer}", requests, finish)
@@ -150,11 +166,24 @@ class MpiHost:
             self.posted += 1
             self.traffic.bytes_sent += letter.nbytes
 
-    def collect(self) -> Iterator[Letter]:
+    def collect(self, least: int = 0) -> Iterator[Letter]:
+        letters, self.inbox = self.inbox, []
         with self._timed():
-            letters = self.inbox + list(self._arrived())
-            self.inbox = []
+            letters += self._arrived()
+        if len(letters) < least:
+            Waiting(self, f"collect of {least} letters", Arrivals(self, letters, least), lambda: None).wait()
         yield from letters
+
+    def share(self, x: Array) -> Window:
+        self.windows.append(Window(self.comm, x, self.traffic))
+        return self.windows[-1]
+
+    def idle(self) -> None:
+        start = time.perf_counter()
+        self.progress()
+        self.stop.listen()
+        os.sched_yield()
+        self.traffic.wait_s += time.perf_counter() - start
 
     def _arrived(self) -> Iterator[Letter]:
         status = MPI.Status()
@@ -172,10 +201,10 @@ class MpiHost:
         return f(*args, **kwargs)
 
     def progress(self) -> None:
-        if self.under_way or self.outbox:
+        if self.under_way or self.outbox or self.windows:
             with self._timed():
                 self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
-                self.mail.Iprobe()          # moves letters along, whatever it answers
+                self.mail.Iprobe()          # whatever it answers: letters and others' additions move along
 
     def now(self) -> float:
         return time.perf_counter()
@@ -187,6 +216,8 @@ class MpiHost:
         """Everyone: gives the communicators back, with nothing left in them that a later one could receive."""
         self.settle()
         self.stop.listen()
+        for window in self.windows:
+            window.free()
         for comm in (self.stop.comm, self.mail, self.comm):
             comm.Free()
 
@@ -211,12 +242,14 @@ class MpiHost:
         request = self.comm.Iallreduce(MPI.IN_PLACE, total, MPI.SUM)
         return Waiting(self, what, Requests([request]), lambda: total).wait()
 
-    def _buffer(self, verb: str, like: Array) -> Array:
-        """A receive buffer that is used again: fresh pages for a large model would cost as much as sending it."""
-        buffer = self.arrivals.get(verb)
-        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = self.arrivals[verb] = np.empty_like(like)
-        return buffer
+    def _buffer(self, like: Array) -> Array:
+        """Where an exchange may receive: what earlier ones have returned is not valid any more."""
+        self.free += self.handed_out
+        self.handed_out.clear()
+        for place, buffer in enumerate(self.free):
+            if buffer.shape == like.shape and buffer.dtype == like.dtype:
+                return self.free.pop(place)
+        return np.empty_like(like)
 
     def _timed(self) -> Timed:
         return Timed(self.traffic)

@@ -18,6 +18,8 @@ from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.costs import Costs
 
+IDLE_S = 1e-3                               # between two looks at shared memory
+
 
 class Deadlock(RuntimeError):
     """Some ranks wait for what will never come; the message names them."""
@@ -31,6 +33,7 @@ class Cluster:
         self.environment = simpy.Environment()
         self.meetings: dict[Hashable, Meeting] = {}
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
+        self.memories: dict[int, tuple[list[Array], list[int]]] = {}     # what was shared, and its additions so far
         self.last_arrival = 0.0             # of all letters posted so far
         self.stop_step: int | None = None
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
@@ -63,12 +66,42 @@ class Waiting:
         self.host, self.meeting, self.reason = host, meeting, reason
 
     def wait(self) -> Any:
-        start = self.host.now()
-        self.host.sleep_until(self.meeting.done, self.reason)
-        waited = self.host.now() - start
-        self.host.traffic.wait_s += waited
-        self.host.traffic.comm_s += waited
+        self.host._wait(self.meeting.done, self.reason)
         return self.meeting.answers[self.host.rank]
+
+
+class SharedMemory:
+    """`Shared` on a simulated cluster: a request and its answer for reading, one message for adding."""
+
+    def __init__(self, host: SimulatedHost, parts: list[Array], counts: list[int]) -> None:
+        self.host, self.parts, self.counts = host, parts, counts
+        self.seen = [0] * host.size
+
+    def read(self, owner: int) -> Array:
+        self._travel(owner, 0)
+        part, self.seen[owner] = self.parts[owner].copy(), self.counts[owner]
+        self._travel(owner, part.nbytes)
+        return part
+
+    def add(self, owner: int, delta: Array) -> int:
+        delta = delta.copy()
+        self._travel(owner, delta.nbytes)
+        stale = self.age(owner)
+        self.parts[owner] += delta
+        self.counts[owner] += 1
+        self.host.traffic.staleness[stale] += 1
+        self.host.traffic.bytes_sent += round(delta.nbytes * self.host.cluster.costs.scale) * (owner != self.host.rank)
+        return stale
+
+    def age(self, owner: int) -> int:
+        return self.counts[owner] - self.seen[owner]
+
+    def _travel(self, owner: int, nbytes: int) -> None:
+        host, costs = self.host, self.host.cluster.costs
+        if owner != host.rank:
+            start = host.now()
+            host.sleep_until(host.cluster.environment.timeout(costs.message_s(costs.scale * nbytes)), "shared memory")
+            host.traffic.comm_s += host.now() - start
 
 
 class SimulatedHost:
@@ -78,6 +111,7 @@ class SimulatedHost:
         self.cluster, self.rank, self.size = cluster, rank, cluster.size
         self.traffic = Traffic()
         self.result: Any = None
+        self.letter_came: simpy.Event | None = None
         self.waits_for = ""
         self.step = self.computed = 0
         self.calls: defaultdict[Hashable, int] = defaultdict(int)   # how often this rank has met with whom
@@ -139,12 +173,30 @@ class SimulatedHost:
         self.traffic.bytes_sent += nbytes
         seconds = self.cluster.costs.message_s(nbytes)
         delivery = self.cluster.environment.timeout(seconds)
-        delivery.callbacks.append(lambda _: self.cluster.inboxes[peer].append(letter))
+        delivery.callbacks.append(lambda _: self.cluster.hosts[peer].receive(letter))
         self.cluster.last_arrival = max(self.cluster.last_arrival, self.now() + seconds)
 
-    def collect(self) -> Iterator[Letter]:
+    def collect(self, least: int = 0) -> Iterator[Letter]:
+        while len(self.cluster.inboxes[self.rank]) < least:
+            self.letter_came = simpy.Event(self.cluster.environment)
+            self._wait(self.letter_came, "a letter")
         letters, self.cluster.inboxes[self.rank] = self.cluster.inboxes[self.rank], []
         yield from letters
+
+    def idle(self) -> None:
+        self._wait(self.cluster.environment.timeout(IDLE_S), "a change in shared memory")
+
+    def share(self, x: Array) -> SharedMemory:
+        parts = self.allgather(x.copy())
+        name = self.calls["share"] = self.calls["share"] + 1
+        memory = self.cluster.memories.setdefault(name, (parts, [0] * self.size))
+        return SharedMemory(self, *memory)
+
+    def receive(self, letter: Letter) -> None:
+        """A letter arrives here."""
+        self.cluster.inboxes[self.rank].append(letter)
+        if self.letter_came and not self.letter_came.triggered:
+            self.letter_came.succeed()
 
     # the loop's
 
@@ -192,6 +244,13 @@ class SimulatedHost:
         self.waits_for = reason
         event.callbacks.append(lambda _: self.thread.switch())
         self.scheduler.switch()
+
+    def _wait(self, event: simpy.Event, reason: str) -> None:
+        """Sleeps, and counts it as waiting for others."""
+        start = self.now()
+        self.sleep_until(event, reason)
+        self.traffic.wait_s += self.now() - start
+        self.traffic.comm_s += self.now() - start
 
     def _meet(self, verb: str, ranks: Any, x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
               seconds: float) -> Waiting:

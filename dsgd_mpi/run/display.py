@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -17,7 +18,9 @@ class Display:
     """Prints nothing where it is not `talking`."""
 
     def __init__(self, talking: bool, steps: int = 0) -> None:
-        self.console = Console(quiet=not talking, highlight=False, soft_wrap=True)
+        # Open MPI gives its ranks a pseudo-terminal whatever its own output is: input tells whether a person is there
+        terminal = None if sys.stdin and sys.stdin.isatty() else False
+        self.console = Console(quiet=not talking, highlight=False, soft_wrap=True, force_terminal=terminal)
         self.steps, self.last = steps, 0.0
         self.progress: Progress | None = None
         self.talking = talking
@@ -37,7 +40,8 @@ class Display:
 
     def step(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl: shown if it is time."""
-        figures = f"loss {line['loss']:.4f}   {line['images_per_s']:,.0f} images/s"
+        loss = f"loss {line['loss']:.4f}   " if line["loss"] is not None else ""
+        figures = f"{loss}{line['images_per_s']:,.0f} images/s"
         if self.progress:
             self.progress.update(self.task, completed=line["step"], figures=figures)
         elif time.monotonic() - self.last > PLAIN_S:
@@ -56,6 +60,8 @@ class Display:
 
     def table(self, title: str, rows: dict[str, Any]) -> None:
         table = Table(title=title, show_header=False, title_justify="left")
+        table.add_column()
+        table.add_column(overflow="fold")
         for key, value in rows.items():
             table.add_row(key, shown(key, value))
         self.console.print(table)
@@ -70,4 +76,6 @@ def shown(key: str, value: Any) -> str:
         return UNITS[key].format(value)
     if isinstance(value, float):
         return f"{value:.4g}" + (" s" if key.endswith("_s") else "")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
     return str(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import numpy as np
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.run.display import Display
 
+SUMS = ("bytes_sent", "images")             # over the ranks; of the others the mean
 SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "eval_s",
-           "bytes_sent", "consensus_distance")
+           "images", "bytes_sent", "consensus_distance")
 
 
 class Stopwatch:
@@ -39,15 +41,16 @@ class Stopwatch:
 class Record:
     """This rank's figures of one run. Times are seconds of training, resumed ones counted on."""
 
-    def __init__(self, host: Host, folder: Path, display: Display, steps_per_epoch: int, images_per_step: int,
+    def __init__(self, host: Host, folder: Path, display: Display, steps_per_epoch: int, batch: int,
                  log_every: int, first: int = 0, totals: dict[str, float] | None = None) -> None:
         self.host, self.folder, self.display = host, folder, display
-        self.steps_per_epoch, self.images_per_step, self.log_every = steps_per_epoch, images_per_step, log_every
+        self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.before = totals or {}
         self.first, self.begin = first, host.now()
         self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
         self.losses: list[float] = []       # since the last line of metrics.jsonl
-        self.epoch_losses: list[float] = []
+        self.epoch_losses: list[float] = []     # since the last evaluation
+        self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
         self.row: dict[str, Any] = {}
         if host.rank == 0:
@@ -60,21 +63,24 @@ class Record:
         traffic = self.host.traffic
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
                "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.evaluating.seconds,
-               "bytes_sent": traffic.bytes_sent}
+               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
 
     def loss(self, loss: float) -> None:
+        self.gradients += 1
         self.losses.append(loss)
         self.epoch_losses.append(loss)
 
     def step(self, step: int, lr: float) -> None:
         """After each step: a line now and then."""
+        self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
         if step % self.log_every or self.host.rank != 0:
             return
         now = self.host.now()
         (then, earlier), self.last_line = self.last_line, (now, step)
-        line = {"step": step, "epoch": step / self.steps_per_epoch, "loss": float(np.mean(self.losses)), "lr": lr,
-                "images_per_s": (step - earlier) * self.images_per_step / (now - then), **self.totals()}
+        line = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr,
+                "loss": float(np.mean(self.losses)) if self.losses else None,       # a rank may only serve
+                "images_per_s": (step - earlier) * self.batch * self.host.size / (now - then), **self.totals()}
         self.losses.clear()
         self.metrics.write(json.dumps(line) + "\n")
         self.metrics.flush()
@@ -82,13 +88,13 @@ class Record:
 
     def evaluation(self, step: int, accuracy: float, consensus_distance: float) -> None:
         """Everyone, after an evaluation: a line of summary.csv."""
-        own = {"train_loss": float(np.mean(self.epoch_losses)), **self.totals()}
+        own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.totals()}
         self.epoch_losses.clear()
-        mean = self.host.mean(np.array(list(own.values()), np.float64)).wait()
+        means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
         self.row = {"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy,
-                    "consensus_distance": consensus_distance, **dict(zip(own, map(float, mean), strict=True))}
-        self.row["bytes_sent"] = round(self.row["bytes_sent"] * self.host.size)
-        self.row["images_per_s"] = step * self.images_per_step / (self.row["wall_s"] - self.row["eval_s"])
+                    "train_loss": means.pop("loss") / means.pop("losses"), "consensus_distance": consensus_distance,
+                    **means, **{key: round(means[key] * self.host.size) for key in SUMS}}
+        self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         if self.host.rank == 0:
             with open(self.folder / "summary.csv", "a", newline="") as file:
                 writer = csv.DictWriter(file, list(self.row))
@@ -97,13 +103,32 @@ class Record:
                 writer.writerow(self.row)
             self.display.epoch(self.row)
 
+    def rate(self) -> float:
+        """Images/s of this rank alone, from its first step to its last, evaluations left out."""
+        return round(self.gradients * self.batch / self.stepping_s, 1) if self.stepping_s else 0.0
+
     def finish(self, status: str, step: int, about: dict[str, Any]) -> dict[str, Any]:
-        """Rank 0: writes summary.json. Its figures are those of the last evaluation, None if there was none."""
+        """Everyone: rank 0 writes summary.json, with the figures of the last evaluation, None if there was none."""
         figures = {key: self.row.get(key) for key in SUMMARY}
-        summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures}
+        summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures,
+                   "staleness": staleness(self.host.allgather(self.host.traffic.staleness)),
+                   "rank_images_per_s": self.host.allgather(self.rate())}
+        if self.host.rank != 0:
+            return summary
         write_json(self.folder / "summary.json", summary)
         self.metrics.close()
         return summary
+
+
+def staleness(counters: list[Counter[int]]) -> dict[str, int] | None:
+    """Of all one-sided additions of all ranks: median, 99th percentile, largest; None if there were none."""
+    total: Counter[int] = sum(counters, Counter())
+    if not total:
+        return None
+    values = sorted(total)
+    share = np.cumsum([total[value] for value in values]) / total.total()
+    return {"p50": values[int(np.argmax(share >= 0.5))], "p99": values[int(np.argmax(share >= 0.99))],
+            "max": values[-1]}
 
 
 def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:

@@ -164,6 +164,8 @@ def points(path: Path, parse: Callable[[str], Any], value: str, first: int = 0) 
     for number, line in enumerate(lines[first:], start=first + 1):
         try:
             row = parse(line)
+            if row[value] is None:          # this rank had nothing to say: it only serves
+                continue
             point = Point(int(row["step"]), *(float(row[key]) for key in ("epoch", "wall_s", "images_per_s", value)))
         except (ValueError, KeyError, TypeError):
             if number == len(lines):

@@ -1,5 +1,7 @@
 """The learning rate over a run."""
 
+from itertools import pairwise
+
 import pytest
 
 from dsgd_mpi.schedule import Schedule
@@ -11,7 +13,7 @@ def test_the_rate_rises_to_its_peak_and_never_exceeds_it(kind):
     rates = [rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.04 * (step + 1) for step in range(10)])
     assert max(rates) == pytest.approx(0.4)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_the_rate_falls_as_told():

@@ -1,0 +1,43 @@
+"""What one slow rank costs: images/s of each algorithm with a rank whose gradients take five times as long.
+
+The others' rates are what counts: an algorithm that waits for nobody keeps them. Each rank's rate is taken from its
+first step to its last, and the sum of them compared with that of as many ranks without the slow one.
+"""
+
+from __future__ import annotations
+
+import click
+import numpy as np
+from contest import save
+from trainings import ALGORITHMS, trained
+
+FACTOR = 5                                  # as long as another rank's gradient
+SLOW = 1                                    # rank
+
+
+@click.command()
+@click.option("--ranks", default=4, show_default=True)
+@click.option("--steps", default=150, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Each algorithm takes its turn in each.")
+def main(ranks: int, steps: int, rounds: int) -> None:
+    """Print and keep, for each algorithm, its rate with a slow rank as a share of the rate without one."""
+    samples: dict[str, list[float]] = {algorithm: [] for algorithm in ALGORITHMS}
+    for _ in range(rounds):
+        for algorithm in ALGORITHMS:
+            short = ("--lr", 0.01, "--steps", steps, "--eval-every", 1000)
+            even = trained(algorithm, ranks, *short)
+            delay = (FACTOR - 1) * even["compute_s"] / steps
+            slowed = trained(algorithm, ranks, *short, "--slow-rank", f"{SLOW}:{delay:.6f}")
+            samples[algorithm].append(sum(slowed["rank_images_per_s"]) / sum(even["rank_images_per_s"]))
+    share = (ranks - 1) / ranks
+    print(f"\nrate with rank {SLOW} of {ranks} {FACTOR} times slower, over the rate without; the other ranks are "
+          f"{share:.0%} of all\n")
+    print(f"{'algorithm':24} {'median':>7} {'range':>14}  of what the others can do")
+    for algorithm, ratios in samples.items():
+        median = float(np.median(ratios))
+        print(f"{algorithm:24} {median:7.0%} {min(ratios):7.0%} - {max(ratios):4.0%}  {median / share:.0%}")
+    print(save(f"straggler-{ranks}", {"factor": FACTOR, "steps": steps, "samples": samples}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Elastic averaging SGD (Zhang, Choromanska, LeCun 2015, arXiv:1412.6651, algorithm 1; with momentum EAMSGD).
+
+    every tau steps:  e = beta/n (x_i - c);   x_i <- x_i - e;   c <- c + e
+    x_i <- x_i - eta v_i                      its gradient taken before the elastic pull
+
+The centre c lies in shared memory, a part of it on every rank; nobody waits. beta is the pull of all ranks together:
+the paper's alpha is beta/n, since a fixed alpha makes c overshoot once n alpha exceeds 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+
+from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.flat import Array
+from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.sharded import Sharded
+from dsgd_mpi.sgd import LocalSgd
+
+
+@dataclass
+class Elastic:
+    beta: Annotated[float, 0] = 0.9         # n alpha
+    period: Annotated[int, 1] = 4           # tau
+
+    keeps: ClassVar[tuple[str, ...]] = ("t", "c")
+    replicated: ClassVar[bool] = False
+    t = 0                                   # steps done
+    c = np.zeros(0)                         # the centre as of the last rest
+
+    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+        self.net, self.sgd = net, sgd
+        self.centre = Sharded(net, self.c if len(self.c) else x)
+
+    def step(self, x: Array, gradient: Gradient, lr: float) -> None:
+        g = gradient(x)
+        if self.t % self.period == 0:
+            e = self.beta / self.net.size * (x - self.centre.read(np.empty_like(x)))
+            x -= e
+            self.centre.add(e)
+        self.sgd.update(x, g, lr)
+        self.t += 1
+
+    def rest(self, x: Array) -> None:
+        self.c = self.centre.whole(x)
+
+    def answer(self, x: Array) -> Array:
+        return self.centre.whole(x)

@@ -1,0 +1,39 @@
+"""One vector cut into parts that some of the ranks hold in shared memory: a parameter server without a server."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dsgd_mpi.flat import Array
+from dsgd_mpi.net.api import Net
+
+
+class Sharded:
+    """The vector x over the first `owners` ranks (0: all), to be read and added to by everyone, part by part."""
+
+    def __init__(self, net: Net, x: Array, owners: int = 0) -> None:
+        owners = min(owners or net.size, net.size)
+        bounds = [x.size * rank // owners for rank in range(owners + 1)] + [x.size] * (net.size - owners)
+        self.parts = [slice(bounds[rank], bounds[rank + 1]) for rank in range(owners)]
+        self.net, self.shared = net, net.share(x[bounds[net.rank] : bounds[net.rank + 1]])
+
+    def read(self, out: Array) -> Array:
+        """Everyone alone: fills `out` (the whole vector) and returns it."""
+        for owner, part in enumerate(self.parts):
+            out[part] = self.shared.read(owner)
+        return out
+
+    def add(self, delta: Array) -> int:
+        """Everyone alone: adds `delta` (the whole vector); the largest staleness that a part of it met."""
+        return max(self.shared.add(owner, delta[part]) for owner, part in enumerate(self.parts))
+
+    def age(self) -> int:
+        """The largest number of additions to a part since this rank last read it."""
+        return max(self.shared.age(owner) for owner in range(len(self.parts)))
+
+    def whole(self, like: Array) -> Array:
+        """Everyone together: a copy of the vector when all have added what they had to add; the same on all ranks."""
+        self.net.settle()                   # nobody adds any more, and
+        whole = self.read(np.empty_like(like))
+        self.net.settle()                   # nobody goes on before all have read
+        return whole
