@@ -52,6 +52,8 @@ lint: $(READY)          ## ruff and mypy
 bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results and its README: about half an hour
 	.venv-bench/bin/python benchmarks/step.py $(ARGS)
 	.venv-bench/bin/python benchmarks/kernels.py
+	.venv-bench/bin/python benchmarks/share.py
+	.venv-bench/bin/python benchmarks/waiting.py
 	.venv-bench/bin/python benchmarks/table.py
 
 clean:                  ## remove the environments and what tools left behind

@@ -37,12 +37,12 @@ class Contestant:
     `make` returns the pieces by name, and numbers by which the contestants can be compared. `threads`: of OpenMP.
     """
 
-    def __init__(self, name: str, threads: int, make: Make, *args: Any) -> None:
+    def __init__(self, name: str, threads: int, make: Make, *args: Any, blas: int = 1) -> None:
         self.name, self.threads = name, threads
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, make, args), daemon=False)
-        with environment(threads, blas=threads if name == "gemm" else 1 if "dsgd" in name else threads):
+        with environment(threads, blas):
             self.process.start()
         theirs.close()
         self.failure, self.check = self.ask()
@@ -64,6 +64,10 @@ class Contestant:
         passed, computed = self.ask(piece, times)
         return float(computed if self.threads == 1 else passed)
 
+    def result(self, piece: str) -> Any:
+        """What a piece returns."""
+        return self.ask(piece, 0)
+
     def peak_bytes(self) -> int:
         """The most memory that it has held since its work was first done, beyond what it held before it was made."""
         return int(self.ask("peak", 0))
@@ -75,9 +79,9 @@ class Contestant:
 
 @contextmanager
 def environment(threads: int, blas: int) -> Any:
-    """The environment of a process to be started."""
+    """That of a process to be started: threads of OpenMP and MKL, and of NumPy's OpenBLAS."""
     before = dict(os.environ)
-    os.environ.update({name: str(blas if "BLAS" in name else threads) for name in THREAD_VARIABLES})
+    os.environ.update({name: str(blas if "OPENBLAS" in name else threads) for name in THREAD_VARIABLES})
     try:
         yield
     finally:
@@ -99,7 +103,10 @@ def serve(pipe: Connection, make: Make, args: tuple[Any, ...]) -> None:
     try:
         while True:
             name, times = pipe.recv()
-            pipe.send(memory("VmHWM") - before[0] if name == "peak" else clocked(work[name], times))
+            if name == "peak":
+                pipe.send(memory("VmHWM") - before[0])
+            else:
+                pipe.send(clocked(work[name], times) if times else work[name]())
     except EOFError:
         return None
 
@@ -119,7 +126,7 @@ def memory(what: str) -> int:
 
 
 def take_turns(contestants: list[Contestant], piece: str, rounds: int, times: int,
-               limit_s: float = 120) -> dict[str, list[float]]:
+               limit_s: float = 60) -> dict[str, list[float]]:
     """Contestant -> seconds, one sample a round; fewer rounds, but three at least, where `limit_s` would be passed."""
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     start = time.monotonic()
@@ -151,7 +158,7 @@ def gemm(size: int, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 def gemm_peak(threads: int, size: int = 2048) -> float:
     """Best GFLOP/s of single-precision matrix products."""
-    contestant = Contestant("gemm", threads, gemm, size)
+    contestant = Contestant("gemm", threads, gemm, size, blas=threads)
     best = min(contestant.time("gemm", 2) for _ in range(8))
     contestant.stop()
     return 2 * size**3 / best / 1e9

@@ -130,8 +130,8 @@ def line(name: str, row: dict[str, Any], peak: float) -> str:
     mine, other = (row["seconds"][who] for who in (OURS, THEIRS))
     middle, low, high = (1e3 * value for value in summary(mine))
     rate = f"{row['gflop'] / middle * 1e3:4.0f} GFLOP/s of {peak:.0f}" if row["gflop"] else ""
-    return (f"  {name:36} {middle:8.2f} ms ({low:.2f} to {high:.2f})   theirs {ratio(other, mine):5.2f} times ours   "
-            f"{rate}")
+    times = f"{middle:8.2f} ms ({low:.2f} to {high:.2f})"
+    return f"  {name:36} {times}   theirs {ratio(other, mine):5.2f} times ours   {rate}"
 
 
 @click.command()

@@ -42,7 +42,8 @@ def steps() -> str:
 def step_row(result: dict[str, Any]) -> list[str]:
     case, seconds, peaks = result["case"], result["seconds"], result["peak_bytes"]
     middle, low, high = (1e3 * value for value in summary(seconds[OURS]))
-    against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds else "failed" for name in TORCH]
+    against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds
+               else result["failed"].get(name, "not run") for name in TORCH]
     rival = min((peaks[name] for name in list(TORCH)[:2] if name in peaks), default=0)
     return [f"{case['name']} b{case['batch']} {case['image'][0]}x{case['image'][1]} {result['mode']} {result['dtype']}",
             str(result["threads"]), f"{middle:.1f} ({low:.1f} to {high:.1f})", *against,
@@ -63,10 +64,35 @@ def layer_rows(result: dict[str, Any]) -> Iterable[list[str]]:
         yield [f"{result['case']} b{result['batch']} {name}", f"{middle:.2f}", f"{ratio(theirs, mine):.2f}", rate]
 
 
+def shares() -> str:
+    """Nets side by side, the largest part first."""
+    found = {f"{result['case']} b{result['batch']}": medians(result) for result in results("share")}
+    names = list(dict.fromkeys(part for parts in found.values() for part in parts))
+    rows = [[part, *(f"{100 * parts.get(part, 0) / sum(parts.values()):.1f} %" for parts in found.values())]
+            for part in names]
+    return rst(rows, ["part of a step", *found])
+
+
+def medians(result: dict[str, Any]) -> dict[str, float]:
+    parts = {name: summary(samples)[0] for name, samples in result["seconds"].items()}
+    return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+def waiting() -> str:
+    head = ["busy neighbours", "GOMP_SPINCOUNT", "ms a step (quartiles)"]
+    rows = []
+    for result in results("waiting"):
+        for count, everyone in result["seconds"].items():
+            for spins, samples in everyone.items():
+                middle, low, high = (1e3 * value for value in summary(samples))
+                rows.append([count, spins, f"{middle:.1f} ({low:.1f} to {high:.1f})"])
+    return rst(rows, head)
+
+
 def origin() -> str:
     """Where the figures come from, in a sentence for each machine, commit and day."""
     seen = sorted({(r["machine"], r["cores"], r["commit"], r["date"], *sorted(r["versions"].items()))
-                   for kind in ("step", "kernels") for r in results(kind)})
+                   for kind in ("step", "kernels", "share", "waiting") for r in results(kind)})
     said = [f"{machine}, {cores} cores, commit {commit}, {date}; {', '.join(' '.join(v) for v in versions)}."
             for machine, cores, commit, date, *versions in seen]
     return "\n".join(f"- {line}" for line in said) + "\n"
@@ -80,8 +106,8 @@ def put(text: str, name: str, table: str) -> str:
 
 def main(readme: Path = README) -> None:
     text = readme.read_text()
-    for name, table in (("origin", origin()), ("steps", steps()), ("layers", layers())):
-        text = put(text, name, table)
+    for table in (origin, steps, shares, waiting, layers):
+        text = put(text, table.__name__, table())
     readme.write_text(text)
 
 

@@ -139,10 +139,10 @@ def library() -> Library:
 
 @cache
 def loaded(path: str) -> Library:
-    # libgomp reads it when it is loaded: how often a thread that waits looks again before it sleeps, here about 0.1 ms.
-    # Its own 300,000 cost nothing on idle cores, but where others use them too, waiting threads keep out working ones.
+    # libgomp reads it when it is loaded: how often a thread that waits looks again before it sleeps. Its own 300,000
+    # are milliseconds: no loss on idle cores, but where others use them too, waiting threads keep out working ones.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         c = ffi.dlopen(path)
         version = c.dnnl_version()

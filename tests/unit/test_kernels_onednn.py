@@ -94,7 +94,7 @@ def test_bfloat16_rounds_to_nearest_and_ties_to_even():
 
 
 @pytest.mark.parametrize(("given", "spins"), [
-    ({}, "3000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)])
+    ({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)])
 def test_waiting_threads_soon_sleep_unless_the_user_has_said_otherwise(onednn, given, spins):
     """libgomp tells, while it is loaded, what it has read."""
     program = """if 1:

@@ -1,0 +1,82 @@
+"""Which part of a training step each kind of layer takes: `python benchmarks/share.py`; with one thread."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import click
+import contest
+import numpy as np
+from contest import Contestant, Work
+from step import CASES, DECAY, LR, MOMENTUM, Case, batch_of
+
+from dsgd_mpi.nn.resnet import resnet
+from dsgd_mpi.sgd import LocalSgd
+
+
+class Stopwatch:
+    """Processor seconds of the parts of a step, by name, step after step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.step: dict[str, float] = defaultdict(float)
+
+    def time(self, name: str, work: Callable[..., object], *args: Any) -> None:
+        start = time.process_time()
+        work(*args)
+        self.step[name] += time.process_time() - start
+
+    def next(self) -> None:
+        for name, seconds in self.step.items():
+            self.seconds[name].append(seconds)
+        self.step.clear()
+
+
+def parts(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    """A step taken apart; its result is what each part has taken so far."""
+    started()
+    model = resnet(case.name, case.classes, case.image, case.batch, "onednn")
+    images, labels = batch_of(case)
+    model.loss_and_gradient(images, labels)
+    plan, k, watch = model.plans[case.batch], model.kernels, Stopwatch()
+    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, k.nesterov)
+    steps = list(zip(model.network.layers, plan.steps, strict=True))
+
+    def step() -> None:
+        watch.time("images in", k.put, images, plan.images)
+        for layer, bound in steps:
+            watch.time(f"{layer.kernel} forward", bound.operation.forward, True)
+        watch.time("loss", plan.loss, labels)
+        for layer, bound in reversed(steps):
+            watch.time(f"{layer.kernel} backward", bound.operation.backward)
+            for total, term in bound.sums:
+                watch.time("sums of gradients", k.accumulate, total, term)
+        watch.time("SGD", sgd.update, model.flat, model.flat_gradient, LR)
+        watch.next()
+
+    return {"step": step, "parts": lambda: dict(watch.seconds)}, []
+
+
+@click.command()
+@click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
+@click.option("--rounds", default=10, show_default=True)
+def main(nets: str, rounds: int) -> None:
+    """Take training steps apart."""
+    for name in nets.split(","):
+        contestant = Contestant("dsgd_mpi", 1, parts, CASES[name])
+        assert not contestant.failure, contestant.failure
+        contestant.time("step", rounds if name not in ("resnet18", "resnet50") else 3)
+        seconds = contestant.result("parts")
+        contestant.stop()
+        total = sum(np.median(samples) for samples in seconds.values())
+        for part, samples in sorted(seconds.items(), key=lambda item: -np.median(item[1])):
+            click.echo(f"{name} {part:24} {1e3 * np.median(samples):8.2f} ms {100 * np.median(samples) / total:5.1f} %")
+        contest.save(f"share-{name}-float32-1", {"case": name, "batch": CASES[name].batch, "threads": 1,
+                                                 "seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How long a waiting thread should look before it sleeps (GOMP_SPINCOUNT): `python benchmarks/waiting.py`.
+
+Steps of resnet8 with as many threads as there are cores, on an idle machine and beside processes that keep cores busy.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import contest
+from contest import Contestant, summary, take_turns
+from step import CASES, ours
+
+SPINS = ("300000", "30000", "10000", "3000", "1000", "0")      # the first: libgomp's own
+
+
+@contextmanager
+def neighbours(count: int) -> Any:
+    """Processes that compute all the time."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@click.command()
+@click.option("--rounds", default=10, show_default=True)
+def main(rounds: int) -> None:
+    """Time steps for some settings, which take turns."""
+    cores = len(os.sched_getaffinity(0))
+    everyone = []
+    for spins in SPINS:
+        os.environ["GOMP_SPINCOUNT"] = spins
+        everyone.append(Contestant(spins, cores, ours, CASES["resnet8"], True, "float32"))
+    del os.environ["GOMP_SPINCOUNT"]
+    found = {}
+    for count in (0, 1, cores):
+        with neighbours(count):
+            found[str(count)] = take_turns(everyone, "step", rounds, 4, limit_s=40)
+        for spins, samples in found[str(count)].items():
+            middle, low, high = (1e3 * value for value in summary(samples))
+            click.echo(f"{count} busy neighbours, {spins:>6} spins: {middle:8.2f} ms ({low:.2f} to {high:.2f})")
+    for contestant in everyone:
+        contestant.stop()
+    contest.save(f"waiting-resnet8-float32-{cores}", {"case": "resnet8", "threads": cores, "seconds": found})
+
+
+if __name__ == "__main__":
+    main()
