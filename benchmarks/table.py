@@ -7,17 +7,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from contest import HERE, RESULTS, ratio, summary
 from step import CASES, OURS, TORCH
 
 README = HERE / "README.rst"
+KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence")
 BEGIN, END = ".. {0}: made by table.py\n", ".. end of {0}\n"
 
 
+def files(kind: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+
+
 def results(kind: str) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
     names = list(CASES)
-    return sorted(found, key=lambda r: (r.get("mode", "") != "training", names.index(name_of(r)), r["threads"]))
+    return sorted(files(kind), key=lambda r: (r.get("mode", "") != "training", names.index(name_of(r)), r["threads"]))
 
 
 def name_of(result: dict[str, Any]) -> str:
@@ -89,10 +94,28 @@ def waiting() -> str:
     return rst(rows, head)
 
 
+def straggler() -> str:
+    """The rate of all ranks with a slow one, over that without."""
+    rows = [[algorithm, f"{np.median(samples):.0%}", f"{min(samples):.0%} to {max(samples):.0%}"]
+            for result in files("straggler") for algorithm, samples in result["samples"].items()]
+    return rst(rows, ["algorithm", "rate (median of 3)", "range"])
+
+
+def convergence() -> str:
+    rows = []
+    for result in files("convergence"):
+        for algorithm, runs in result["runs"].items():
+            accuracies = [run["accuracy"] for run in runs]
+            task = f"{runs[0]['data']}, {runs[0]['ranks']} ranks, {result['epochs']} epochs"
+            spread = f"{min(accuracies):.2%} to {max(accuracies):.2%}"
+            rows.append([algorithm, task, str(len(runs)), f"{np.mean(accuracies):.2%}", spread])
+    return rst(rows, ["algorithm", "task", "seeds", "test accuracy", "range"])
+
+
 def origin() -> str:
     """Where the figures come from, in a sentence for each machine, commit and day."""
     seen = sorted({(r["machine"], r["cores"], r["commit"], r["date"], *sorted(r["versions"].items()))
-                   for kind in ("step", "kernels", "share", "waiting") for r in results(kind)})
+                   for kind in KINDS for r in files(kind)})
     said = [f"{machine}, {cores} cores, commit {commit}, {date}; {', '.join(' '.join(v) for v in versions)}."
             for machine, cores, commit, date, *versions in seen]
     return "\n".join(f"- {line}" for line in said) + "\n"
@@ -106,7 +129,7 @@ def put(text: str, name: str, table: str) -> str:
 
 def main(readme: Path = README) -> None:
     text = readme.read_text()
-    for table in (origin, steps, shares, waiting, layers):
+    for table in (origin, steps, shares, waiting, straggler, convergence, layers):
         text = put(text, table.__name__, table())
     readme.write_text(text)
 
