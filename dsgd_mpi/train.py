@@ -1,6 +1,6 @@
 """Train a ResNet, on one rank or many: `mpirun -n 16 python -m dsgd_mpi.train`, the same under `srun`, or alone.
 
-This is the command line: it is read, and refused, before NumPy or MPI are imported. `session` does the rest.
+This is the command line: it is read, and refused, before NumPy or MPI are imported. `job` does the rest.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would spin beside oneDNN's
     config = parse()
     if config is not None:
-        from dsgd_mpi.session import run
+        from dsgd_mpi.job import run
         sys.exit(run(config))
 
 

@@ -14,7 +14,7 @@ FLOORS = [                                  # lowest first; the longest prefix t
     ("evaluate",),
     ("loop",),
     ("build",),
-    ("session",),
+    ("job",),
     ("train", "__main__"),
 ]
 ROOMS = {"mpi4py": ("net",), "cupy": ("kernels", "net", "build"), "simpy": ("net",), "greenlet": ("net",),

@@ -149,14 +149,14 @@ def test_a_network_learns_the_real_images(tmp_path):
 # one rank fails
 
 FAULTS = {
-    "before training": "import dsgd_mpi.session as m; m.assemble = on_rank(m.assemble)",
+    "before training": "import dsgd_mpi.job as m; m.assemble = on_rank(m.assemble)",
     "in a gradient": "import dsgd_mpi.nn.model as m; m.Model.loss_and_gradient = on_rank(m.Model.loss_and_gradient, 3)",
     "in the data thread": "import dsgd_mpi.data.loader as m; m.Batches._fill = on_rank(m.Batches._fill, 3)",
     "in evaluation": "import dsgd_mpi.nn.model as m; m.Model.predict = on_rank(m.Model.predict)",
     "in another thread": """
         import threading, dsgd_mpi.loop as m
         def start(*args, train=m.train): threading.Thread(target=on_rank(lambda: None)).start(); return train(*args)
-        import dsgd_mpi.session; dsgd_mpi.session.train = start""",
+        import dsgd_mpi.job; dsgd_mpi.job.train = start""",
 }
 PROGRAM = """
     import os, time
@@ -203,13 +203,13 @@ def test_a_usage_error_under_mpirun_is_printed_once(tmp_path):
 def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent("""
-        import dsgd_mpi.session as session
+        import dsgd_mpi.job as job
         from dsgd_mpi.errors import UsageError
         from dsgd_mpi.launch import launched
-        def prepare(*args, prepare=session.prepare):
+        def prepare(*args, prepare=job.prepare):
             if launched().rank == 1: raise UsageError("this node has no data")
             return prepare(*args)
-        session.prepare = prepare
+        job.prepare = prepare
         from dsgd_mpi.train import main
         main()"""))
     status, _, errors = run(program, *SMALL, ranks=3)
