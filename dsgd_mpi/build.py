@@ -63,7 +63,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     batches = Batches(parts.dataset.train, chosen.batch, host.rank, host.size, chosen.seed, chosen.augment)
     steps = chosen.steps or chosen.epochs * batches.steps_per_epoch
     warmup = min(round(chosen.warmup * batches.steps_per_epoch), steps // 2)
-    parts.kernels.set_threads(chosen.threads or host.cores())
+    threads = chosen.threads or host.cores()
+    parts.kernels.set_threads(threads)
     model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
     sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
@@ -73,5 +74,5 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
                     Checkpoints(host, folder, header), steps, chosen.eval_every * batches.steps_per_epoch,
-                    chosen.checkpoint_every, chosen.bn,     # type: ignore[arg-type]
+                    chosen.checkpoint_every, threads, chosen.bn,     # type: ignore[arg-type]
                     seconds if host.rank == slow_rank else 0.0)

@@ -34,6 +34,7 @@ class Training:
     steps: int                              # of the whole run
     eval_every: int                         # steps
     checkpoint_every: int                   # steps; 0: none but the last
+    threads: int                            # that this rank computes with
     bn: Literal["average", "recalibrate", "local"] = "average"      # whose statistics the answer gets
     delay_s: float = 0.0                    # by which each gradient is made slower
 

@@ -28,7 +28,7 @@ from dsgd_mpi.hdf5 import atomic
 from dsgd_mpi.launch import launched
 from dsgd_mpi.loop import train
 from dsgd_mpi.net.api import Host
-from dsgd_mpi.run.display import Display
+from dsgd_mpi.run.display import Display, shown
 from dsgd_mpi.run.record import Record, write_json
 from dsgd_mpi.run.signals import STATUS, StopRequest
 
@@ -139,7 +139,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
         if first >= training.steps:
             display.print(f"{folder}: finished already, at step {first}")
             return 0
-    machine = environment(parts, host, config)
+    machine = environment(parts, host, training.threads)
     if host.rank == 0:
         write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", banner(parts, training, machine, folder, first))
@@ -167,10 +167,9 @@ def python() -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def environment(parts: Prepared, host: Host, config: Config) -> dict[str, Any]:
+def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
     """Everyone: what the run runs on, for env.json."""
-    own = {"host": platform.node(), "device": "cpu", "kernels": parts.kernels.name,
-           "threads": config.threads or host.cores()}
+    own = {"host": platform.node(), "device": "cpu", "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
             "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
@@ -184,7 +183,6 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
     config, ranks = parts.config, machine["ranks"]
     kinds = sorted({f"{own['device']}, {own['kernels']}, {config.dtype}, {own['threads']} threads" for own in ranks})
     hosts = len({own["host"] for own in ranks})
-    options = ", ".join(f"{key}={value}" for key, value in parts.options().items())
     count = len(ranks)
     return {
         "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
@@ -192,7 +190,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "MPI": machine["mpi"],
         "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}",
         "each rank": "; ".join(kinds),
-        "algorithm": f"{config.algorithm} ({options})",
+        "algorithm": f"{config.algorithm} ({shown('options', parts.options())})",
         "model": f"{config.model}, {training.model.parameters:,} parameters, "
                  f"{parts.network.macs / 1e6:,.1f} million multiply-adds an image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "

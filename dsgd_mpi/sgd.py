@@ -14,27 +14,20 @@ from collections.abc import Callable
 import numpy as np
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.kernels.reference import nesterov
 
 STATISTICS_RATE = 0.1                       # torchvision's `momentum` of a batch norm
 
 Nesterov = Callable[[Array, Array, Array, float, float, float], None]
 
 
-def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-    """The law above for arrays of any library; kernels bring faster ones."""
-    g = g + decay * x
-    v *= momentum
-    v += g
-    x -= lr * (g + momentum * v)
-
-
 class LocalSgd:
     """One rank's optimiser: its momentum `v` ((parameters,), starts at zero) and the update rule."""
 
     def __init__(self, parameters: int, momentum: float = 0.9, weight_decay: float = 0.0,
-                 kernel: Nesterov = nesterov, zeros: Callable[..., Array] = np.zeros, dtype: str = "float32") -> None:
+                 kernel: Nesterov = nesterov, dtype: str = "float32") -> None:
         self.momentum, self.weight_decay, self.kernel = momentum, weight_decay, kernel
-        self.v = zeros(parameters, dtype)
+        self.v: Array = np.zeros(parameters, dtype)
 
     def update(self, x: Array, g: Array, lr: float) -> None:
         """Moves x against the gradient g, in place; both (size,), of which the first len(v) are trained."""

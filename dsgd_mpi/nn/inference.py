@@ -23,8 +23,8 @@ class Inference:
         for i, layer in enumerate(layers):
             y = values[layer.y] = Tensor(self.memory.borrow((batch, *network.shapes[layer.y])))
             weights = [Tensor(state[name]) for name in layer.weights]
-            options = {**layer.options, "add": values[layer.add]} if layer.add else layer.options
-            self.operations.append(getattr(kernels, layer.kernel)(values[layer.x], *weights, y, **options))
+            add = values[layer.add] if layer.add else None
+            self.operations.append(layer.bound(kernels, values[layer.x], weights, y, add))
             for name in inputs(layer):
                 if last[name] == i:
                     self.memory.give_back(values[name].value)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsgd_mpi.flat import Shape
+from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class Layer:
     y: str
     add: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def bound(self, kernels: Kernels, x: Tensor, weights: list[Tensor], y: Tensor, add: Tensor | None) -> Operation:
+        """The kernels' operation for this layer on these arrays; `add` where the layer has one."""
+        options = {**self.options, "add": add} if add else self.options
+        operation: Operation = getattr(kernels, self.kernel)(x, *weights, y, **options)
+        return operation
 
 
 class Network:

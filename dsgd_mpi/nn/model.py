@@ -156,8 +156,7 @@ class Plan:
               sums: list[tuple[Array, Array]]) -> Step:
         state, gradient, slices = self.model.state, self.model.gradient, self.model.layout.slices
         weights = [Tensor(state[name], gradient[name]) for name in layer.weights]
-        options = {**layer.options, "add": add} if add else layer.options
-        operation = getattr(self.kernels, layer.kernel)(x, *weights, y, **options)
+        operation = layer.bound(self.kernels, x, weights, y, add)
         trained = [slices[name] for name in layer.weights if name in self.model.network.trained]
         return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)
 

@@ -23,11 +23,10 @@ class Display:
         self.console = Console(quiet=not talking, highlight=False, soft_wrap=True, force_terminal=terminal)
         self.steps, self.last = steps, 0.0
         self.progress: Progress | None = None
-        self.talking = talking
 
     def begin(self, first: int) -> None:
         """Training begins at step `first`."""
-        if self.talking and self.console.is_terminal:
+        if not self.console.quiet and self.console.is_terminal:
             self.progress = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
                                      TextColumn("{task.fields[figures]}"), console=self.console)
             self.task = self.progress.add_task("", total=self.steps, completed=first, figures="")

@@ -46,9 +46,9 @@ class Record:
         self.host, self.folder, self.display = host, folder, display
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.before = totals or {}
-        self.first, self.begin = first, host.now()
+        self.begin = host.now()
         self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
-        self.losses: list[float] = []       # since the last line of metrics.jsonl
+        self.losses: list[float] = []       # since the last step that was due for a line
         self.epoch_losses: list[float] = []     # since the last evaluation
         self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
@@ -74,14 +74,16 @@ class Record:
     def step(self, step: int, lr: float) -> None:
         """After each step: a line now and then."""
         self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
-        if step % self.log_every or self.host.rank != 0:
+        if step % self.log_every:
+            return
+        losses, self.losses = self.losses, []
+        if self.host.rank != 0:
             return
         now = self.host.now()
         (then, earlier), self.last_line = self.last_line, (now, step)
         line = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr,
-                "loss": float(np.mean(self.losses)) if self.losses else None,       # a rank may only serve
+                "loss": float(np.mean(losses)) if losses else None,       # a rank may only serve
                 "images_per_s": (step - earlier) * self.batch * self.host.size / (now - then), **self.totals()}
-        self.losses.clear()
         self.metrics.write(json.dumps(line) + "\n")
         self.metrics.flush()
         self.display.step(line)
