@@ -11,7 +11,7 @@ import click
 import contest
 import numpy as np
 from contest import Contestant, Work
-from step import CASES, DECAY, LR, MOMENTUM, Case, batch_of
+from step import AGREE, CASES, DECAY, LR, MOMENTUM, Case, batch_of
 
 from dsgd_mpi.nn.resnet import resnet
 from dsgd_mpi.sgd import LocalSgd
@@ -35,10 +35,10 @@ class Stopwatch:
         self.step.clear()
 
 
-def parts(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     """A step taken apart; its result is what each part has taken so far."""
     started()
-    model = resnet(case.name, case.classes, case.image, case.batch, "onednn")
+    model = resnet(case.name, case.classes, case.image, case.batch, "onednn", dtype)
     images, labels = batch_of(case)
     model.loss_and_gradient(images, labels)
     plan, k, watch = model.plans[case.batch], model.kernels, Stopwatch()
@@ -62,20 +62,21 @@ def parts(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 @click.command()
 @click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
+@click.option("--dtype", default="float32", type=click.Choice(list(AGREE)), show_default=True)
 @click.option("--rounds", default=10, show_default=True)
-def main(nets: str, rounds: int) -> None:
+def main(nets: str, dtype: str, rounds: int) -> None:
     """Take training steps apart."""
     for name in nets.split(","):
-        contestant = Contestant("dsgd_mpi", 1, parts, CASES[name])
-        assert not contestant.failure, contestant.failure
-        contestant.time("step", rounds if name not in ("resnet18", "resnet50") else 3)
-        seconds = contestant.result("parts")
-        contestant.stop()
+        with Contestant("dsgd_mpi", 1, parts, CASES[name], dtype) as contestant:
+            assert not contestant.failure, contestant.failure
+            contestant.time("step", rounds)
+            seconds = contestant.result("parts")
         total = sum(np.median(samples) for samples in seconds.values())
         for part, samples in sorted(seconds.items(), key=lambda item: -np.median(item[1])):
             click.echo(f"{name} {part:24} {1e3 * np.median(samples):8.2f} ms {100 * np.median(samples) / total:5.1f} %")
-        contest.save(f"share-{name}-float32-1", {"case": name, "batch": CASES[name].batch, "threads": 1,
-                                                 "seconds": seconds})
+        contest.save(f"share-{name}-{dtype}-1-{contest.vectors()}",
+                     {"case": name, "batch": CASES[name].batch, "threads": 1, "dtype": dtype,
+                      "processor": contest.vectors(), "seconds": seconds})
 
 
 if __name__ == "__main__":

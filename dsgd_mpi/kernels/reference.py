@@ -16,7 +16,7 @@ from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels.api import Loss, Operation, Tensor
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
-BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
+BLOCK = 1 << 16                             # elements of x, v, g and two temporaries that stay in the caches
 PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
 
 
@@ -24,6 +24,7 @@ class Reference:
     """NumPy kernels in float32 or float64; other dtypes raise UsageError."""
 
     name = "reference"
+    held_bytes = 0                          # operations take memory as they run, and give it back
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
