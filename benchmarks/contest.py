@@ -180,13 +180,24 @@ def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 def gemm_peak(threads: int, dtype: str = "float32") -> float:
     """Best GFLOP/s of matrix products: what the machine can do."""
-    contestant = Contestant("gemm", threads, gemm, dtype, blas=threads)
-    assert not contestant.failure, contestant.failure
-    pieces = ("oneDNN", "NumPy") if dtype == "float32" else ("oneDNN",)
-    best = min(contestant.time(piece, 2) for piece in pieces for _ in range(8))
-    contestant.stop()
     rows, inner, columns = GEMM
+    pieces = ("oneDNN", "NumPy") if dtype == "float32" else ("oneDNN",)
+    with Contestant("gemm", threads, gemm, dtype, blas=threads) as contestant:
+        assert not contestant.failure, contestant.failure
+        best = min(contestant.time(piece, 2) for piece in pieces for _ in range(8))
     return 2e-9 * rows * inner * columns / best
+
+
+def copy(size: int, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    started()
+    a, b = np.ones((2, size), np.uint8)
+    return {"copy": lambda: np.copyto(b, a)}, []
+
+
+def copy_peak(size: int = 1 << 28) -> float:
+    """Best GB/s read and written by one thread that copies memory beyond the caches."""
+    with Contestant("copy", 1, copy, size) as contestant:
+        return 2e-9 * size / min(contestant.time("copy", 1) for _ in range(8))
 
 
 def about() -> dict[str, Any]:

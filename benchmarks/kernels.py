@@ -37,11 +37,18 @@ def shapes_of(net: Network) -> dict[str, Layer]:
 
 
 def gflop(case: Case, net: Network, layer: Layer) -> float:
-    """Of one pass over a convolution; 0 for batch norm, which memory bounds."""
-    if layer.kernel != "convolution":
-        return 0.0
+    """Of one pass over a convolution."""
     h, w, _ = net.shapes[layer.y]
     return 2e-9 * case.batch * h * w * float(np.prod(net.trained[layer.weights[0]]))
+
+
+def gbyte(case: Case, net: Network, layer: Layer, which: str, dtype: str) -> float:
+    """That one pass over a batch norm must move at least where activations do not fit into the caches.
+
+    Forward x twice (statistics first) and y; backward x and dy twice, and dx.
+    """
+    size = 1e-9 * case.batch * float(np.prod(net.shapes[layer.x])) * (4 if dtype == "float32" else 2)
+    return (3 if which == "forward" else 5) * size
 
 
 def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
@@ -123,18 +130,27 @@ def measure(case: Case, threads: int, rounds: int, dtype: str) -> dict[str, Any]
         for name, layer in shapes_of(net).items():
             passes = ("forward", "data", "weights") if layer.kernel == "convolution" else ("forward", "backward")
             for which in passes[:1] + passes[1 + (layer.x == "images"):]:
-                rows[f"{name} {which}"] = {"gflop": gflop(case, net, layer),
-                                           "seconds": take_turns(both, f"{name} {which}", rounds, 2, limit_s=20)}
+                work = ({"gflop": gflop(case, net, layer)} if layer.kernel == "convolution" else
+                        {"gbyte": gbyte(case, net, layer, which, dtype)})
+                piece = f"{name} {which}"
+                rows[piece] = {**work, "seconds": take_turns(both, piece, rounds, 2, limit_s=20)}
     return {"case": case.name, "batch": case.batch, "threads": threads, "dtype": dtype,
             "processor": contest.vectors(), "rows": rows}
 
 
-def line(name: str, row: dict[str, Any], peak: float) -> str:
+def rate(row: dict[str, Any], gemm_gflops: float, copy_gb_s: float | None) -> str:
+    """How fast ours is, and the machine at best, where that was measured."""
+    middle, *_ = summary(row["seconds"][OURS])
+    if "gflop" in row:
+        return f"{row['gflop'] / middle:.0f} of {gemm_gflops:.0f} GFLOP/s"
+    return f"{row['gbyte'] / middle:.0f} of {copy_gb_s:.0f} GB/s" if copy_gb_s else ""
+
+
+def line(name: str, row: dict[str, Any], *best: float) -> str:
     mine, other = (row["seconds"][who] for who in (OURS, THEIRS))
     middle, low, high = (1e3 * value for value in summary(mine))
-    rate = f"{row['gflop'] / middle * 1e3:4.0f} GFLOP/s of {peak:.0f}" if row["gflop"] else ""
     times = f"{middle:8.2f} ms ({low:.2f} to {high:.2f})"
-    return f"  {name:36} {times}   theirs {ratio(other, mine):5.2f} times ours   {rate}"
+    return f"  {name:36} {times}   theirs {ratio(other, mine):5.2f} times ours   {rate(row, *best)}"
 
 
 @click.command()
@@ -145,15 +161,17 @@ def line(name: str, row: dict[str, Any], peak: float) -> str:
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
 def main(nets: str, threads: str, rounds: int, dtype: str, save: bool) -> None:
     """Time the layers of networks, both contestants taking turns."""
+    copy = contest.copy_peak()
     for count in map(int, threads.split(",")):
         peak = contest.gemm_peak(count, dtype)
         for name in nets.split(","):
             found = measure(CASES[name], count, rounds, dtype)
             click.echo(f"{name} b{CASES[name].batch} {dtype}, {count} threads")
             for row, figures in found["rows"].items():
-                click.echo(line(row, figures, peak))
+                click.echo(line(row, figures, peak, copy))
             if save:
-                contest.save(f"kernels-{name}-{dtype}-{count}-{contest.vectors()}", {**found, "gemm_gflops": peak})
+                contest.save(f"kernels-{name}-{dtype}-{count}-{contest.vectors()}",
+                             {**found, "gemm_gflops": peak, "copy_gb_s": copy})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from contest import HERE, RESULTS, ratio, summary
+from kernels import rate
 from step import CASES, OURS, TORCH
 
 README = HERE / "README.rst"
@@ -66,8 +67,8 @@ def layers() -> str:
     for result in found:
         for name, row in result["rows"].items():
             label = f"{result['case']} b{result['batch']} {name}"
-            rows.setdefault(label, {})[kind_of(result)] = layer_cells(row, result["gemm_gflops"])
-    what = ("PyTorch / ours", "GFLOP/s of GEMM's")
+            rows.setdefault(label, {})[kind_of(result)] = layer_cells(row, result)
+    what = ("PyTorch / ours", "rate of the machine's")
     head = ["layer and pass", *(f"{kind}: {each}" for kind in kinds for each in what)]
     cells = ([label, *(cell for kind in kinds for cell in row.get(kind, ("", "")))] for label, row in rows.items())
     return rst(cells, head)
@@ -77,10 +78,9 @@ def kind_of(result: dict[str, Any]) -> str:
     return f"{result['processor']} {result['dtype']}"
 
 
-def layer_cells(row: dict[str, Any], peak: float) -> tuple[str, str]:
+def layer_cells(row: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
     mine, theirs = row["seconds"].values()
-    rate = f"{row['gflop'] / summary(mine)[0]:.0f} of {peak:.0f}" if row["gflop"] else ""
-    return f"{ratio(theirs, mine):.2f}", rate
+    return f"{ratio(theirs, mine):.2f}", rate(row, result["gemm_gflops"], result.get("copy_gb_s"))
 
 
 def shares() -> str:

@@ -23,7 +23,7 @@ from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi,
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
 
-# Without AVX-512, gradients of windows come up to 1.6 times as fast out of blocks of channels, from so many channels on,
+# Without AVX-512, gradients of windows come up to 1.6 times as fast out of blocks of channels from so many channels on,
 # the re-ordering included. With it NHWC is as fast.
 BLOCKED_CHANNELS = 64
 
