@@ -155,6 +155,21 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return float(np.median(np.divide(theirs, ours)))
 
 
+def usable(dtypes: str) -> list[str]:
+    """Those of the dtypes, parted by commas, that our kernels know on this machine; says why of the others."""
+    from dsgd_mpi.errors import UsageError
+    from dsgd_mpi.kernels import load
+
+    found = []
+    for dtype in dtypes.split(","):
+        try:
+            load("onednn", dtype)
+            found.append(dtype)
+        except UsageError as reason:
+            print(f"{dtype}: {reason.message}")
+    return found
+
+
 GEMM = 4096, 1024, 1024                     # rows, columns of the one matrix, columns of the other
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import click
 import contest
 import numpy as np
 from contest import Contestant, Work, ratio, summary, take_turns
-from step import AGREE, CASES, Case
+from step import CASES, Case
 
 from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.nn.layers import Layer, Network
@@ -157,12 +158,12 @@ def line(name: str, row: dict[str, Any], *best: float) -> str:
 @click.option("--nets", default="resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
 @click.option("--threads", default="1", show_default=True)
 @click.option("--rounds", default=7, show_default=True)
-@click.option("--dtype", default="float32", type=click.Choice(list(AGREE)), show_default=True)
+@click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
-def main(nets: str, threads: str, rounds: int, dtype: str, save: bool) -> None:
+def main(nets: str, threads: str, rounds: int, dtypes: str, save: bool) -> None:
     """Time the layers of networks, both contestants taking turns."""
     copy = contest.copy_peak()
-    for count in map(int, threads.split(",")):
+    for dtype, count in product(contest.usable(dtypes), map(int, threads.split(","))):
         peak = contest.gemm_peak(count, dtype)
         for name in nets.split(","):
             found = measure(CASES[name], count, rounds, dtype)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import click
 import contest
 import numpy as np
 from contest import Contestant, Work
-from step import AGREE, CASES, DECAY, LR, MOMENTUM, Case, batch_of
+from step import CASES, DECAY, LR, MOMENTUM, Case, batch_of
 
 from dsgd_mpi.nn.resnet import resnet
 from dsgd_mpi.sgd import LocalSgd
@@ -62,18 +63,19 @@ def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, li
 
 @click.command()
 @click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
-@click.option("--dtype", default="float32", type=click.Choice(list(AGREE)), show_default=True)
+@click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--rounds", default=10, show_default=True)
-def main(nets: str, dtype: str, rounds: int) -> None:
+def main(nets: str, dtypes: str, rounds: int) -> None:
     """Take training steps apart."""
-    for name in nets.split(","):
+    for dtype, name in product(contest.usable(dtypes), nets.split(",")):
         with Contestant("dsgd_mpi", 1, parts, CASES[name], dtype) as contestant:
             assert not contestant.failure, contestant.failure
             contestant.time("step", rounds)
             seconds = contestant.result("parts")
         total = sum(np.median(samples) for samples in seconds.values())
         for part, samples in sorted(seconds.items(), key=lambda item: -np.median(item[1])):
-            click.echo(f"{name} {part:24} {1e3 * np.median(samples):8.2f} ms {100 * np.median(samples) / total:5.1f} %")
+            click.echo(f"{name} {dtype} {part:24} {1e3 * np.median(samples):8.2f} ms "
+                       f"{100 * np.median(samples) / total:5.1f} %")
         contest.save(f"share-{name}-{dtype}-1-{contest.vectors()}",
                      {"case": name, "batch": CASES[name].batch, "threads": 1, "dtype": dtype,
                       "processor": contest.vectors(), "seconds": seconds})

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import click
@@ -159,20 +160,18 @@ def line(result: dict[str, Any], peak: float) -> str:
 @click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--modes", default="training,inference", show_default=True)
-@click.option("--dtype", default="float32", type=click.Choice(list(AGREE)), show_default=True)
+@click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--rivals", default=",".join(TORCH), show_default=True)
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
-def main(nets: str, threads: str, modes: str, dtype: str, rivals: str, save: bool) -> None:
+def main(nets: str, threads: str, modes: str, dtypes: str, rivals: str, save: bool) -> None:
     """Time the steps of networks, all contestants taking turns."""
-    for count in map(int, threads.split(",")):
+    for dtype, count in product(contest.usable(dtypes), map(int, threads.split(","))):
         peak = contest.gemm_peak(count, dtype)
-        for name in nets.split(","):
-            for mode in modes.split(","):
-                found = measure(CASES[name], count, mode == "training", dtype, tuple(filter(None, rivals.split(","))))
-                click.echo(line(found, peak))
-                if save:
-                    contest.save(f"step-{name}-{mode}-{dtype}-{count}-{contest.vectors()}",
-                                 {**found, "gemm_gflops": peak})
+        for name, mode in product(nets.split(","), modes.split(",")):
+            found = measure(CASES[name], count, mode == "training", dtype, tuple(filter(None, rivals.split(","))))
+            click.echo(line(found, peak))
+            if save:
+                contest.save(f"step-{name}-{mode}-{dtype}-{count}-{contest.vectors()}", {**found, "gemm_gflops": peak})
 
 
 if __name__ == "__main__":

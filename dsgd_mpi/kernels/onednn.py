@@ -27,6 +27,10 @@ STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16"
 # the re-ordering included. With it NHWC is as fast.
 BLOCKED_CHANNELS = 64
 
+# Elements of SGD that one of several threads takes at a time, and the least that is worth waking it for: with fewer,
+# threads wait for Python's lock and for each other more than they gain.
+SIDE_BY_SIDE, WORTH_A_THREAD = 1 << 16, 1 << 19
+
 
 class OneDNN:
     """oneDNN kernels; bfloat16 needs AVX-512, float64 is not to be had (UsageError).
@@ -118,15 +122,13 @@ class OneDNN:
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
         """NumPy's, on stretches side by side: it frees the interpreter while it computes."""
-        count = min(self.c.omp_get_max_threads(), max(1, x.size // reference.BLOCK))
+        count = min(self.c.omp_get_max_threads(), x.size // WORTH_A_THREAD)
+        if count < 2:
+            return reference.nesterov(x, v, g, lr, momentum, decay)
         cuts = np.linspace(0, x.size, count + 1, dtype=int).tolist()
-        stretches = [slice(*pair) for pair in pairwise(cuts)]
-        update = partial(reference.nesterov, lr=lr, momentum=momentum, decay=decay)
-        parts = [(x[part], v[part], g[part]) for part in stretches]
-        others = [self.workers.submit(update, *part) for part in parts[1:]]
-        update(*parts[0])
-        for other in others:
-            other.result()
+        update = partial(reference.nesterov, lr=lr, momentum=momentum, decay=decay, block=SIDE_BY_SIDE)
+        for done in [self.workers.submit(update, x[i:j], v[i:j], g[i:j]) for i, j in pairwise(cuts)]:
+            done.result()
 
     # What the operations are made of
 
