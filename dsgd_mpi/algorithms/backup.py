@@ -23,6 +23,10 @@ class Backup:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "version")
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 1
+    independent: ClassVar[bool] = False
+    traffic: ClassVar[str] = "a worker's gradient to rank 0, its model to each worker"
+    offers: ClassVar[str] = "rank 0's model"
     t = 0                                   # steps done
     version = 0                             # steps that the model here has taken
 

@@ -4,8 +4,8 @@
 
 The local step is taken at z, as GoSGD has it; SGP's y_i <- y_i - eta v_i makes large steps of z where w is small.
 `graph="exponential"`: stochastic gradient push (SGP; Assran et al. 2019, arXiv:1811.10792): k = i + 1, i + 2, i + 4
-... in turn. Letters are added in the order of the steps that they were sent at, none before a rank has done that step
-itself, and it goes on when no letter is missing but those of the last `overlap` steps. Without overlap nothing is chance.
+... in turn. Letters are added in the order of the steps that they were sent at, none before this rank has done that
+step, and it goes on when none is missing but those of the last `overlap` steps. Without overlap nothing is chance.
 `graph="random"`: GoSGD (Blot et al. 2016, arXiv:1611.09726): with `probability`, to a random k; nobody waits.
 """
 
@@ -32,8 +32,15 @@ class PushSum:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "w", "received")
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 0
+    traffic: ClassVar[str] = "one model sent and, as a rule, one received"
+    offers: ClassVar[str] = "the mean of all models by their weights, sum w x / sum w"
     t = received = 0                        # steps done; steps whose letter has been added, of the exponential graph
     w = 1.0                                 # this rank's weight; over all ranks and letters they sum to n
+
+    @property
+    def independent(self) -> bool:
+        return self.graph == "random"
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
         self.net, self.sgd = net, sgd
@@ -59,7 +66,7 @@ class PushSum:
         return random_peer(self.t, self.net.rank, self.net.size, self.seed) if lucky else self.net.rank
 
     def add_what_came(self, y: Array, due: int) -> None:
-        """All of it on the random graph; on the other what has its turn, those of the steps before `due` at any rate."""
+        """All of it on the random graph; else what has its turn, the letters of the steps before `due` at any rate."""
         self.letters += self.net.collect()
         if self.graph == "random":
             while self.letters:

@@ -35,7 +35,7 @@ class Window:
 
     def read(self, owner: int, out: Array | None = None) -> Array:
         part = np.empty(self.lengths[owner], self.dtype) if out is None else out
-        assert part.size == self.lengths[owner] and part.flags.c_contiguous, "MPI would read beyond the end of a window"
+        assert (part.size, part.dtype) == (self.lengths[owner], self.dtype), "MPI would read beyond the end of a window"
         self.seen[owner] = fetch(self.window, owner, 0)
         self.window.Get_accumulate(NOTHING, part, owner, (COUNT_BYTES, part.size, self.datatype), MPI.NO_OP)
         self.window.Flush(owner)
