@@ -77,7 +77,7 @@ class Config:
     threads: int = option("Machine", 0, "Threads a rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", least=0)
 
-    eval_every: float = option("Output", 1, "Epochs, or parts of one, between two evaluations on the test set.", least=0,
+    eval_every: float = option("Output", 1, "Epochs between two evaluations on the test set; 0.5 is one too.", least=0,
                                unit="EPOCHS")
     log_every: int = option("Output", 10, "Steps between two lines of metrics.jsonl.", least=1, unit="STEPS")
     checkpoint_every: int = option("Output", 0, "Steps between two checkpoints; 0: one at the end only.", least=0,
