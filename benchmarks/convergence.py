@@ -1,8 +1,8 @@
 """What each algorithm learns from as many images, and how long it takes to a given accuracy, over seeds.
 
 Where the updates of all ranks add up one by one (the parameter server), the learning rate is divided by the ranks: n of
-its steps then are one of all-reduce's. Otherwise all settings are the same. Each run is kept as soon as it ends, and one
-that is kept already is not run again.
+its steps then are one of all-reduce's. Otherwise all settings are the same. Each run is kept as soon as it ends, and
+one that is kept already is not run again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUMMING = ("parameter_server",)
 @click.command()
 @click.option("--ranks", default=4, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--epochs", default=3, show_default=True)
+@click.option("--epochs", default=2, show_default=True)
 @click.option("--data", default="fashion-mnist", show_default=True)
 @click.option("--model", default="resnet8", show_default=True)
 @click.option("--batch", default=16, show_default=True, help="Images a rank.")
