@@ -68,6 +68,7 @@ class Backup:
             list(self.net.collect())        # late gradients, of no use any more
         else:
             self.take(x)
+        self.net.settle()                   # nobody goes on before all have read
 
     def answer(self, x: Array) -> Array:
         newest = self.net.size * x if self.net.rank == 0 else 0 * x

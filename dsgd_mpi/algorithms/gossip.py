@@ -64,6 +64,7 @@ class Gossip:
     def rest(self, x: Array) -> None:
         self.net.settle()
         self.merge(x)
+        self.net.settle()                   # nobody goes on before all have read
 
     def answer(self, x: Array) -> Array:
         return self.net.mean(x.copy()).wait()       # Jin et al. evaluate the average of all models

@@ -68,10 +68,9 @@ class PushSum:
     def add_what_came(self, y: Array, due: int) -> None:
         """All of it on the random graph; else what has its turn, the letters of the steps before `due` at any rate."""
         self.letters += self.net.collect()
-        if self.graph == "random":
-            while self.letters:
-                self.add(y, self.letters.pop(0))
-        while self.received < self.t and self.net.size > 1 and self.graph == "exponential":
+        while self.graph == "random" and self.letters:
+            self.add(y, self.letters.pop(0))
+        while self.graph == "exponential" and self.received < self.t and self.net.size > 1:
             sender = exponential_sender(self.received, self.net.rank, self.net.size)
             place = next((place for place, letter in enumerate(self.letters) if letter.source == sender), None)
             if place is not None:
@@ -91,6 +90,7 @@ class PushSum:
         x *= self.w
         self.add_what_came(x, due=self.t)
         x /= self.w
+        self.net.settle()                   # nobody goes on before all have read
 
     def answer(self, x: Array) -> Array:
         total = self.net.mean(np.append(x * self.w, x.dtype.type(self.w))).wait()
