@@ -79,7 +79,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     host.broadcast(model.flat)
     sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
                    dtype=model.flat.dtype.name)
-    header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml()}
+    header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
+              "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]

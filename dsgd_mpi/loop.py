@@ -25,7 +25,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
     host, model, x = run.host, run.model, run.model.flat
     run.algorithm.start(host, x, run.sgd)
 
-    with closing(run.batches.stream(record.rank_steps)) as batches:
+    with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
         def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:
             if at is not x:
                 x[:] = at
@@ -40,7 +40,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
 
         def take(step: int) -> None:
             run.algorithm.step(x, gradient, run.schedule(step))
-            record.step(step + 1, run.schedule(step))
+            (record.step if run.works else record.line)(step + 1, run.schedule(step))
 
         walk = SharedOut(run, record, first).walk if run.shared_out else partial(together, run)
         reached = first

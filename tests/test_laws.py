@@ -27,7 +27,7 @@ from dsgd_mpi.topology import exponential_peer, matching, neighbours
 # Options worth a run of their own; an algorithm that is not named runs with its defaults.
 VARIANTS = {
     "allreduce": [{}, {"bucket_mb": 1e-4}],
-    "gossip": [{}, {"mode": "push"}, {"period": 3}],
+    "gossip": [{}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4}],
     "local_sgd": [{}, {"period": 3, "post_local": 10}, {"slow_momentum": 0.3}],
     "dpsgd": [{}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}],
     "easgd": [{}, {"period": 1}],
@@ -192,6 +192,24 @@ def test_no_compensation_is_plain_downpour():
     assert np.allclose(*runs, rtol=0, atol=1e-12)
 
 
+def test_one_worker_of_a_parameter_server_does_plain_sgd(world):
+    if world.size == 1:
+        return                              # which the law of the rank that is alone says
+    servers = world.size - 1
+    models = world.run(lambda host: train(host, ParameterServer(servers=servers), Quadratic(host.rank), 20)[0])
+    assert np.allclose(models[-1], plain_sgd([Quadratic(servers).gradient], 20), rtol=0, atol=1e-13)
+
+
+def test_gossip_meets_as_often_as_it_is_told(world):
+    def main(host):
+        gossip = Gossip("push", probability=0.25, seed=3)
+        posted = []
+        host.post = lambda x, peer, note=0.0: posted.append(peer)
+        train(host, gossip, Quadratic(host.rank), 200)
+        return len(posted)
+    assert world.size == 1 or all(25 < posted < 75 for posted in world.run(main))
+
+
 def test_backup_without_backups_is_allreduce_over_the_workers(world):
     if world.size == 1:
         return                              # a law about a server and its workers
@@ -239,6 +257,7 @@ def model_and_centre(algorithm, x):
 
 KEEPS = {
     "gossip": (Gossip(), whole_model),
+    "gossip now and then": (Gossip(probability=0.4), whole_model),
     "dpsgd ring": (Decentralised("ring"), whole_model),
     "dpsgd random": (Decentralised("random"), whole_model),
     "adpsgd": (AsynchronousDecentralised(), whole_model),

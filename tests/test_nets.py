@@ -178,6 +178,15 @@ def test_a_part_can_be_read_into_a_piece_of_a_vector(world):
     assert world.run(main) == [list(range(world.size))] * world.size
 
 
+def test_who_is_idle_waits_and_all_of_it_is_communication(world):
+    def main(host):
+        for _ in range(20):
+            host.idle()
+        return host.traffic.wait_s, host.traffic.comm_s
+    for wait_s, comm_s in world.run(main):
+        assert 0.002 < wait_s == pytest.approx(comm_s)
+
+
 # simulated only
 
 def test_simulated_time_is_that_of_the_closed_formulas():

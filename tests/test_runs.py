@@ -1,10 +1,13 @@
 """Whole runs, as a user starts them: what they leave behind, how they go on, how they end when something is wrong."""
 
+import csv
+import dataclasses
 import json
 import os
 import signal
 import textwrap
 import time
+from collections import Counter
 
 import h5py
 import numpy as np
@@ -72,7 +75,8 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
     assert "finished already, at step 12" in train("--resume", halved, ranks=ranks)[1]
 
 
-@pytest.mark.parametrize("options", [("allreduce",), ("gossip",), ("gossip", "--set", "mode=push")])
+@pytest.mark.parametrize("options", [("allreduce",), ("gossip",), ("gossip", "--set", "mode=push"),
+                                     ("parameter_server", "--set", "servers=1")])
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_there(tmp_path, options):
     folder = tmp_path / "run"
     job = Job("-m", "dsgd_mpi.train", "--steps", 400, "--batch", 4, "--log-every", 1, "--out", folder,
@@ -102,6 +106,19 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert summary["images"] == 12 * 8 * 3 or name == "backup"      # whose server computes no gradient
     one_sided = name in ("adpsgd", "easgd", "parameter_server")
     assert (summary["staleness"] is not None) == one_sided
+    steps = [0 if name == "backup" else 12, 12, 12]             # whose rank 0 serves
+    assert (summary["rank_steps"], summary["lr"] > 0) == (steps, True)
+    counts = {int(stale): count for stale, count in summary["staleness_counts"].items()}
+    with open(folder / "summary.csv", newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    assert row["rank_steps"] == " ".join(map(str, steps))
+    assert row["staleness_counts"] == " ".join(f"{stale}:{count}" for stale, count in sorted(counts.items()))
+    assert row["staleness_max"] == (str(max(counts)) if one_sided else "")
+    assert all(float(row[key]) >= 0 for key in ("consensus_distance", "bytes_sent", "wait_s", "lr"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rank_steps"] for line in lines] == ([0, 0, 0] if name == "backup" else [4, 8, 12])
+    told = sum((Counter(line["staleness_counts"]) for line in lines), Counter())    # of rank 0
+    assert (0 < told.total() <= sum(counts.values())) if one_sided else not told
     assert np.isfinite(model_of(folder)["fc.weight"]).all()
     assert all((view > 0).all() for key, view in model_of(folder).items() if key.endswith("running_var"))
     status, _, errors = train("--resume", folder, "--steps", 18, ranks=3)
@@ -277,6 +294,20 @@ def test_questions_are_answered_without_mpi(tmp_path):
         status, output, errors = run("-c", program)
         assert (status, errors) == (0, ""), (module, args, errors)
         assert output
+
+
+def test_the_list_tells_of_each_algorithm_all_that_is_to_be_known():
+    listed = train("--algorithm", "list")[1]
+    for name in algorithms.names():
+        found = algorithms.find(name)
+        entry = f"\n{listed}".partition(f"\n{name}   --set ")[2].partition("--set")[0]
+        assert all(f"{item.name}={item.default}" in entry for item in dataclasses.fields(found))
+        assert "arXiv" in entry or "et al." in entry
+        assert f"communication in a step    {found.traffic}" in entry
+        assert f"the model evaluated, kept  {found.offers}" in entry
+        assert "--steps-total  " in entry
+    assert "with mode=push" in listed
+    assert "with graph=random" in listed
 
 
 def test_a_run_without_an_mpi_library_says_what_to_install(tmp_path):

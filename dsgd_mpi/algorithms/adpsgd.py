@@ -26,7 +26,7 @@ class AsynchronousDecentralised:
     replicated: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = True
-    traffic: ClassVar[str] = "two models read, one of them its own, and one added to, one-sided"
+    traffic: ClassVar[str] = "the model of a random rank read and added to, one-sided"
     offers: ClassVar[str] = "the mean of all models"
     t = 0                                   # steps done
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Net
@@ -23,6 +25,7 @@ from dsgd_mpi.topology import matching, random_peer
 class Gossip:
     mode: Literal["pull", "push"] = "pull"
     period: Annotated[int, 1] = 1           # tau: local steps from one meeting to the next
+    probability: Annotated[float, 0] = 1.0  # that it takes place
     seed: int = 0                           # the same on all ranks: it decides who meets whom
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
@@ -41,7 +44,7 @@ class Gossip:
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1
-        if self.t % self.period:
+        if not self.meets():
             g = gradient(x)
         elif self.mode == "pull":
             partner = int(matching(self.t, self.net.size, self.seed)[self.net.rank])
@@ -56,6 +59,12 @@ class Gossip:
             if peer != self.net.rank:
                 self.net.post(x, peer)
         self.sgd.update(x, g, lr)
+
+    def meets(self) -> bool:
+        """At this step. To pull all ranks draw alike: nobody waits for a partner who stays away."""
+        drawn_by = [self.net.rank] if self.mode == "push" else []
+        draw = np.random.default_rng((self.seed, self.t, 1, *drawn_by)).random()
+        return self.t % self.period == 0 and bool(draw < self.probability)
 
     def merge(self, x: Array) -> None:
         for arrived, letter in enumerate(self.net.collect(), start=1):

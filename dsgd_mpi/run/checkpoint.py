@@ -3,7 +3,8 @@
     checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
                          rank1.h5 ...   v      (parameters,) momentum
                                         keeps/ what the algorithm keeps beside them
-                                        attributes: format, step, ranks, algorithm, seed, config (TOML), totals (JSON)
+                                        attributes: format, step, ranks, algorithm, seed, config (TOML), totals (JSON),
+                                                    shared_out (whether steps are counted of all ranks together)
 
 Each file is written beside its place, read back and renamed; the folder gets its name when all files are there.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the place in
@@ -116,11 +117,19 @@ class Checkpoints:
                                  f"{self.host.size} ranks; resume it with {ranks}")
             if file["x"].shape != x.shape:
                 raise UsageError(f"{path}: holds a network of {file['x'].size} numbers; this run's has {x.size}")
+            if file.attrs.get("shared_out", False) != self.header.get("shared_out", False):
+                raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
+                                 f"{_counted(self.header)}; go on with --steps-total where it began with it, only")
             file["x"].read_direct(x)
             file["v"].read_direct(sgd.v)
             for name in algorithm.keeps:
                 setattr(algorithm, name, file["keeps"][name][()])
             return int(file.attrs["step"]), json.loads(file.attrs["totals"])
+
+
+def _counted(about: Any) -> str:
+    """Whose steps a run counts, by its header."""
+    return "all ranks together" if about.get("shared_out", False) else "each rank"
 
 
 def _reads_back(path: Path) -> bool:

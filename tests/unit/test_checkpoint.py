@@ -14,13 +14,13 @@ from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.sgd import LocalSgd
 
 
-def on_cluster(tmp_path, size, algorithm, act):
+def on_cluster(tmp_path, size, algorithm, act, **header):
     """`act(checkpoints, x, sgd, algorithm)` on each rank, x and v being full of the rank's number."""
     def main(host):
         x, sgd, own = np.full(6, float(host.rank), "float32"), LocalSgd(5), algorithm()
         own.start(host, x, sgd)
         sgd.v[:] = host.rank
-        return act(Checkpoints(host, tmp_path, {"seed": 1}), x, sgd, own)
+        return act(Checkpoints(host, tmp_path, {"seed": 1, **header}), x, sgd, own)
     return Cluster(size).run(main)
 
 
@@ -50,6 +50,13 @@ def test_replicated_models_are_kept_once_and_fit_any_number_of_ranks(tmp_path):
     on_cluster(tmp_path, 3, Allreduce, save(10))
     assert [path.name for path in tmp_path.rglob("*.h5")] == ["rank0.h5"]
     assert on_cluster(tmp_path, 5, Allreduce, restore) == [(10, 5, 100, 0, None)] * 5
+
+
+def test_a_run_does_not_change_whose_steps_it_counts(tmp_path):
+    on_cluster(tmp_path, 3, Gossip, save(10), shared_out=True)
+    with pytest.raises(UsageError, match="counts the steps of all ranks together, but this run those of each rank"):
+        on_cluster(tmp_path, 3, Gossip, restore)
+    assert on_cluster(tmp_path, 3, Gossip, restore, shared_out=True)[0][0] == 10
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
