@@ -1,17 +1,12 @@
 """The batch scripts on four nodes: submitted, pre-empted, requeued, crashed, cancelled."""
 
-import os
 import time
-from pathlib import Path
 
 import pytest
+from checkout import LONG, ON_ONE_NODE, SCRIPTS
 from jobs import pids
 
 NODES = 4
-SCRIPTS = sorted(path.name for path in (Path(__file__).parent.parent.parent / "slurm").glob("*_*.sh"))
-SMALL = ("--config", "jobs/smoke.toml")
-ON_ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
-LONG = (*SMALL, "--steps", 100, "--slow-rank", "0:0.05")        # 5 s and more
 FAULT = """
 import os
 if os.environ.get("SLURM_PROCID") == "1" and "SLURM_STEP_NUM_TASKS" in os.environ:
@@ -85,15 +80,6 @@ def test_a_rank_that_fails_ends_the_job_with_its_message(site, run_folder, tmp_p
     assert job.ended(20) == ["FAILED"]
     assert "RuntimeError: a fault was put here" in job.log()
     assert "rank 1 on " in job.log()
-
-
-def test_a_rank_that_is_killed_ends_the_job(site, run_folder):
-    run = run_folder("run")
-    job = site.submit("gossip_128.sh", *LONG, "--steps", 10_000, "--out", run.path, sbatch=ON_ONE_NODE)
-    job.until(lambda: run.steps())
-    os.kill(pids(str(run.path))[-1], 9)
-    assert job.ended(30) == ["FAILED"]
-    assert job.shown("Restarts") == ["0"]
 
 
 def test_a_cancelled_job_saves_itself_stays_cancelled_and_leaves_nothing_half_written(site, run_folder):
