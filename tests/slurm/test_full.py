@@ -107,7 +107,7 @@ def test_a_job_whose_ranks_were_killed_starts_again_on_the_same_node_from_its_ch
     site.cluster.ask("scontrol", "requeue", job.number)
     assert job.ended() == ["COMPLETED"], job.log()
     assert job.shown("Restarts") == ["1"]
-    assert run.steps() == list(range(1, 101))
+    assert run.steps() == list(range(1, 61))
 
 
 def test_a_job_array_fills_a_folder_that_plot_draws(site):
