@@ -103,7 +103,7 @@ def scaling(runs: list[Run], to: Path) -> list[str]:
         return []
     found = scaled(rates)
     write_scaling(found, to / "scaling.csv")
-    draw_scaling(found, to / "scaling.png")
+    draw_scaling(found, shared(runs), to / "scaling.png")
     return ["scaling.png", "scaling.csv"]
 
 

@@ -55,7 +55,7 @@ def write_scaling(found: list[Scaled], path: Path) -> None:
         writer.writerows(found)
 
 
-def draw_scaling(found: list[Scaled], path: Path) -> None:
+def draw_scaling(found: list[Scaled], title: str, path: Path) -> None:
     """Images/s, with bars from the least to the most of equal runs, beside efficiency, both against ranks."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # log-in nodes have no display
@@ -70,8 +70,9 @@ def draw_scaling(found: list[Scaled], path: Path) -> None:
         lines = [draw_kind(points, panels, index) for index, (_, points) in enumerate(kinds)]
         lines.append(draw_ideal(found, panels))
         set_axes(found, panels)
-        texts = figure.legend(lines, [*(fill(label or "images/s", 100) for label, _ in kinds), "ideal"],
-                              loc="outside lower center", ncols=columns, frameon=False, handlelength=3).get_texts()
+        texts = [figure.suptitle(title, fontsize="medium")]
+        texts += figure.legend(lines, [*(fill(label or "images/s", 100) for label, _ in kinds), "ideal"],
+                               loc="outside lower center", ncols=columns, frameon=False, handlelength=3).get_texts()
         for text in texts:
             text.set_parse_math(False)
         figure.savefig(path, format="png")
@@ -98,7 +99,7 @@ def draw_ideal(found: list[Scaled], panels: Any) -> Any:
 
 
 def set_axes(found: list[Scaled], panels: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ticks = sorted({each.ranks for each in found})
     for panel, label in zip(panels, ("images/s", "efficiency (%)"), strict=True):
@@ -107,7 +108,8 @@ def set_axes(found: list[Scaled], panels: Any) -> None:
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel("ranks")
         panel.set_ylabel(label)
-    panels[0].set_yscale("log", base=2)
-    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     panels[0].yaxis.set_minor_locator(NullLocator())
     panels[1].set_ylim(bottom=0)
