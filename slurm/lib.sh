@@ -66,8 +66,9 @@ point() {                                   # number $1 of the job file's grid: 
 
 give_back() {                               # the nodes that a small point leaves idle, where the site allows it
     local after=slurm_job_${SLURM_JOB_ID}_resize
+    scontrol update JobId="$SLURM_JOB_ID" NumNodes="$nodes" >/dev/null || say "goes on with all of its nodes"
     # shellcheck source=/dev/null
-    if scontrol update JobId="$SLURM_JOB_ID" NumNodes="$nodes" >/dev/null; then . "./$after.sh"; fi
+    [ ! -e "$after.sh" ] || . "./$after.sh"
     rm -f "$after.sh" "$after.csh"
     export SLURM_NTASKS=$ranks SLURM_TASKS_PER_NODE="$a_node(x$nodes)"
 }

@@ -48,13 +48,13 @@ class Job:
         words = self.site.cluster.ask("scontrol", "show", "job", self.number).split()
         return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
 
-    def until(self, condition, limit_s=60):
+    def until(self, condition, limit_s=180):
         end = time.monotonic() + limit_s
         while not condition():
             assert time.monotonic() < end, f"not within {limit_s} s: {self.shown('JobState')}\n{self.log()}"
             time.sleep(0.2)
 
-    def ended(self, limit_s=60):
+    def ended(self, limit_s=180):
         """The states of all its tasks, once none of them is waiting or running."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
         self.until(lambda: set(self.shown("JobState")) <= over, limit_s)

@@ -32,7 +32,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
-AuthInfo=socket={folder}/munge.sock,cred_expire=5
+AuthInfo=socket={folder}/munge.sock,cred_expire=10
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -54,6 +54,7 @@ PreemptMode=REQUEUE
 OverTimeLimit=0
 KillWait=10
 MinJobAge=86400
+MessageTimeout=60
 FirstJobId={job}
 ReturnToService=2
 NodeName=DEFAULT CPUs={cores} RealMemory=64000 Gres=gpu:{gpus}
@@ -113,7 +114,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))       # short: a socket's path has 107 characters at most
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "DSGD_"))}
         self.env = {**ours, "SLURM_CONF": str(self.folder / "slurm.conf"),
-                    "UCX_NET_DEVICES": "lo"}        # a job's MPI need not look at interfaces that come and go
+                    # one short address a rank: SLURM's PMI loses long ones in pieces when the machine is busy
+                    "UCX_NET_DEVICES": "lo", "UCX_TLS": "tcp,self,sysv"}
 
     def __enter__(self) -> Cluster:
         try:
@@ -177,7 +179,7 @@ class Cluster:
 
     def _daemon(self, *words: str) -> None:
         self.daemons.append(subprocess.Popen(words, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                             stderr=subprocess.DEVNULL, cwd=self.folder))
+                                             stderr=subprocess.DEVNULL, cwd=self.folder, start_new_session=True))
 
     def _idle(self) -> int:
         try:
@@ -197,6 +199,10 @@ class Cluster:
     def _end_jobs(self) -> None:
         """Before the daemons go: what a job has started would outlive them."""
         end = time.monotonic() + STOP_S
+        with suppress(RuntimeError):        # the controller may be gone
+            self._cancel_until(end)
+
+    def _cancel_until(self, end: float) -> None:
         while (jobs := self.ask("squeue", "-h", "-a", "-o", "%A").split()) and time.monotonic() < end:
             self.ask("scancel", "--quiet", *set(jobs))
             time.sleep(0.5)
