@@ -200,12 +200,9 @@ class Cluster:
         """Before the daemons go: what a job has started would outlive them."""
         end = time.monotonic() + STOP_S
         with suppress(RuntimeError):        # the controller may be gone
-            self._cancel_until(end)
-
-    def _cancel_until(self, end: float) -> None:
-        while (jobs := self.ask("squeue", "-h", "-a", "-o", "%A").split()) and time.monotonic() < end:
-            self.ask("scancel", "--quiet", *set(jobs))
-            time.sleep(0.5)
+            while (jobs := self.ask("squeue", "-h", "-a", "-o", "%A").split()) and time.monotonic() < end:
+                self.ask("scancel", "--quiet", *set(jobs))
+                time.sleep(0.5)
 
 
 def main() -> int:
