@@ -112,12 +112,11 @@ stopped() {                                 # rather than failed: by a signal, e
 again() {                                   # back into the queue, for the rest of the run
     local restarts=${SLURM_RESTART_COUNT:-0} most=${DSGD_MAX_RESTARTS:-10}
     if [ "$restarts" -ge "$most" ]; then
-        say "stopped, after $restarts restarts; DSGD_MAX_RESTARTS allows no more; go on with the same sbatch and" \
-            "--resume ${DSGD_OUT}"
+        say "stopped, and DSGD_MAX_RESTARTS=$most allows no more restarts; go on by the same sbatch with --resume as above"
     elif scontrol requeue "$SLURM_JOB_ID"; then
         say "stopped, and in the queue again: restart $((restarts + 1)) of at most $most"
     else
-        say "stopped, and cannot be put back into the queue; go on with the same sbatch and --resume $DSGD_OUT"
+        say "stopped, and cannot be put back into the queue; go on by the same sbatch with --resume as above"
     fi
 }
 

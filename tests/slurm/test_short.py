@@ -65,7 +65,7 @@ def test_no_more_restarts_than_allowed(site, run_folder):
     job.signal("USR1")
     assert job.ended() == ["FAILED"]
     assert job.shown("ExitCode") == ["75:0"]
-    assert "DSGD_MAX_RESTARTS allows no more" in job.log()
+    assert "DSGD_MAX_RESTARTS=0 allows no more restarts" in job.log()
     assert run.summary()["status"] == "stopped"
 
 
