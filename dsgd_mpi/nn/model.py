@@ -94,9 +94,9 @@ class Model:
 
     @property
     def activation_bytes(self) -> int:
-        """Memory of activations and their gradients, for all batch sizes met so far, and for inference."""
+        """Memory of activations, their gradients and workspaces, for all batch sizes met so far, and for inference."""
         plans = sum(plan.activation_bytes for plan in self.plans.values())
-        return plans + (self.inference.memory.allocated_bytes if self.inference else 0)
+        return plans + (self.inference.memory.allocated_bytes if self.inference else 0) + self.kernels.held_bytes
 
     def _plan(self, batch: int) -> Plan:
         if batch not in self.plans:
