@@ -114,8 +114,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))       # short: a socket's path has 107 characters at most
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "DSGD_"))}
         self.env = {**ours, "SLURM_CONF": str(self.folder / "slurm.conf"),
-                    # one short address a rank: SLURM's PMI loses long ones in pieces when the machine is busy
-                    "UCX_NET_DEVICES": "lo", "UCX_TLS": "tcp,self,sysv"}
+                    # MPICH's addresses over UCX make lines too long for SLURM's PMI-1, which takes 1,024 bytes
+                    "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
 
     def __enter__(self) -> Cluster:
         try:
