@@ -1,0 +1,50 @@
+"""Ends this process where it hangs: while MPI itself hangs, no signal handler and no thread of Python would run."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from types import TracebackType
+
+
+class Deadline:
+    """A second process, made before MPI starts, that kills this one if it names no new stage for `limit_s` seconds.
+
+    `told(stage)` is printed first, if this rank is `talking`; the others wait longer for it, since it has more to do.
+    """
+
+    def __init__(self, limit_s: float, told: str, talking: bool) -> None:
+        reader, self.writer = os.pipe()
+        sys.stdout.flush()
+        if os.fork():
+            os.close(reader)
+            return
+        os.close(self.writer)
+        try:
+            watch(reader, limit_s, told, talking)
+        finally:
+            os._exit(0)                     # nothing of what the parent had begun is this process's to end
+
+    def stage(self, name: str) -> None:
+        """From here on it is `name` that hangs."""
+        os.write(self.writer, name.encode())
+
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self.writer)
+
+
+def watch(reader: int, limit_s: float, told: str, talking: bool) -> None:
+    parent, stage = os.getppid(), "the start"
+    while select.select([reader], [], [], limit_s * (1 if talking else 3))[0]:
+        news = os.read(reader, 1000).decode()
+        if not news:                        # all went well, or the parent is gone
+            return
+        stage = news
+    if talking:
+        os.write(2, f"Error: hung for {limit_s:g} s in: {stage}. {told}\n".encode())
+    os.kill(parent, signal.SIGKILL)
