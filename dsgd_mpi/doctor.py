@@ -22,7 +22,7 @@ from dsgd_mpi import __version__
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.launch import MPI_WAY_OUT, VARIABLES, launched
 from dsgd_mpi.run import machine
-from dsgd_mpi.run.deadline import Deadline
+from dsgd_mpi.run.hang import HangGuard
 from dsgd_mpi.run.report import Report
 
 GIB = 2**30
@@ -54,8 +54,8 @@ def doctor(out: Path, seconds: float, limit: float) -> None:
     if rank == 0:
         survey(report, out)
     if under_launcher:
-        with Deadline(limit, HANGS, rank == 0) as deadline:
-            sys.exit(examine(report, ranks, out, seconds, deadline.stage))
+        with HangGuard(limit, HANGS, rank == 0) as guard:
+            sys.exit(examine(report, ranks, out, seconds, guard.stage))
     else:
         question_mpi(report, limit)
         sys.exit(report.end())

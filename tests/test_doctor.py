@@ -118,7 +118,8 @@ def test_an_mpirun_of_another_mpi_is_told_and_the_right_one_named(tmp_path):
     if not Path(sys.executable).parent.joinpath("mpirun").exists():
         pytest.skip("this environment has no mpirun of its own to be named")
     wrong = tmp_path / "mpirun"
-    wrong.write_text('#!/bin/sh\n[ $1 = --version ] && exec echo "mpirun (Open MPI) 4.1.4"\nshift 2\n"$@" & "$@"; wait\n')
+    wrong.write_text('#!/bin/sh\n[ $1 = --version ] && exec echo "mpirun (Open MPI) 4.1.4"\n'
+                     'shift 2\n"$@" & "$@"; wait\n')
     wrong.chmod(0o755)
     status, output, _ = doctor(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert status == 1

@@ -9,7 +9,7 @@ import sys
 from types import TracebackType
 
 
-class Deadline:
+class HangGuard:
     """A second process, made before MPI starts, that kills this one if it names no new stage for `limit_s` seconds.
 
     `told(stage)` is printed first, if this rank is `talking`; the others wait longer for it, since it has more to do.
@@ -31,7 +31,7 @@ class Deadline:
         """From here on it is `name` that hangs."""
         os.write(self.writer, name.encode())
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> HangGuard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
