@@ -30,13 +30,14 @@ LEAST_FREE = GIB                            # bytes: a few checkpoints of the la
 PACKAGES = ("numpy", "mpi4py", "h5py", "click", "rich", "cffi")
 PIP = f"{sys.executable} -m pip install"
 HDF5 = "import h5py; print(h5py.version.hdf5_version, 'with MPI' if h5py.get_config().mpi else 'without MPI')"
+PROBE = "dsgd_mpi.net.probe"
 VOLATILE = ("tmpfs", "ramfs")
 HANGS = ("All ranks must be able to reach each other: was each started by the launcher of its own MPI library, and may "
          "the hosts talk to each other over the network interface that MPI has chosen (UCX_NET_DEVICES, FI_TCP_IFACE)?")
 
 
 @click.command(context_settings={"max_content_width": 120})
-@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True,
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, envvar="DSGD_OUT",
               help="Where run folders are to be: the file system that is looked at.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True,
               help="How long the self-test under a launcher takes.")
@@ -51,24 +52,28 @@ def doctor(out: Path, seconds: float, limit: float) -> None:
     under_launcher = any(size in os.environ for _, size in VARIABLES.values())
     rank, ranks = launched()
     report = Report(talking=rank == 0)
-    if rank == 0:
-        survey(report, out)
     if under_launcher:
         with HangGuard(limit, HANGS, rank == 0) as guard:
+            if rank == 0:                   # before MPI starts: not every MPI lets its ranks start programs
+                survey(report, out, guard.stage)
             sys.exit(examine(report, ranks, out, seconds, guard.stage))
-    else:
-        question_mpi(report, limit)
-        sys.exit(report.end())
+    survey(report, out, lambda _: None)
+    question_mpi(report, limit)
+    sys.exit(report.end())
 
 
 # alone: all that is asked without MPI, or of MPI in another process
 
-def survey(report: Report, out: Path) -> None:
+def survey(report: Report, out: Path, stage: Callable[[str], None]) -> None:
+    stage("the question for kernels")
     computing, why = machine.probe("dsgd_mpi.kernels.probe")
     libraries = computing[0] if computing else {name: {"error": why} for name in ("onednn", "cupy", "cudnn")}
     report.section(f"dsgd_mpi {__version__} on {platform.node()}", software(report, libraries))
+    stage("the question for GPUs")
     report.section("GPUs", accelerators(report, libraries))
+    stage("the questions to SLURM")
     report.section("SLURM", machine.slurm().items() or [("SLURM", "none on PATH here")])
+    stage("the look at --out")
     report.section("run folders", folders(report, machine.place(out)))
     settings = {key: value for key, value in sorted(os.environ.items()) if key.startswith(machine.SETTINGS)}
     if settings:
@@ -141,12 +146,12 @@ def folders(report: Report, place: machine.Place) -> Iterator[tuple[str, str | N
 
 def question_mpi(report: Report, limit_s: float) -> None:
     """MPI alone and under its launcher, each in a process of its own."""
-    found, why = machine.probe("dsgd_mpi.net.probe", limit_s=limit_s)
+    found, why = machine.probe(PROBE, limit_s=limit_s)
     tools = machine.launchers()
     report.section("MPI", [*(library(found[0]) if found else [("library", "none that works")]),
                            ("launcher", "; ".join(map(launcher, tools)) or "no mpirun on PATH")])
     if found:
-        judge_launchers(report, tools, limit_s)
+        judge_launchers(report, tools, found[0]["library"], limit_s)
     else:
         report.wrong(f"MPI does not start: {why}", MPI_WAY_OUT + ". Where MPI starts under its launcher only, "
                      "ask inside a job: srun python -m dsgd_mpi doctor")
@@ -161,36 +166,37 @@ def library(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def launcher(tool: Path) -> str:
-    version = machine.ask(tool, "--version")
-    return f"{tool}, {machine.family(version.output + version.errors) or 'of an unknown MPI'}"
+    return f"{tool}, {machine.family(tool) or 'of an unknown MPI'}"
 
 
-def judge_launchers(report: Report, tools: list[Path], limit_s: float) -> None:
+def judge_launchers(report: Report, tools: list[Path], library: str, limit_s: float) -> None:
     """Starts two ranks with the first; where that fails, with the next, so as to say which to use."""
-    failures = {}
+    failures: list[tuple[str, str]] = []
     for tool in tools:
-        failure = fails(tool, limit_s)
+        failure = fails(tool, library, limit_s)
         if failure is None:
-            remedy = f"call {tool}, or put its folder first on PATH"
+            call = f"call {tool}, or put its folder first on PATH"
+            failures = [(problem, call) for problem, _ in failures]
+            if not failures and not machine.on_path(tool):
+                report.note(f"mpirun is not on PATH: {call}")
             break
-        failures[tool] = failure
-    else:
-        remedy = "use the mpirun of the MPI library named above: load its module, or pip install mpich for both"
-    for tool, failure in failures.items():
-        report.wrong(f"{tool} does not start ranks: {failure}", remedy)
+        failures.append(failure)
+    for problem, remedy in failures:
+        report.wrong(problem, remedy)
     if not tools and machine.ask("srun", "--version").status:
         report.wrong("there is neither mpirun nor srun", "load the module of your cluster's MPI, or pip install mpich")
-    if tools and not failures and not machine.on_path(tools[0]):
-        report.note(f"mpirun is not on PATH: {remedy}")
 
 
-def fails(tool: Path, limit_s: float) -> str | None:
-    """Why two ranks cannot be started with it; None if they can."""
-    found, why = machine.probe("dsgd_mpi.net.probe", tool, "-n", "2", limit_s=limit_s)
-    sizes = [facts["size"] for facts in found]
-    if sizes == [2, 2]:
+def fails(tool: Path, library: str, limit_s: float) -> tuple[str, str] | None:
+    """Why two ranks cannot be started with it, and what to do; None if they can."""
+    found, why = machine.probe(PROBE, tool, "-n", "2", limit_s=limit_s)
+    family = machine.family(tool)
+    if [facts["size"] for facts in found] == [2, 2]:
         return None
-    return f"of 2 processes each found itself alone; it does not belong to {found[0]['library']}" if found else why
+    if found or (family and not library.startswith(family)):
+        return (f"{tool} does not belong to {library}: " + ("each of 2 ranks found itself alone" if found else why),
+                "use the mpirun of that library: load its module, or pip install mpich for both")
+    return f"{tool} does not start ranks: {why}", f"see all that it says: {tool} -n 2 {sys.executable} -m {PROBE}"
 
 
 # under a launcher: MPI in this process, as in a run

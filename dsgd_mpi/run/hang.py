@@ -1,4 +1,4 @@
-"""Ends this process where it hangs: while MPI itself hangs, no signal handler and no thread of Python would run."""
+"""Tells where this process hangs or dies: while MPI hangs, no signal handler and no thread of Python would run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import signal
 import sys
 from types import TracebackType
 
+DONE = "\n"
+
 
 class HangGuard:
     """A second process, made before MPI starts, that kills this one if it names no new stage for `limit_s` seconds.
 
-    `told(stage)` is printed first, if this rank is `talking`; the others wait longer for it, since it has more to do.
+    Which stage it was is printed, with `told`, if this rank is `talking`; the others wait longer for it, since it has
+    more to do. It is printed as well where MPI ends this process, as it does when it cannot start,
+    unless the launcher has stopped listening by then.
     """
 
     def __init__(self, limit_s: float, told: str, talking: bool) -> None:
@@ -23,6 +27,7 @@ class HangGuard:
             return
         os.close(self.writer)
         try:
+            os.setsid()                     # a launcher that ends the ranks leaves this process alone
             watch(reader, limit_s, told, talking)
         finally:
             os._exit(0)                     # nothing of what the parent had begun is this process's to end
@@ -35,6 +40,7 @@ class HangGuard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stage(DONE)
         os.close(self.writer)
 
 
@@ -42,9 +48,16 @@ def watch(reader: int, limit_s: float, told: str, talking: bool) -> None:
     parent, stage = os.getppid(), "the start"
     while select.select([reader], [], [], limit_s * (1 if talking else 3))[0]:
         news = os.read(reader, 1000).decode()
-        if not news:                        # all went well, or the parent is gone
+        if news.endswith(DONE):
+            return
+        if not news:
+            say(f"this rank was ended in: {stage}. {told}", talking)
             return
         stage = news
-    if talking:
-        os.write(2, f"Error: hung for {limit_s:g} s in: {stage}. {told}\n".encode())
+    say(f"hung for {limit_s:g} s in: {stage}. {told}", talking)
     os.kill(parent, signal.SIGKILL)
+
+
+def say(text: str, talking: bool) -> None:
+    if talking:
+        os.write(2, f"Error: {text}\n".encode())

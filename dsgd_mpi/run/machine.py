@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -69,9 +70,12 @@ def python(*words: str, launcher: Sequence[str | Path] = (), limit_s: float = LA
 
 
 def explained(answer: Answer) -> str:
+    """What went wrong with a Python program: an error's last line, or the beginning of what MPI has printed."""
     if answer.status < 0:
-        return f"it was killed by {signal.Signals(-answer.status).name}; {answer.why}"
-    return answer.why
+        return f"it was killed by {signal.Signals(-answer.status).name}"
+    if answer.status == 124 or "Traceback" in answer.errors:
+        return answer.why
+    return textwrap.shorten(answer.errors.replace("-" * 10, ""), 300) or f"status {answer.status}"
 
 
 def launchers() -> list[Path]:
@@ -89,8 +93,10 @@ def on_path(tool: Path) -> bool:
     return found is not None and Path(found).resolve() == tool.resolve()
 
 
-def family(version: str) -> str | None:
-    """Which MPI's launcher it is that says this of its version."""
+def family(launcher: Path) -> str | None:
+    """Whose it is, from what it says of its version."""
+    answer = ask(launcher, "--version")
+    version = answer.output + answer.errors
     for name, words in {"MPICH": ("HYDRA", "mpich"), "Open MPI": ("Open MPI", "OpenRTE", "prte", "PRRTE"),
                         "Intel MPI": ("Intel(R) MPI",)}.items():
         if any(word in version for word in words):
