@@ -8,7 +8,7 @@ import signal
 import sys
 from types import TracebackType
 
-DONE = "\n"
+DONE = "done"                               # no stage is called so
 
 
 class HangGuard:
@@ -34,7 +34,7 @@ class HangGuard:
 
     def stage(self, name: str) -> None:
         """From here on it is `name` that hangs."""
-        os.write(self.writer, name.encode())
+        os.write(self.writer, f"{name}\n".encode())
 
     def __enter__(self) -> HangGuard:
         return self
@@ -47,13 +47,13 @@ class HangGuard:
 def watch(reader: int, limit_s: float, told: str, talking: bool) -> None:
     parent, stage = os.getppid(), "the start"
     while select.select([reader], [], [], limit_s * (1 if talking else 3))[0]:
-        news = os.read(reader, 1000).decode()
-        if news.endswith(DONE):
-            return
+        news = os.read(reader, 10_000).decode().splitlines()
         if not news:
             say(f"this rank was ended in: {stage}. {told}", talking)
             return
-        stage = news
+        stage = news[-1]
+        if stage == DONE:
+            return
     say(f"hung for {limit_s:g} s in: {stage}. {told}", talking)
     os.kill(parent, signal.SIGKILL)
 
