@@ -284,6 +284,6 @@ def measure(report: Report, host: Any, seconds: float, stage: Callable[[str], No
     report.table(f"self-test of {seconds:g} s, all {host.size} ranks at once",
                  ("verb", "size", "turns", "time", "rate", "slowest", "which is"),
                  ((each.verb, machine.sized(each.bytes), each.turns, machine.timed(each.median_s),
-                   f"{each.bytes_per_s / 1e9:.2f} GB/s" if each.bytes > 1000 else "",
+                   f"{each.bytes_per_s / 1e9:.3f} GB/s" if each.bytes > 1000 else "",
                    machine.timed(each.slowest_s), f"rank {each.slowest_rank} on {names[each.slowest_rank]}")
                   for each in timings))
