@@ -1,4 +1,4 @@
-"""The recipes for Apptainer, Spack, EasyBuild and ReFrame fit the package, as far as can be told without these tools."""
+"""The recipes for Apptainer, Spack, EasyBuild and ReFrame fit the package, as far as can be told without them."""
 
 import ast
 import importlib.util
