@@ -113,7 +113,7 @@ def test_ranks_that_each_find_themselves_alone_are_told_once():
     outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert "the launcher started 2 ranks but MPI sees 1" in outputs[0]
-    assert "srun --mpi=list" in outputs[0]
+    assert "srun --mpi=pmi2 for MPICH" in outputs[0]
     assert outputs[1] == ""
 
 

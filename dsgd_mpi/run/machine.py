@@ -171,14 +171,14 @@ def slurm() -> dict[str, str]:
     found = {"version": version.output.strip(),
              "partitions": "; ".join(partitions.output.strip().splitlines()) if not partitions.status
              else f"the controller does not answer: {partitions.why}",
-             "srun --mpi": ", ".join(word for word in (kinds.output + kinds.errors).split()
-                                     if word.startswith(("pmi", "cray", "none")))}
+             "srun --mpi": ", ".join(dict.fromkeys(word for word in (kinds.output + kinds.errors).split()
+                                                   if word.startswith(("pmi", "cray", "none"))))}
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         left = ask("squeue", "-h", "-j", job, "-o", "%L")
-        found["job"] = (f"{job} on {os.environ.get('SLURM_JOB_NODELIST', '?')}, "
-                        f"{os.environ.get('SLURM_CPUS_PER_TASK', 'as many as there are')} cores a task, "
-                        f"{left.output.strip() or '?'} left")
+        each = os.environ.get("SLURM_CPUS_PER_TASK")
+        found["job"] = (f"{job} on {os.environ.get('SLURM_JOB_NODELIST', '?')}, " + (f"{each} cores a task, " if each else "")
+                        + f"{left.output.strip() or '?'} left")
     return found
 
 
