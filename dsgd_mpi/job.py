@@ -81,8 +81,8 @@ def started_mpi(ranks: int) -> Any:
     host = MpiHost()
     if host.size < ranks:
         raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
-                         f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix for "
-                         "Open MPI; srun --mpi=list tells which there are)")
+                         f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
+                         "for Open MPI; srun --mpi=list tells which there are)")
     return host
 
 

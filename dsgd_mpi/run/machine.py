@@ -176,9 +176,9 @@ def slurm() -> dict[str, str]:
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         left = ask("squeue", "-h", "-j", job, "-o", "%L")
-        each = os.environ.get("SLURM_CPUS_PER_TASK")
-        found["job"] = (f"{job} on {os.environ.get('SLURM_JOB_NODELIST', '?')}, " + (f"{each} cores a task, " if each else "")
-                        + f"{left.output.strip() or '?'} left")
+        cores = os.environ.get("SLURM_CPUS_PER_TASK")
+        found["job"] = ", ".join([f"{job} on {os.environ.get('SLURM_JOB_NODELIST', '?')}",
+                                  *([f"{cores} cores a task"] if cores else []), f"{left.output.strip() or '?'} left"])
     return found
 
 
