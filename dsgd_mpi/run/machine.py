@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 TOOL_S = 10.0                               # for a tool that only has to answer
 LAUNCH_S = 60.0                             # for two processes to start, on a slow file system too
 # what a launcher sets for its own ranks: a program that asks MPI anew must not take itself for one of them
-RANK_PREFIXES = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_", "OMPI_UNIVERSE", "HYDI_", "MPI_LOCAL", "SLURM_PROCID")
+RANK_PREFIXES = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_", "OMPI_UNIVERSE", "HYDI_", "HYDRA_", "PALS_", "MPI_LOCAL",
+                 "SLURM_PROCID")
 SETTINGS = ("MPICH_", "MPIR_", "OMPI_MCA_", "PRTE_MCA_", "UCX_", "FI_", "I_MPI_", "MPI4PY_", "NCCL_", "OMP_", "DSGD_",
             "CUDA_VISIBLE_DEVICES")
 
