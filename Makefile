@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test soak lint docs bench clean
+.PHONY: help train test test-slurm soak lint docs bench clean
 
 help:                   ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -42,12 +42,16 @@ train: $(READY)         ## train resnet8 on the built-in images with 2 ranks: ab
 test: $(READY)          ## all tests, serial and under MPI
 	$(BIN)/python -m pytest $(ARGS)
 
+test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a private SLURM: root, Debian
+	$(BIN)/python -m pytest -m slurm -s $(ARGS)
+
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
-lint: $(READY)          ## ruff and mypy
+lint: $(READY)          ## ruff, mypy and shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck -x slurm/*.sh
 
 docs: $(VENV)/docs      ## the documentation, into build/docs/index.html; any warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

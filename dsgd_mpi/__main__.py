@@ -1,4 +1,4 @@
-"""`python -m dsgd_mpi {train,data,plot,doctor}`: everything by one name. Nothing here needs MPI until a run starts."""
+"""`python -m dsgd_mpi {train,data,grid,plot,doctor}`: all by one name. Nothing here needs MPI until a run starts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 COMMANDS = {                                # name: module, function, what --help says
     "train": ("dsgd_mpi.train", "main", "Train a network; the same as `python -m dsgd_mpi.train`."),
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
+    "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
     "plot": ("dsgd_mpi.study.plot", "plot", "Draw the curves of one run or several."),
     "doctor": ("dsgd_mpi.doctor", "doctor", "Tell what is here to train with, and what is wrong."),
 }

@@ -81,6 +81,11 @@ class Config:
                                    unit="STEPS")
     out: str | None = option("Output", None, "Run folder to make.  [default: runs/DATE-ALGORITHM-MODEL-RANKS]",
                              unit="DIR")
+    auto_resume: bool = option("Output", False, "Where --out holds this very run already, go on with it: for jobs that "
+                               "a batch system starts again.", flag=True)
+    time_left: float = option("Output", 120.0, "Stop, saved, when the batch job has this long left, or a tenth of what "
+                              "it had at the start; more than a checkpoint and an evaluation take. 0: never.", least=0,
+                              unit="SECONDS")
     resume: str | None = option("Output", None, "Run folder to go on in, from its newest valid checkpoint, with its "
                                 "configuration.", unit="DIR")
     quiet: bool = option("Output", False, "Print warnings and errors only.", flag=True)
@@ -114,6 +119,7 @@ def from_toml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from None
+    values.pop("grid", None)                # the points of a study are not the run's business
     for key in values:
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")

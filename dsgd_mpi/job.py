@@ -21,13 +21,14 @@ import numpy as np
 
 from dsgd_mpi import __version__
 from dsgd_mpi.build import Prepared, assemble, prepare
-from dsgd_mpi.config import Config
+from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.evaluate import Training
 from dsgd_mpi.hdf5 import atomic
 from dsgd_mpi.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.loop import train
 from dsgd_mpi.net.api import Host
+from dsgd_mpi.run.deadline import BatchJob, batch_job
 from dsgd_mpi.run.display import Display, shown
 from dsgd_mpi.run.record import Record, write_json
 from dsgd_mpi.run.signals import STATUS, StopRequest
@@ -40,6 +41,9 @@ def run(config: Config) -> int:
     stop = StopRequest()
     rank, size = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
+    job = batch_job() if rank == 0 else None
+    if job:
+        stop.deadline = job.deadline(config.time_left)
     parts, problem = prepared(config, size)
     if problem and size == 1:
         problem.show()
@@ -58,7 +62,7 @@ def run(config: Config) -> int:
             return UsageError.exit_code
         assert parts
         where = Path(host.allgather(str(folder))[0])
-        status = work(parts, host, where, stop)
+        status = work(parts, host, where, stop, job)
         host.close()
         return status
     except BaseException as failure:
@@ -95,14 +99,24 @@ def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | No
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.algorithm}-{config.model}-{launched().size}"
     folder = Path(config.out or Path("runs") / name)
     if (folder / "config.toml").exists():
-        return None, UsageError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another "
+        if config.auto_resume and same_run(config, folder):
+            return folder, None
+        kind = "another run" if config.auto_resume else "a run"
+        return None, UsageError(f"{folder} holds {kind} already; go on with it by --resume {folder}, or choose another "
                                 "--out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(replace(config, out=str(folder), resume=None).to_toml())
+        (folder / "config.toml").write_text(replace(config, out=str(folder), auto_resume=False).to_toml())
     except OSError as error:
         return None, UsageError(f"{folder} cannot be made ({error.strerror}); choose another --out")
     return folder, None
+
+
+def same_run(config: Config, folder: Path) -> bool:
+    """Whether the run in a folder differs in nothing but where and how it runs."""
+    there = Config(**from_toml(folder / "config.toml"))
+    return all(getattr(config, key) == getattr(there, key) for key, item in FIELDS.items()
+               if item.metadata["group"] in ("Experiment", "Schedule"))
 
 
 def told(host: Host, problem: UsageError | None) -> bool:
@@ -127,21 +141,23 @@ def fail(host: Any, failure: BaseException | None) -> None:
     host.abort(1)
 
 
-def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
+def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None) -> int:
     """Everyone: one run in its folder."""
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
     first, totals = 0, None
-    if config.resume:
-        first, totals = training.checkpoints.restore(training.model.flat, training.sgd, training.algorithm)
+    if config.resume or config.auto_resume:
+        first, totals = training.checkpoints.restore(training.model.flat, training.sgd, training.algorithm,
+                                                     required=config.resume is not None)
         if first >= training.steps:
             display.print(f"{folder}: finished already, at step {first}")
             return 0
     machine = environment(parts, host, training.threads)
     if host.rank == 0:
         write_json(folder / "env.json", machine)
-    display.table("dsgd_mpi", banner(parts, training, machine, folder, first))
+    display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
+                               **({"job": job.described()} if job else {})})
     record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch,
                     config.log_every, first, totals)
     display.begin(first)
@@ -156,7 +172,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
         display.table("result", {key: value for key, value in summary.items() if value is not None})
         display.print(f"run folder: {folder}")
         display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
-                      else f"stopped at step {last} as asked; go on with --resume {folder}")
+                      else f"stopped at step {last} {stop.reason()}; go on with --resume {folder}")
     return 0 if last == training.steps else STATUS
 
 

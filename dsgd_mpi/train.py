@@ -18,18 +18,30 @@ from dsgd_mpi.config import Config, GroupedCommand, command_line_options, from_t
 from dsgd_mpi.launch import launched
 
 
-def read_file(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Makes a file's values the defaults of all options that are still to be read."""
+def read_run(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value is not None:
-        path = Path(value) / "config.toml" if parameter.name == "resume" else Path(value)
-        ctx.default_map = {**(ctx.default_map or {}), **from_toml(path)}
+        make_defaults(ctx, Path(value) / "config.toml")
     return value
 
 
+def read_files(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
+    for value in values:
+        make_defaults(ctx, Path(value))
+
+
+def make_defaults(ctx: click.Context, path: Path) -> None:
+    """A file's values become the defaults of all options that are still to be read, over those of earlier files."""
+    before, found = ctx.default_map or {}, from_toml(path)
+    if found.get("algorithm") not in (None, before.get("algorithm")):
+        before = {**before, "set": ()}      # they are another algorithm's
+    ctx.default_map = {**before, **found, "set": (*before.get("set", ()), *found["set"])}
+
+
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})
-@command_line_options(callbacks={"resume": read_file})
-@click.option("--config", "file", metavar="FILE.toml", is_eager=True, expose_value=False, callback=read_file,
-              help="Options as a TOML file; those given here or in the environment win.")
+@command_line_options(callbacks={"resume": read_run})
+@click.option("--config", "file", metavar="FILE.toml", multiple=True, is_eager=True, expose_value=False,
+              callback=read_files, help="Options as a TOML file; those given here or in the environment win. "
+              "Repeatable: later files win over earlier ones.")
 @click.option("--dry-run", is_flag=True, help="Check all that can be checked without MPI, and stop.")
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
 @click.pass_context

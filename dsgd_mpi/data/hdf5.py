@@ -139,7 +139,10 @@ def data_folder() -> Path:
 
 
 def open_dataset(name_or_path: str | Path) -> Dataset:
-    """Opens `fashion-mnist-12k`, which comes with the package, a converted data set by name, or a .h5 file by path."""
+    """Opens `fashion-mnist-12k`, which comes with the package, a converted data set by name, or a .h5 file by path.
+
+    A relative path is looked for from here and then from the folder of converted data sets.
+    """
     name = str(name_or_path)
     if name == "fashion-mnist-12k":
         return Dataset(str(files("dsgd_mpi.data") / "fashion-mnist-12k.h5"), name)
@@ -151,7 +154,8 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
         return Dataset(path, name)
     if Path(name).suffix not in (".h5", ".hdf5"):
         raise UsageError(_not_found(Path(name)))
-    return Dataset(name)
+    path = Path(name) if Path(name).exists() else data_folder() / name
+    return Dataset(path if path.exists() else name)
 
 
 def _not_found(path: Path) -> str:

@@ -54,16 +54,20 @@ class Checkpoints:
         if self.host.rank == 0:
             self._conclude(step, complete)
 
-    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
+    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm,
+                required: bool = True) -> tuple[int, dict[str, float]]:
         """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
         Overwrites x, momentum and what the algorithm keeps; returns the step to go on with and the totals so far.
         UsageError if there is none, or it is of another number of ranks (unless all are alike) or another network.
+        Where none is `required` and none was ever completed, it is step 0 and nothing is overwritten.
         """
         steps = np.full(64, -1)
         found = self._steps()[-len(steps):]
         steps[: len(found)] = found
         self.host.broadcast(steps)          # all try the same ones, whatever each sees in the folder
+        if not required and steps[0] < 0:
+            return 0, {}
         for step in steps[steps >= 0][::-1]:
             path = self._path(int(step)) / self._name(algorithm)
             if self._all(_reads_back(path)):

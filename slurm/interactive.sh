@@ -1,0 +1,13 @@
+#!/bin/bash -e
+# A run to watch, on one node for an hour: slurm/interactive.sh [salloc options] [-- train options]
+# Partition and account as in SALLOC_PARTITION and SALLOC_ACCOUNT; GPUs by salloc's --gpus-per-node.
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    allocation=()
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do allocation+=("$1"); shift; done
+    [ $# -eq 0 ] || shift
+    exec salloc --job-name=interactive --nodes=1 --ntasks-per-node=8 --exclusive --mem=0 --time=01:00:00 \
+        "${allocation[@]}" bash -e "$0" "$@"
+fi
+export DSGD_MAX_RESTARTS=0                  # there is no queue to go back to
+job=jobs/smoke.toml
+. slurm/lib.sh

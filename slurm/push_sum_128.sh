@@ -1,0 +1,16 @@
+#!/bin/bash -e
+#SBATCH --job-name=push-sum-128
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/%x-%j.log
+
+# Stochastic gradient push on 128 ranks, a GPU each where there are any:
+# sbatch slurm/push_sum_128.sh [train options]
+job=jobs/resnet50_imagenet_push_sum.toml
+. slurm/lib.sh

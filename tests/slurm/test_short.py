@@ -1,0 +1,111 @@
+"""The batch scripts on four nodes: submitted, pre-empted, requeued, crashed, cancelled."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from jobs import pids
+
+NODES = 4
+SCRIPTS = sorted(path.name for path in (Path(__file__).parent.parent.parent / "slurm").glob("*_*.sh"))
+SMALL = ("--config", "jobs/smoke.toml")
+ON_ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
+LONG = (*SMALL, "--steps", 100, "--slow-rank", "0:0.05")        # 5 s and more
+FAULT = """
+import os
+if os.environ.get("SLURM_PROCID") == "1" and "SLURM_STEP_NUM_TASKS" in os.environ:
+    import dsgd_mpi.nn.model as model
+    def fail(*args, calls=iter(range(5)), f=model.Model.loss_and_gradient):
+        if next(calls, None) is None:
+            open(os.environ["FAULT"], "w").close()
+            raise RuntimeError("a fault was put here")
+        return f(*args)
+    model.Model.loss_and_gradient = fail
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_slurm_takes_the_script(site, script):
+    status, _, errors = site.command("sbatch", "--test-only", f"--nodes={NODES}", f"slurm/{script}")
+    assert status == 0, errors
+    assert f"using {8 * NODES} processors" in errors
+
+
+def test_a_run_out_of_time_is_requeued_and_ends_as_if_never_stopped(site, run_folder):
+    whole, stopped = run_folder("whole"), run_folder("stopped")
+    first = site.submit("allreduce_128.sh", *LONG, "--out", whole.path, sbatch=ON_ONE_NODE)
+    second = site.submit("allreduce_128.sh", *LONG, "--out", stopped.path, sbatch=ON_ONE_NODE)
+    second.until(lambda: len(stopped.steps()) > 20)
+    second.signal("USR1")
+    assert first.ended() == ["COMPLETED"], first.log()
+    assert second.ended() == ["COMPLETED"], second.log()
+    assert second.shown("Restarts") == ["1"]
+    assert "in the queue again: restart 1 of at most 10" in second.log()
+    assert f"job        │ {second.number} (allreduce-128, restart 1) on node" in second.log()
+    assert stopped.steps() == whole.steps() == list(range(1, 101))
+    assert stopped.lines()[-1]["loss"] == whole.lines()[-1]["loss"]
+    assert stopped.equals(whole)
+    again = site.submit("allreduce_128.sh", *LONG, "--out", stopped.path, sbatch=ON_ONE_NODE)
+    assert again.ended() == ["COMPLETED"]
+    assert "finished already, at step 100" in again.log()
+    assert stopped.equals(whole)
+
+
+def test_a_job_in_the_way_of_a_more_urgent_one_gives_way_and_goes_on_afterwards(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("gossip_128.sh", *LONG, "--out", run.path, sbatch=ON_ONE_NODE)
+    job.until(lambda: len(run.steps()) > 10)
+    urgent = ("--partition=urgent", f"--nodes={NODES}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    site.cluster.ask("sbatch", *urgent)
+    assert job.ended() == ["COMPLETED"], job.log()
+    assert job.shown("Restarts") == ["1"]
+    assert run.steps() == list(range(1, 101))
+
+
+def test_no_more_restarts_than_allowed(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("push_sum_128.sh", *LONG, "--out", run.path, sbatch=ON_ONE_NODE, env={"DSGD_MAX_RESTARTS": "0"})
+    job.until(lambda: run.steps())
+    job.signal("USR1")
+    assert job.ended() == ["FAILED"]
+    assert job.shown("ExitCode") == ["75:0"]
+    assert "DSGD_MAX_RESTARTS allows no more" in job.log()
+    assert run.summary()["status"] == "stopped"
+
+
+def test_a_rank_that_fails_ends_the_job_with_its_message(site, run_folder, tmp_path):
+    run = run_folder("run")
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    fault = tmp_path / "fault"
+    (tmp_path / "site.sh").write_text(f"export PYTHONPATH={tmp_path} FAULT={fault}\n")
+    job = site.submit("easgd_128.sh", *LONG, "--out", run.path, sbatch=ON_ONE_NODE,
+                      env={"DSGD_ENV": str(tmp_path / "site.sh")})
+    job.until(fault.exists)
+    assert job.ended(20) == ["FAILED"]
+    assert "RuntimeError: a fault was put here" in job.log()
+    assert "rank 1 on " in job.log()
+
+
+def test_a_rank_that_is_killed_ends_the_job(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("gossip_128.sh", *LONG, "--steps", 10_000, "--out", run.path, sbatch=ON_ONE_NODE)
+    job.until(lambda: run.steps())
+    os.kill(pids(str(run.path))[-1], 9)
+    assert job.ended(30) == ["FAILED"]
+    assert job.shown("Restarts") == ["0"]
+
+
+def test_a_cancelled_job_saves_itself_stays_cancelled_and_leaves_nothing_half_written(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("parameter_server_128.sh", *LONG, "--out", run.path, "--checkpoint-every", 3, sbatch=ON_ONE_NODE)
+    job.until(lambda: len(run.steps()) > 10)
+    site.cluster.ask("scancel", job.number)
+    assert job.ended() == ["CANCELLED"]
+    job.until(lambda: not pids(str(run.path)))
+    assert "requeue" not in job.log()
+    assert run.summary()["status"] == "stopped"
+    assert not list(run.path.rglob("*.part")) + list(run.path.rglob("*.tmp"))
+    time.sleep(7)                           # by when a requeued job would have begun again
+    assert job.shown("JobState") == ["CANCELLED"]
+    assert pids(str(run.path)) == []
