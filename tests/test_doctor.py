@@ -75,6 +75,16 @@ def test_without_mpi4py_it_says_what_to_install(tmp_path):
     assert "pip install mpich" in output.splitlines()[-1]
 
 
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_a_python_without_our_packages_is_told_in_one_line(package):
+    program = (f"import sys; sys.modules['{package}'] = None; sys.argv = ['dsgd_mpi', 'doctor']\n"
+               "from dsgd_mpi.__main__ import main; main()")
+    status, output, errors = run("-c", program)
+    assert (status, output) == (2, "")
+    assert errors == (f"Error: {sys.executable} has no package {package}; install dsgd_mpi for it, or use the Python that "
+                      "has it (a virtual environment, a module)\n")
+
+
 def test_an_mpi_library_that_is_not_there_is_named():
     status, output, _ = doctor(env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so"})
     assert status == 1
