@@ -40,8 +40,8 @@ def imported(module: str) -> Any:
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.startswith("dsgd_mpi"):
             raise
-        print(f"Error: {sys.executable} has no package {missing.name.partition('.')[0]}; install dsgd_mpi for it, or use "
-              "the Python that has it (a virtual environment, a module)", file=sys.stderr)
+        print(f"Error: {sys.executable} has no package {missing.name.partition('.')[0]}; install dsgd_mpi for it, or "
+              "use the Python that has it (a virtual environment, a module)", file=sys.stderr)
         sys.exit(2)
 
 

@@ -81,8 +81,8 @@ def test_a_python_without_our_packages_is_told_in_one_line(package):
                "from dsgd_mpi.__main__ import main; main()")
     status, output, errors = run("-c", program)
     assert (status, output) == (2, "")
-    assert errors == (f"Error: {sys.executable} has no package {package}; install dsgd_mpi for it, or use the Python that "
-                      "has it (a virtual environment, a module)\n")
+    assert errors == (f"Error: {sys.executable} has no package {package}; install dsgd_mpi for it, or use the Python "
+                      "that has it (a virtual environment, a module)\n")
 
 
 def test_an_mpi_library_that_is_not_there_is_named():
