@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ PACKAGES = ("numpy", "mpi4py", "h5py", "click", "rich", "cffi")
 PIP = f"{sys.executable} -m pip install"
 HDF5 = "import h5py; print(h5py.version.hdf5_version, 'with MPI' if h5py.get_config().mpi else 'without MPI')"
 PROBE = "dsgd_mpi.net.probe"
+SURVEY_S = 180.0                            # for all programs that are asked something, each with its own limit
 VOLATILE = ("tmpfs", "ramfs")
 HANGS = ("All ranks must be able to reach each other: was each started by the launcher of its own MPI library, and may "
          "the hosts talk to each other over the network interface that MPI has chosen (UCX_NET_DEVICES, FI_TCP_IFACE)?")
@@ -53,27 +55,26 @@ def doctor(out: Path, seconds: float, limit: float) -> None:
     rank, ranks = launched()
     report = Report(talking=rank == 0)
     if under_launcher:
-        with HangGuard(limit, HANGS, rank == 0) as guard:
+        with HangGuard(HANGS, rank == 0) as guard:
             if rank == 0:                   # before MPI starts: not every MPI lets its ranks start programs
-                survey(report, out, guard.stage)
-            sys.exit(examine(report, ranks, out, seconds, guard.stage))
-    survey(report, out, lambda _: None)
+                guard.stage("the look at this host", SURVEY_S)
+                survey(report, out)
+            else:
+                limit += SURVEY_S           # that the first message waits for rank 0
+            sys.exit(examine(report, ranks, out, seconds, partial(guard.stage, limit_s=limit)))
+    survey(report, out)
     question_mpi(report, limit)
     sys.exit(report.end())
 
 
 # alone: all that is asked without MPI, or of MPI in another process
 
-def survey(report: Report, out: Path, stage: Callable[[str], None]) -> None:
-    stage("the question for kernels")
+def survey(report: Report, out: Path) -> None:
     computing, why = machine.probe("dsgd_mpi.kernels.probe")
     libraries = computing[0] if computing else {name: {"error": why} for name in ("onednn", "cupy", "cudnn")}
     report.section(f"dsgd_mpi {__version__} on {platform.node()}", software(report, libraries))
-    stage("the question for GPUs")
     report.section("GPUs", accelerators(report, libraries))
-    stage("the questions to SLURM")
     report.section("SLURM", machine.slurm().items() or [("SLURM", "none on PATH here")])
-    stage("the look at --out")
     report.section("run folders", folders(report, machine.place(out)))
     settings = {key: value for key, value in sorted(os.environ.items()) if key.startswith(machine.SETTINGS)}
     if settings:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobs import run
 
@@ -14,13 +15,13 @@ from dsgd_mpi.doctor import folders, judge_cores
 from dsgd_mpi.net.simulated import Cluster
 from dsgd_mpi.run import machine
 from dsgd_mpi.run.report import Report
-from dsgd_mpi.run.selftest import partner, selftest
+from dsgd_mpi.run.selftest import partner, selftest, timed
 
 VERBS = ("mean", "exchange", "window add", "window read")
 ONE_CORE_NEEDS = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}    # Open MPI; no other reads it
 
 
-def doctor(*args, ranks=None, env=None, limit_s=60):
+def doctor(*args, ranks=None, env=None, limit_s=120):
     return run("-m", "dsgd_mpi", "doctor", *args, ranks=ranks, env={**ONE_CORE_NEEDS, **(env or {})}, limit_s=limit_s)
 
 
@@ -57,15 +58,6 @@ def test_on_ranks_it_lists_the_hosts_and_measures_every_verb():
     assert output.count("nothing is wrong") == 1
 
 
-def test_the_seconds_of_the_self_test_are_kept():
-    took = []
-    for seconds in (0.4, 3.4):
-        start = time.monotonic()
-        assert doctor("--seconds", seconds, ranks=2)[0] == 0
-        took.append(time.monotonic() - start)
-    assert 1 < took[1] - took[0] < 6
-
-
 # setups in which something is wrong
 
 def test_without_mpi4py_it_says_what_to_install(tmp_path):
@@ -93,15 +85,15 @@ def test_an_mpi_library_that_is_not_there_is_named():
 
 
 def test_an_mpi_that_hangs_is_told_alone(tmp_path):
-    status, output, _ = doctor("--limit", 2, env=fake_mpi4py(tmp_path, HANGING), limit_s=20)
+    status, output, _ = doctor("--limit", 4, env=fake_mpi4py(tmp_path, HANGING), limit_s=60)
     assert status == 1
-    assert "MPI does not start: no answer within 2 s" in output
+    assert "MPI does not start: no answer within 4 s" in output
 
 
 def test_an_mpi_that_hangs_is_told_on_ranks(tmp_path):
-    status, _, errors = doctor("--limit", 2, env=fake_mpi4py(tmp_path, HANGING), ranks=2, limit_s=20)
+    status, _, errors = doctor("--limit", 4, env=fake_mpi4py(tmp_path, HANGING), ranks=2, limit_s=60)
     assert status != 0
-    assert errors.count("Error: hung for 2 s in: the start of MPI") == 1
+    assert errors.count("Error: hung for 4 s in: the start of MPI") == 1
 
 
 def test_an_mpi_that_crashes_is_told(tmp_path):
@@ -190,6 +182,16 @@ def test_the_self_test_reads_the_simulated_clock_too():
     timings = Cluster(4).run(lambda host: list(selftest(host, 0.01, lambda stage: None)))[0]
     assert [timing.verb for timing in timings] == [*VERBS, *VERBS]
     assert all(timing.median_s > 0 for timing in timings if timing.verb in ("mean", "exchange"))
+
+
+def test_ten_times_the_seconds_are_ten_times_the_turns():
+    def turns(seconds):
+        def main(host):
+            x = np.zeros(100, np.float32)
+            return timed(host, "mean", x.size, lambda: host.mean(x).wait(), seconds).turns
+        return Cluster(2).run(main)[0]
+
+    assert turns(0.02) == pytest.approx(10 * turns(0.002), rel=0.1)
 
 
 def test_a_file_system_is_found_by_its_innermost_mount():
