@@ -113,12 +113,7 @@ class Config:
 
 def from_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a file gives; UsageError if it is missing, is not TOML or names something that is no field."""
-    try:
-        values: dict[str, Any] = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}") from None
+    values = read_toml(path)
     values.pop("grid", None)                # the points of a study are not the run's business
     for key in values:
         if key not in FIELDS:
@@ -128,6 +123,17 @@ def from_toml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: expected a table [set] of the algorithm's options, found {table!r}")
     values["set"] = tuple(f"{key}={value}" for key, value in table.items())
     return values
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """All that is in a file; UsageError if it is missing or is not TOML."""
+    try:
+        content: dict[str, Any] = tomllib.loads(Path(path).read_text())
+        return content
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file: {error}") from None
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}

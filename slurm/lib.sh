@@ -73,8 +73,11 @@ give_back() {                               # the nodes that a small point leave
 }
 
 launcher() {
+    local restart
     case ${DSGD_LAUNCH:-srun} in
         srun)
+            # a step of a new number: MPICH names its shared memory by it, and killed ranks may have left theirs
+            for ((restart = 0; restart < ${SLURM_RESTART_COUNT:-0}; restart++)); do srun --nodes=1 --ntasks=1 true; done
             launch=(srun --nodes="$nodes" --ntasks="$ranks" --ntasks-per-node="$a_node" --cpus-per-task="$threads"
                     --kill-on-bad-exit=0 --wait="$STRAGGLERS_S")
             # each rank sees all GPUs of its node and takes one; a step of a job that has them by --exclusive must ask

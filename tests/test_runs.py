@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import textwrap
 import time
@@ -72,13 +73,14 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
     assert "finished already, at step 12" in train("--resume", halved, ranks=ranks)[1]
 
 
-@pytest.mark.parametrize("options", [("allreduce",), ("gossip",), ("gossip", "--set", "mode=push")])
-def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_there(tmp_path, options):
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGUSR1, ("allreduce",)), (signal.SIGUSR2, ("gossip",)),
+                                                 (signal.SIGTERM, ("gossip", "--set", "mode=push"))])
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_there(tmp_path, number, options):
     folder = tmp_path / "run"
     job = Job("-m", "dsgd_mpi.train", "--steps", 400, "--batch", 4, "--log-every", 1, "--out", folder,
               "--algorithm", *options, ranks=3)
     until(lambda: (folder / "metrics.jsonl").exists() and len(steps_of(folder)) > 5)
-    os.kill(pids(str(folder))[-1], signal.SIGUSR2)
+    os.kill(pids(str(folder))[-1], number)
     status, output, errors = job.finish()
     assert status == 75, output + errors
     stopped = json.loads((folder / "summary.json").read_text())
@@ -90,6 +92,36 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_the
     assert status == 0, output + errors
     assert steps_of(folder) == list(range(1, step + 11))
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_is_none(tmp_path):
+    again = ("--auto-resume", "--out", tmp_path / "run", *SMALL, "--checkpoint-every", 5)
+    assert train(*again, ranks=2)[0] == 0
+    before = model_of(tmp_path / "run")
+    assert "finished already, at step 12" in train(*again, ranks=2)[1]
+    shutil.rmtree(tmp_path / "run" / "checkpoint-000000012")
+    assert " 10 to 12" in train(*again, ranks=2)[1]
+    assert same(model_of(tmp_path / "run"), before)
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    assert " 0 to 12" in train(*again, ranks=2)[1]
+    assert same(model_of(tmp_path / "run"), before)
+    assert steps_of(tmp_path / "run") == [4, 8, 12]
+    status, _, errors = train(*again, "--lr", 0.01, ranks=2)
+    assert status == 2
+    assert f"{tmp_path / 'run'} holds another run already" in errors
+
+
+def test_a_run_stops_by_itself_before_its_batch_job_ends(tmp_path):
+    end = time.time() + 15
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "night", "SLURM_JOB_NODELIST": "n[1-2]",
+           "SLURM_JOB_END_TIME": str(int(end))}
+    status, output, errors = train("--steps", 100_000, "--batch", 4, "--out", tmp_path / "run", ranks=2, env=job)
+    assert status == 75, output + errors
+    assert end - 5 < time.time() < end      # a tenth of what was left
+    assert "7 (night) on n[1-2], 00:00:" in output
+    assert "in time before the job's end; go on with --resume" in output
+    assert list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def until(condition, limit_s=30):

@@ -10,12 +10,12 @@ A job file names them in a table that `train` leaves alone; the rest of the file
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.config import build, tomllib
+from dsgd_mpi.config import build, read_toml
 from dsgd_mpi.errors import UsageError
 
 
@@ -35,13 +35,9 @@ class Point(NamedTuple):
 
 def points(path: Path) -> list[Point]:
     """Few ranks first. UsageError says what is wrong with the table."""
-    try:
-        table = tomllib.loads(path.read_text()).get("grid", {})
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}") from None
-    ranks, names = (table.get(key) if isinstance(table, dict) else None for key in ("ranks", "algorithms"))
+    table = read_toml(path).get("grid")
+    ranks: Any = table.get("ranks") if isinstance(table, dict) else None
+    names: Any = table.get("algorithms") if isinstance(table, dict) else None
     if not (all_of(int, ranks) and all_of(str, names) and min(ranks) > 0):
         raise UsageError(f"{path}: expected a table [grid] with ranks, positive integers, and algorithms, texts like "
                          f"'gossip mode=push'; found {table!r}")
@@ -51,7 +47,7 @@ def points(path: Path) -> list[Point]:
     return [Point(count, " ".join(name.split())) for count in sorted(set(ranks)) for name in names]
 
 
-def all_of(kind: type, values: object) -> bool:
+def all_of(kind: type, values: Any) -> bool:
     return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)
 
 

@@ -1,5 +1,7 @@
 """`plot`: how loss and accuracy of runs go over epochs and over time, in one picture, as in Jin et al. 2016.
 
+Runs on several numbers of ranks get a second picture (`scaling`).
+
 Whether a method is better is two questions: what it learns from as much data, and what it learns in as much time.
 """
 
@@ -24,15 +26,10 @@ from rich.table import Table
 from dsgd_mpi import algorithms
 from dsgd_mpi.config import FIELDS, Config, build, from_toml
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
+from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 
 COLUMNS = ("run", "label", "kind", "step", "epoch", "wall_s", "value")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")    # Okabe and Ito 2008
-MARKERS = "osD^vPX"
-DASHES = ("-", "--", ":", "-.")             # a new one when the colours are used up
-STYLE = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.axisbelow": True, "lines.solid_capstyle": "round",
-         "figure.constrained_layout.h_pad": 0.08, "figure.constrained_layout.w_pad": 0.08}     # inches
-WIDTH = 10                                  # of the picture, in inches
 
 
 class Point(NamedTuple):
@@ -70,9 +67,12 @@ class Run:
 def plot(runs: tuple[Path, ...], to: Path | None) -> None:
     """Draw the curves of one run or several: training loss and test accuracy, over epochs and over time.
 
+    Runs on several numbers of ranks are drawn once more: images/s and efficiency against ranks.
+
     RUN is a run folder, or a folder that holds run folders and counts as all of them. Runs under way are drawn as far
     as they are. Writes curves.png, and curves.csv with every point of it: run, label, kind (train_loss or
-    test_accuracy, 0 to 1), step, epoch, wall_s (seconds of training) and value.
+    test_accuracy, 0 to 1), step, epoch, wall_s (seconds of training) and value. Beside them, where ranks differ,
+    scaling.png and scaling.csv: label, ranks, runs, images_per_s (mean, least, most of equal runs) and efficiency.
     """
     require_matplotlib()
     found = [read(folder) for folder in run_folders(runs)]
@@ -88,10 +88,23 @@ def plot(runs: tuple[Path, ...], to: Path | None) -> None:
         to.mkdir(parents=True, exist_ok=True)
         write_table(drawn, to / "curves.csv")
         draw(drawn, to / "curves.png")
+        written = ["curves.png", "curves.csv", *scaling(drawn, to)]
     except OSError as error:
         raise UsageError(f"{to}: cannot be written ({error.strerror}); choose another --to") from None
-    click.echo(f"{to / 'curves.png'}\n{to / 'curves.csv'}")
+    click.echo("\n".join(str(to / file) for file in written))
     Console(soft_wrap=True, markup=False, highlight=False).print(overview(drawn))
+
+
+def scaling(runs: list[Run], to: Path) -> list[str]:
+    """What there is to show where the numbers of ranks differ: the names of the files written."""
+    kinds = labels(runs, but=("ranks", "seed"))
+    rates = [Rate(kind, run.ranks, run.last().images_per_s) for kind, run in zip(kinds, runs, strict=True) if run.ranks]
+    if len({rate.ranks for rate in rates}) < 2:
+        return []
+    found = scaled(rates)
+    write_scaling(found, to / "scaling.csv")
+    draw_scaling(found, shared(runs), to / "scaling.png")
+    return ["scaling.png", "scaling.csv"]
 
 
 def require_matplotlib() -> None:
@@ -175,17 +188,25 @@ def points(path: Path, parse: Callable[[str], Any], value: str, first: int = 0) 
         yield point
 
 
-def name(runs: list[Run]) -> None:
-    """Labels each run by what makes it differ from the others, and by its folder where nothing does."""
+def labels(runs: list[Run], but: tuple[str, ...] = ()) -> list[str]:
+    """What makes each run differ from the others, `but` for some settings; those of equal runs are equal."""
     every = [facts(run) for run in runs]
-    differing = [key for key in ("ranks", *FIELDS) if len({own.get(key) for own in every}) > 1]
+    differing = [key for key in ("ranks", *FIELDS) if key not in but and len({own.get(key) for own in every}) > 1]
     several = len({run.config.algorithm for run in runs}) > 1
+    found = []
     for run, own in zip(runs, every, strict=True):
         head = [run.config.algorithm] * several + differing_options(run, runs)
-        run.label = ", ".join([" ".join(head)] * bool(head) + [own[key] for key in differing if key in own])
-    labels, names = Counter(run.label for run in runs), Counter(run.folder.name for run in runs)
+        found.append(", ".join([" ".join(head)] * bool(head) + [own[key] for key in differing if key in own]))
+    return found
+
+
+def name(runs: list[Run]) -> None:
+    """Labels each run by what makes it differ from the others, and by its folder where nothing does."""
+    for run, label in zip(runs, labels(runs), strict=True):
+        run.label = label
+    alike, names = Counter(run.label for run in runs), Counter(run.folder.name for run in runs)
     for run in runs:
-        if labels[run.label] > 1 or not run.label:
+        if alike[run.label] > 1 or not run.label:
             folder = run.folder.resolve().name if names[run.folder.name] == 1 else str(run.folder)
             run.label = f"{run.label}, {folder}" if run.label else folder
 

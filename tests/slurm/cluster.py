@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}    # by package
@@ -50,8 +52,9 @@ GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 OverTimeLimit=0
-KillWait=30
+KillWait=10
 MinJobAge=86400
+FirstJobId={job}
 ReturnToService=2
 NodeName=DEFAULT CPUs={cores} RealMemory=64000 Gres=gpu:{gpus}
 NodeName=node[1-{nodes}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}]
@@ -109,7 +112,8 @@ class Cluster:
         self.nodes, self.daemons = nodes, []
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))       # short: a socket's path has 107 characters at most
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "DSGD_"))}
-        self.env = {**ours, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.env = {**ours, "SLURM_CONF": str(self.folder / "slurm.conf"),
+                    "UCX_NET_DEVICES": "lo"}        # a job's MPI need not look at interfaces that come and go
 
     def __enter__(self) -> Cluster:
         try:
@@ -130,6 +134,9 @@ class Cluster:
                 daemon.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+        for pid in self._left_over():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ask(self, *words: object, limit_s: float = 60) -> str:
@@ -141,11 +148,12 @@ class Cluster:
 
     def _configure(self) -> None:
         port = free_ports(self.nodes + 1)
+        job = time.time_ns() % 60_000_000 + 1       # what another cluster's MPI left under its number is not met
         host = socket.gethostname().partition(".")[0]
-        conf = CONF.format(host=host, folder=self.folder, nodes=self.nodes, cores=CORES, gpus=GPUS, port=port,
-                           first=port + 1, last=port + self.nodes)
         self.folder.chmod(0o755)
-        (self.folder / "slurm.conf").write_text(conf)
+        (self.folder / "slurm.conf").write_text(CONF.format(
+            host=host, folder=self.folder, nodes=self.nodes, cores=CORES, gpus=GPUS, job=job, port=port, first=port + 1,
+            last=port + self.nodes))
         for number in range(GPUS):          # a GPU is a character device: these are further names of /dev/null
             os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n")
@@ -177,6 +185,15 @@ class Cluster:
         except RuntimeError:                # slurmctld does not answer yet
             return 0
 
+    def _left_over(self) -> list[int]:
+        """Of what the jobs started: all that runs with our SLURM_CONF."""
+        ours, found = f"SLURM_CONF={self.env['SLURM_CONF']}".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if ours in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
     def _end_jobs(self) -> None:
         """Before the daemons go: what a job has started would outlive them."""
         end = time.monotonic() + STOP_S
@@ -194,6 +211,7 @@ def main() -> int:
         install()
     except Unavailable as reason:
         sys.exit(f"Error: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))       # so that the cluster ends, too
     with Cluster(chosen.nodes) as cluster:
         return subprocess.run(chosen.command or ["bash"], env=cluster.env).returncode
 

@@ -1,113 +1,24 @@
-"""A private SLURM for the tests of a module, and the shipped batch scripts submitted to it, unmodified."""
+"""A private SLURM for all tests of a module, with as many nodes as its NODES says."""
 
-import json
-import subprocess
+import signal
 import sys
-import time
-from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
+from checkout import RunFolder, Site
 from cluster import Cluster, Unavailable, install
 
-REPOSITORY = Path(__file__).parent.parent.parent
 
-
-class Site:
-    """A checkout on a cluster: what jobs write lands in a folder of the test's own."""
-
-    def __init__(self, cluster, folder):
-        self.cluster, self.folder = cluster, folder
-        for name in ("slurm", "jobs"):
-            (folder / name).symlink_to(REPOSITORY / name)
-        (folder / "logs").mkdir()
-        self.env = {**cluster.env, "DSGD_VENV": sys.prefix, "DSGD_THREADS": "1"}    # cores are many in name only
-
-    def command(self, *words, env=None, limit_s=60):
-        """(status, output, errors) of a program started here."""
-        done = subprocess.run(list(map(str, words)), cwd=self.folder, env={**self.env, **(env or {})}, text=True,
-                              capture_output=True, timeout=limit_s)
-        return done.returncode, done.stdout, done.stderr
-
-    def submit(self, script, *options, sbatch=(), env=None):
-        """`sbatch slurm/SCRIPT OPTIONS`, with further options of sbatch."""
-        status, output, errors = self.command("sbatch", "--parsable", *sbatch, f"slurm/{script}", *options, env=env)
-        assert status == 0, errors
-        return Job(self, output.strip())
-
-
-class Job:
-    def __init__(self, site, number):
-        self.site, self.number = site, number
-
-    def shown(self, key):
-        """What SLURM says of it: shown("JobState"); a list, of all tasks of a job array in turn."""
-        words = self.site.cluster.ask("scontrol", "show", "job", self.number).split()
-        return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
-
-    def until(self, condition, limit_s=60):
-        end = time.monotonic() + limit_s
-        while not condition():
-            assert time.monotonic() < end, f"not within {limit_s} s: {self.shown('JobState')}\n{self.log()}"
-            time.sleep(0.2)
-
-    def ended(self, limit_s=60):
-        """The states of all its tasks, once none of them is waiting or running."""
-        over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
-        self.until(lambda: set(self.shown("JobState")) <= over, limit_s)
-        return self.shown("JobState")
-
-    def signal(self, name):
-        """To its batch shell alone, as --signal=B: does when time runs out."""
-        self.site.cluster.ask("scancel", "--batch", f"--signal={name}", self.number)
-
-    def log(self):
-        paths = sorted((self.site.folder / "logs").glob(f"*-{self.number}*.log"))
-        return "".join(path.read_text() for path in paths)
-
-
-class RunFolder:
-    """What a run has left."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def lines(self):
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def steps(self):
-        return [line["step"] for line in self.lines()]
-
-    def summary(self):
-        return json.loads((self.path / "summary.json").read_text())
-
-    def model(self):
-        with h5py.File(self.path / "model.h5") as file:
-            return {name: file[name][()] for name in file}
-
-    def equals(self, other):
-        mine, theirs = self.model(), other.model()
-        return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
-
-
-def site_of(nodes, folder):
-    """Yields a site; skips the tests where there can be none."""
+@pytest.fixture(scope="module")
+def site(request, tmp_path_factory):
     if "openmpi" in sys.prefix:
         pytest.skip("this SLURM starts ranks by PMI-2, which Open MPI does not speak")
     try:
         install()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    with Cluster(nodes) as cluster:
-        yield Site(cluster, folder)
-
-
-@pytest.fixture(scope="module")
-def site(request, tmp_path_factory):
-    """As many nodes as the module's NODES."""
-    yield from site_of(request.module.NODES, tmp_path_factory.mktemp("site"))
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated"))     # so that the cluster ends, too
+    with Cluster(request.module.NODES) as cluster:
+        yield Site(cluster, tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture

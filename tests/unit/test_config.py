@@ -27,6 +27,19 @@ def test_options_of_the_algorithm_come_from_both_file_and_command_line(tmp_path)
     assert parsed("--config", file, "--set", "period=3").algorithm_options() == {"mode": "push", "period": "3"}
 
 
+def test_a_later_file_wins_over_an_earlier_one_key_by_key(tmp_path):
+    first, second, third = (tmp_path / name for name in ("first.toml", "second.toml", "third.toml"))
+    first.write_text('algorithm = "gossip"\nbatch = 1\nlr = 0.1\n[set]\nmode = "push"\nperiod = 2\n')
+    second.write_text("batch = 2\n[set]\nperiod = 3\n[grid]\nranks = [1]\n")
+    third.write_text('algorithm = "easgd"\nbatch = 3\n[set]\nbeta = 0.5\n')
+    config = parsed("--config", first, "--config", second)
+    assert (config.algorithm, config.batch, config.lr) == ("gossip", 2, 0.1)
+    assert config.algorithm_options() == {"mode": "push", "period": "3"}
+    config = parsed("--config", first, "--config", second, "--config", third, "--set", "period=9")
+    assert (config.algorithm, config.batch, config.lr) == ("easgd", 3, 0.1)
+    assert config.algorithm_options() == {"beta": "0.5", "period": "9"}     # another algorithm's options are gone
+
+
 def test_a_configuration_survives_its_file(tmp_path):
     config = parsed("--set", "period=3", "--algorithm", "gossip", "--steps", 7, "--augment", "--lr", 1e-3)
     file = tmp_path / "config.toml"

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from dsgd_mpi.config import Config
 from dsgd_mpi.study import plot as module
 from dsgd_mpi.study.plot import name, plot, points, read, shared, smooth
+from dsgd_mpi.study.scaling import Rate, scaled
 
 pytest.importorskip("matplotlib")
 
@@ -225,3 +226,35 @@ def test_plotting_needs_no_mpi_and_help_no_matplotlib():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "curves.csv" in done.stdout
+
+
+# scaling
+
+def test_efficiency_is_the_share_of_images_a_rank_on_the_fewest_ranks():
+    rates = ("b", 4, 100.0), ("a", 8, 300.0), ("a", 2, 90.0), ("a", 2, 110.0), ("b", 8, 200.0)
+    assert [tuple(each) for each in scaled([Rate(*rate) for rate in rates])] == [
+        ("a", 2, 2, 100.0, 90.0, 110.0, 1.0), ("a", 8, 1, 300.0, 300.0, 300.0, 0.75),
+        ("b", 4, 1, 100.0, 100.0, 100.0, 1.0), ("b", 8, 1, 200.0, 200.0, 200.0, 1.0)]
+
+
+def test_runs_on_several_numbers_of_ranks_are_drawn_against_them(tmp_path):
+    for ranks in (1, 2, 4):
+        for seed in (0, 1):
+            run_folder(tmp_path / "runs" / f"{ranks}-{seed}", ranks=ranks, seed=seed, algorithm="gossip")
+        run_folder(tmp_path / "runs" / f"{ranks}-push", ranks=ranks, algorithm="gossip", set=("mode=push",))
+    result = run(tmp_path / "runs", "--to", tmp_path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"{tmp_path}/scaling.png\n{tmp_path}/scaling.csv\n" in result.stdout
+    with open(tmp_path / "scaling.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], row["ranks"], row["runs"]) for row in rows] == [
+        (f"mode={mode}", str(ranks), str(runs)) for mode, runs in (("pull", 2), ("push", 1)) for ranks in (1, 2, 4)]
+    assert [float(row["efficiency"]) for row in rows[:3]] == [1, 0.5, 0.25]     # all of them make 127.5 images/s
+    assert struct.unpack(">II", (tmp_path / "scaling.png").read_bytes()[16:24])[0] == 1500
+
+
+def test_runs_on_one_number_of_ranks_have_no_scaling(tmp_path):
+    run_folder(tmp_path / "a")
+    run_folder(tmp_path / "b", lr=0.3)
+    assert "scaling" not in run(tmp_path, "--to", tmp_path).stdout
+    assert not (tmp_path / "scaling.csv").exists()

@@ -1,0 +1,129 @@
+"""The batch scripts on 16 nodes, at full size: by `make test-slurm`."""
+
+import csv
+import os
+import signal
+import sys
+
+import pytest
+from checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE, RunFolder
+from jobs import pids
+
+pytestmark = pytest.mark.slurm
+NODES = 16
+TWO_NODES = ("--nodes=2",)                  # 16 ranks
+GRID = """
+model = "resnet8"
+steps = 20
+batch = 8
+lr = 0.05
+[grid]
+ranks = [1, 2, 4, 8, 16]
+algorithms = ["allreduce", "gossip", "easgd"]
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_slurm_takes_the_script_as_it_is(site, script):
+    status, _, errors = site.command("sbatch", "--test-only", f"slurm/{script}")
+    assert status == 0, errors
+    assert "using 128 processors" in errors
+
+
+def test_128_ranks_train_to_the_end(site):
+    job = site.submit("gossip_128.sh", *SMOKE)
+    assert job.ended(600) == ["COMPLETED"], job.log()
+    run = RunFolder(site.folder / "runs" / f"gossip-128-{job.number}")
+    summary = run.summary()
+    assert (summary["status"], summary["algorithm"], summary["ranks"]) == ("finished", "gossip", 128)
+    assert summary["images"] == 20 * 4 * 128
+    assert run.steps() == list(range(1, 21))
+    assert summary["consensus_distance"] > 0
+    print(job.log())
+
+
+@pytest.mark.parametrize("algorithm", ["allreduce", "parameter_server", "easgd", "push_sum"])
+def test_16_ranks_of_every_algorithm(site, run_folder, algorithm):
+    run = run_folder("run")
+    job = site.submit(f"{algorithm}_128.sh", *SMOKE, "--out", run.path, sbatch=TWO_NODES)
+    assert job.ended(120) == ["COMPLETED"], job.log()
+    assert run.summary()["ranks"] == 16
+    assert run.summary()["algorithm"] == algorithm
+    assert run.summary()["status"] == "finished"
+
+
+def test_mpirun_is_the_other_way(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("allreduce_128.sh", *SMOKE, "--out", run.path, sbatch=TWO_NODES, env={"DSGD_LAUNCH": "mpirun"})
+    assert job.ended(120) == ["COMPLETED"], job.log()
+    assert run.summary()["ranks"] == 16
+    assert "threads each: mpirun -n 16 " in job.log()
+
+
+def test_a_run_in_a_terminal(site, run_folder):
+    run = run_folder("run")
+    words = ("slurm/interactive.sh", "--ntasks-per-node=4", "--", "--out", run.path)
+    status, output, errors = site.command(*words, limit_s=120)
+    assert status == 0, output + errors
+    assert run.summary()["ranks"] == 4
+    assert "result" in output
+
+
+@pytest.mark.parametrize("signal_option", ["--signal=B:USR1@60", "--signal=B:CONT@1"])
+def test_a_job_at_its_time_limit_is_saved_and_goes_on(site, run_folder, signal_option):
+    """By SLURM's signal, and where that is of no use by the trainer's own clock."""
+    run = run_folder("run")
+    minutes, steps = (2, 600) if "USR1" in signal_option else (1, 500)      # of 0.15 s and more: they do not fit in
+    job = site.submit("allreduce_128.sh", *SMOKE, "--steps", steps, "--slow-rank", "0:0.15", "--out", run.path,
+                      sbatch=(*ON_ONE_NODE, f"--time={minutes}", signal_option))
+    assert job.ended(400) == ["COMPLETED"], job.log()
+    assert int(job.shown("Restarts")[0]) >= 1
+    assert ("stopped at step" in job.log()) == ("goes on" not in job.log())
+    assert ("in time before the job's end" in job.log()) == ("USR1" not in signal_option)
+    assert run.steps() == list(range(1, steps + 1))
+
+
+def test_a_rank_that_is_killed_ends_the_job(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("gossip_128.sh", *LONG, "--steps", 10_000, "--out", run.path, sbatch=ON_ONE_NODE)
+    job.until(lambda: run.steps())
+    os.kill(pids(str(run.path))[-1], signal.SIGKILL)
+    assert job.ended(30) == ["FAILED"]
+    assert job.shown("Restarts") == ["0"]
+
+
+def test_a_job_whose_ranks_were_killed_starts_again_on_the_same_node_from_its_checkpoint(site, run_folder):
+    """As when another of its nodes has failed: nothing could be saved, and MPI's shared memory is still there."""
+    run = run_folder("run")
+    job = site.submit("allreduce_128.sh", *LONG, "--out", run.path, "--checkpoint-every", 10,
+                      sbatch=(*ON_ONE_NODE, "--nodelist=node2"))
+    job.until(lambda: len(run.steps()) > 20)
+    shell = job.shell()
+    assert shell
+    for pid in shell:
+        os.kill(pid, signal.SIGSTOP)        # it would see the ranks fail
+    for pid in pids(str(run.path)):
+        os.kill(pid, signal.SIGKILL)
+    site.cluster.ask("scontrol", "requeue", job.number)
+    assert job.ended() == ["COMPLETED"], job.log()
+    assert job.shown("Restarts") == ["1"]
+    assert run.steps() == list(range(1, 61))
+
+
+def test_a_job_array_fills_a_folder_that_plot_draws(site):
+    (site.folder / "grid.toml").write_text(GRID)
+    job = site.submit("scaling_array.sh", sbatch=(*TWO_NODES, "--array=0-14%4"), env={"DSGD_GRID": "grid.toml"})
+    assert job.ended(600) == ["COMPLETED"] * 15, job.log()
+    folder = site.folder / "runs" / f"scaling-{job.number}"
+    runs = [RunFolder(path).summary() for path in sorted(folder.iterdir())]
+    assert [run["ranks"] for run in runs] == [1] * 3 + [2] * 3 + [4] * 3 + [8] * 3 + [16] * 3
+    assert [run["algorithm"] for run in runs[:3]] == ["allreduce", "easgd", "gossip"]
+    status, output, errors = site.command(sys.executable, "-m", "dsgd_mpi", "plot", folder, "--to", folder)
+    assert (status, errors) == (0, "")
+    assert (folder / "scaling.png").exists()
+    assert (folder / "curves.png").exists()
+    with open(folder / "scaling.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], int(row["ranks"])) for row in rows] == [
+        (name, ranks) for name in ("allreduce", "easgd", "gossip") for ranks in (1, 2, 4, 8, 16)]
+    print(output)
