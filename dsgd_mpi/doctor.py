@@ -23,7 +23,7 @@ from dsgd_mpi import __version__
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.launch import MPI_WAY_OUT, VARIABLES, launched
 from dsgd_mpi.run import machine
-from dsgd_mpi.run.hang import HangGuard
+from dsgd_mpi.run.hang import DONE, HangGuard
 from dsgd_mpi.run.report import Report
 
 GIB = 2**30
@@ -90,10 +90,15 @@ def software(report: Report, libraries: dict[str, Any]) -> Iterator[tuple[str, s
         report.wrong(f"packages are missing: {', '.join(missing)}", f"{PIP} {' '.join(missing)}")
     yield "HDF5", hdf5()
     yield "oneDNN", libraries["onednn"].get("answer") or "none"
-    if "error" in libraries["onednn"]:
+    if "error" in libraries["onednn"] and not on_gpus(libraries):
         report.wrong(f"no oneDNN, and training on CPUs is many times slower without: {libraries['onednn']['error']}",
                      f"{PIP} onednn-cpu-gomp, or let DSGD_ONEDNN name a libdnnl.so.3")
     yield "cuDNN", libraries["cudnn"].get("answer") or f"none ({libraries['cudnn']['error']})"
+
+
+def on_gpus(libraries: dict[str, Any]) -> bool:
+    """Whether the GPUs here, if there are any, can be trained on."""
+    return bool(machine.gpus()) and "answer" in libraries["cupy"] and "answer" in libraries["cudnn"]
 
 
 def version_of(name: str) -> str | None:
@@ -221,6 +226,7 @@ def examine(report: Report, ranks: int, out: Path, seconds: float, stage: Callab
         host.close()
         return status
     except BaseException as failure:
+        stage(DONE)                         # it is told below
         fail(host, failure)
         raise                               # never reached: the job is gone
 
