@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slurm soak lint bench clean
+.PHONY: help train test test-slurm soak lint docs bench clean
 
 help:                   ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -53,6 +53,10 @@ lint: $(READY)          ## ruff, mypy and shellcheck
 	$(BIN)/mypy
 	$(BIN)/shellcheck -x slurm/*.sh
 
+docs: $(VENV)/docs      ## the documentation, into build/docs/index.html; any warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
+
 bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results and its README: about an hour
 	.venv-bench/bin/python benchmarks/step.py $(ARGS)
 	.venv-bench/bin/python benchmarks/kernels.py
@@ -68,6 +72,10 @@ clean:                  ## remove the environments and what tools left behind
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+$(VENV)/docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 # PyTorch is no part of the others: 1 GB, and only to be compared with.

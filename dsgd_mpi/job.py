@@ -25,7 +25,7 @@ from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.evaluate import Training
 from dsgd_mpi.hdf5 import atomic
-from dsgd_mpi.launch import launched
+from dsgd_mpi.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.loop import train
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.run.deadline import BatchJob, batch_job
@@ -81,13 +81,12 @@ def started_mpi(ranks: int) -> Any:
     try:
         from dsgd_mpi.net.mpi import MpiHost
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); pip install mpich, or load the "
-                         "module of your cluster's MPI; if its library is not called libmpi.so, build mpi4py for it: "
-                         "pip install --no-binary mpi4py mpi4py") from None
+        raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); {MPI_WAY_OUT}") from None
     host = MpiHost()
     if host.size < ranks:
         raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
-                         f"to {host.library()}; use the launcher of that MPI (for srun see srun --mpi=list)")
+                         f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
+                         "for Open MPI; srun --mpi=list tells which there are)")
     return host
 
 

@@ -11,6 +11,9 @@ VARIABLES = {
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     "SLURM": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 }
+# what to do where MPI cannot be loaded
+MPI_WAY_OUT = ("pip install mpich, or load the module of your cluster's MPI; if its library is not called libmpi.so, "
+               "build mpi4py for it: pip install --no-binary mpi4py mpi4py")
 
 
 class Launch(NamedTuple):

@@ -15,7 +15,7 @@ FLOORS = [                                  # lowest first; the longest prefix t
     ("loop",),
     ("build",),
     ("job",),
-    ("train", "__main__"),
+    ("train", "doctor", "__main__"),
 ]
 ROOMS = {"mpi4py": ("net",), "cupy": ("kernels", "net", "build"), "simpy": ("net",), "greenlet": ("net",),
          "rich": ("run", "study", "data"), "matplotlib": ("study",), "cffi": ("kernels",)}

@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +60,16 @@ PROGRAM = """
     host.close()
 """
 
+# the second host has a file system of its own where runs are to be
+DOCTOR = """
+    import os, platform, sys
+    words = [sys.executable, "-m", "dsgd_mpi", "doctor", "--seconds", "0.5", "--out", sys.argv[1]]
+    mount = f"mount -t tmpfs none {sys.argv[1]} && exec " + " ".join(words)
+    if platform.node() == "dsgd-host2":
+        words = ["unshare", "-m", "sh", "-c", mount]
+    os.execvp(words[0], words)
+"""
+
 
 def command(*words):
     subprocess.run(words, check=True, capture_output=True)
@@ -105,3 +117,17 @@ def test_an_addition_does_not_wait_for_the_end_of_a_computation_on_another_host(
     assert found["not polled"] > 0.5, found     # else there was nothing to help with
     assert found["polling"] < 0.02, found
     print(found)
+
+
+def test_the_doctor_lists_both_hosts_and_finds_that_they_share_no_folder(hosts, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(DOCTOR))
+    (tmp_path / "runs").mkdir()
+    job = hosts(program, tmp_path / "runs")
+    assert job.returncode == 1, job.stdout + job.stderr
+    first = platform.node()                 # where MPICH starts ranks without the launcher that gives a name
+    for name in (first, NAMES[1]):
+        assert re.search(rf"^  {name} +1 ", job.stdout, re.MULTILINE), job.stdout
+    assert f"{tmp_path / 'runs'} of {first} is not seen by {NAMES[1]}" in job.stdout
+    assert "1 thing is wrong" in job.stdout
+    assert not list((tmp_path / "runs").iterdir())

@@ -1,0 +1,73 @@
+"""`.. algorithms::` puts every algorithm's docstring and options where it stands; nothing is written twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
+
+from dsgd_mpi import algorithms
+
+
+class Algorithms(Directive):
+    """A section for each algorithm of the package."""
+
+    def run(self) -> list[nodes.Node]:
+        text = "\n".join(line for name in algorithms.names() for line in section(name))
+        found = nodes.section()
+        self.state.nested_parse(StringList(text.splitlines(), source="algorithms"), 0, found, match_titles=True)
+        return found.children
+
+
+def section(name: str) -> list[str]:
+    module = importlib.import_module(f"dsgd_mpi.algorithms.{name}")
+    return [name, "-" * len(name), "", *as_rst(inspect.getdoc(module) or ""), "", *options(name), ""]
+
+
+def as_rst(docstring: str) -> list[str]:
+    """Indented lines are formulas, to be shown as they are."""
+    lines: list[str] = []
+    for paragraph in docstring.split("\n\n"):
+        if paragraph.startswith("    "):
+            lines += ["::", "", *paragraph.splitlines(), ""]
+        else:
+            lines += [*paragraph.splitlines(), ""]
+    return lines
+
+
+def options(name: str) -> list[str]:
+    """A table of the dataclass's fields: name and default, what it may be, and the comment beside it."""
+    found = algorithms.find(name)
+    hints = typing.get_type_hints(found, include_extras=True)
+    fields = dataclasses.fields(found)
+    if not fields:
+        return ["It has no options."]
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*(?:# *(.*))?$", inspect.getsource(found), re.MULTILINE))
+    rows = [(f"``{item.name}={item.default}``", allowed(hints[item.name]), comments.get(item.name, ""))
+            for item in fields]
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 25 25 50", "", "   * - option of ``--set``",
+             "     - may be", "     - meaning"]
+    for option, what, meaning in rows:
+        lines += [f"   * - {option}", f"     - {what}", f"     - {meaning}"]
+    return lines
+
+
+def allowed(hint: typing.Any) -> str:
+    """A field's type in words."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"``{choice}``" for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, least = typing.get_args(hint)[:2]
+        return f"{allowed(kind)}, at least {least}"
+    return {int: "integer", float: "number", bool: "true or false"}.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def setup(app: typing.Any) -> dict[str, bool]:
+    app.add_directive("algorithms", Algorithms)
+    return {"parallel_read_safe": True}
