@@ -30,7 +30,11 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slurm soak lint docs bench clean
+.PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu clean
+
+# Where a GPU is: an environment of its own, or one that is there already, as in make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= .venv-gpu/bin/python
+GPU_READY  := $(if $(filter .venv-gpu/bin/python,$(GPU_PYTHON)),.venv-gpu/ready)
 
 help:                   ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -44,6 +48,9 @@ test: $(READY)          ## all tests, serial and under MPI
 
 test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a private SLURM: root, Debian
 	$(BIN)/python -m pytest -m slurm -s $(ARGS)
+
+test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
+	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
 
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
@@ -64,8 +71,11 @@ bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/resul
 	.venv-bench/bin/python benchmarks/waiting.py
 	.venv-bench/bin/python benchmarks/table.py
 
+bench-gpu: $(GPU_READY) ## ResNet-18 and 50 on an NVIDIA GPU against PyTorch's: about an hour
+	$(GPU_PYTHON) benchmarks/gpu_step.py $(ARGS)
+
 clean:                  ## remove the environments and what tools left behind
-	rm -rf .venv .venv-openmpi .venv-system .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made once, and brought up to date when what it installs has changed.
@@ -76,6 +86,11 @@ $(READY): pyproject.toml
 
 $(VENV)/docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+.venv-gpu/ready: pyproject.toml
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check torch --editable '.[cuda13,mpich,simulate,test]'
 	touch $@
 
 # PyTorch is no part of the others: 1 GB, and only to be compared with.

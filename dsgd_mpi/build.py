@@ -45,8 +45,6 @@ class Prepared:
 
 def prepare(config_: Config, ranks: int) -> Prepared:
     """Checks all that a configuration names, for a run on `ranks` ranks. UsageError tells what is wrong."""
-    if config_.device == "gpu":
-        raise UsageError("--device gpu: this version has no kernels for GPUs; use --device cpu")
     slowed = config_.slowed()
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
@@ -56,7 +54,7 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if config_.steps_total and not algorithm.independent:
         raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} needs those of other "
                          f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
-    kernels = load(config_.kernels, config_.dtype)
+    kernels = load(config_.kernels, config_.dtype, config_.device)
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
     return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
@@ -78,7 +76,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
     sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
-                   dtype=model.flat.dtype.name)
+                   like=model.flat)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)

@@ -82,5 +82,5 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
 def consensus_distance(host: Host, x: Array, weight: float = 1.0) -> float:
     """Everyone: mean over the ranks of ||x_i - mean x||, divided by ||mean x||; the weights have a mean of 1."""
     mean = host.mean(weight * x).wait()
-    distance = host.mean(np.array([weight * np.linalg.norm(x - mean)], np.float64)).wait()
-    return float(distance[0] / np.linalg.norm(mean))
+    distance = host.mean(np.array([weight * float(np.linalg.norm(x - mean))])).wait()
+    return float(distance[0]) / float(np.linalg.norm(mean))
