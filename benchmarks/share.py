@@ -47,9 +47,10 @@ def parts(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
     def step() -> None:
         watch.time("images in", k.put, images, plan.images)
+        plan.loss.put(labels)
         for layer, bound in steps:
             watch.time(f"{layer.kernel} forward", bound.operation.forward, True)
-        watch.time("loss", plan.loss, labels)
+        watch.time("loss", plan.loss.forward)
         for layer, bound in reversed(steps):
             watch.time(f"{layer.kernel} backward", bound.operation.backward)
             for total, term in bound.sums:

@@ -68,7 +68,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
     sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
-                   dtype=model.flat.dtype.name)
+                   like=model.flat)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml()}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,

@@ -73,5 +73,5 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
 def consensus_distance(host: Host, x: Array) -> float:
     """Everyone: mean over the ranks of ||x_i - mean x||, divided by ||mean x||."""
     mean = host.mean(x.copy()).wait()
-    distance = host.mean(np.array([np.linalg.norm(x - mean)], np.float64)).wait()
-    return float(distance[0] / np.linalg.norm(mean))
+    distance = host.mean(np.array([float(np.linalg.norm(x - mean))])).wait()
+    return float(distance[0]) / float(np.linalg.norm(mean))

@@ -6,8 +6,30 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
+import numpy as np
+
 Array = Any  # numpy.ndarray or cupy.ndarray: what is written here works on both
 Shape = tuple[int, ...]
+
+
+def host(x: Array) -> Array:
+    """`x` in host memory: itself, or a copy of what lies on a device, once all work on it is done."""
+    return x.get() if hasattr(x, "get") else x
+
+
+def fill(x: Array, values: Array) -> None:
+    """x[...] = values, NumPy's, wherever x lies."""
+    if hasattr(x, "set"):                   # CuPy does not assign from host memory
+        x.set(np.ascontiguousarray(np.broadcast_to(values, x.shape), x.dtype))
+    else:
+        x[...] = values
+
+
+def beside(x: Array, values: Array) -> Array:
+    """A copy of `values`, NumPy's, in the memory in which x lies."""
+    copy = np.empty_like(x, dtype=values.dtype, shape=values.shape)
+    fill(copy, values)
+    return copy
 
 
 class Layout:

@@ -24,6 +24,7 @@ from dsgd_mpi.build import Prepared, assemble, prepare
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.evaluate import Training
+from dsgd_mpi.flat import host as in_host_memory
 from dsgd_mpi.hdf5 import atomic
 from dsgd_mpi.launch import launched
 from dsgd_mpi.loop import train
@@ -207,7 +208,7 @@ def write_model(path: Path, training: Training, parts: Prepared) -> None:
     """The trained model by torchvision's names, with what is needed to use it."""
     with atomic(path) as file:
         for name, view in training.model.state.items():
-            file.create_dataset(name, data=view)
+            file.create_dataset(name, data=in_host_memory(view))
         dataset = parts.dataset
         file.attrs.update(model=parts.config.model, classes=list(dataset.classes), image=np.array(dataset.image),
                           mean=dataset.mean, std=dataset.std)

@@ -22,12 +22,15 @@ Nesterov = Callable[[Array, Array, Array, float, float, float], None]
 
 
 class LocalSgd:
-    """One rank's optimiser: its momentum `v` ((parameters,), starts at zero) and the update rule."""
+    """One rank's optimiser: its momentum `v` ((parameters,), starts at zero) and the update rule.
+
+    `like`: a vector of the dtype and in the memory that v shall have; NumPy's float32 unless given.
+    """
 
     def __init__(self, parameters: int, momentum: float = 0.9, weight_decay: float = 0.0,
-                 kernel: Nesterov = nesterov, dtype: str = "float32") -> None:
+                 kernel: Nesterov = nesterov, like: Array | None = None) -> None:
         self.momentum, self.weight_decay, self.kernel = momentum, weight_decay, kernel
-        self.v: Array = np.zeros(parameters, dtype)
+        self.v: Array = np.zeros_like(np.empty(0, "float32") if like is None else like, shape=parameters)
 
     def update(self, x: Array, g: Array, lr: float) -> None:
         """Moves x against the gradient g, in place; both (size,), of which the first len(v) are trained."""

@@ -30,7 +30,7 @@ class Quadratic:
 
 
 def sgd_for(x, momentum=0.9, weight_decay=0.0):
-    return LocalSgd(x.size, momentum, weight_decay, dtype=x.dtype)
+    return LocalSgd(x.size, momentum, weight_decay, like=x)
 
 
 def train(host, algorithm, task, steps, lr=0.05, momentum=0.9, x=None):

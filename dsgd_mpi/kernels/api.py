@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,8 +35,19 @@ class Operation(Protocol):
 
 
 class Loss(Protocol):
-    def __call__(self, labels: Array) -> float:
-        """Mean loss over the batch; writes the gradient of that mean to the logits' grad. `labels`: int (batch,)."""
+    def put(self, labels: Array) -> None:
+        """The classes that the next passes are measured against: int (batch,), in host memory."""
+
+    def forward(self) -> None:
+        """The mean loss over the batch, and its gradient into the logits' grad."""
+
+    def get(self) -> float:
+        """The mean loss, once all work on it is done."""
+
+
+Ready = Callable[[slice], None]             # of a stretch of the flat gradient that is final
+Between = Callable[[], None]
+Work = Callable[[Ready | None, Between | None], None]
 
 
 class Kernels(Protocol):
@@ -45,13 +57,27 @@ class Kernels(Protocol):
     """
 
     name: str
-    dtype: str                              # of activations: "float32", "float64" or "bfloat16"
+    dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
     def set_threads(self, threads: int) -> None:
         """How many threads run an operation, in the thread that calls this; to be called before the first is made."""
 
+    def zeros(self, size: int) -> Array:
+        """A flat vector where the operations can use it: float32, or float64 with kernels of that dtype."""
+
     def empty(self, shape: Shape) -> Array:
-        """Uninitialised activation array, aligned as the kernels like it."""
+        """Uninitialised activation array, aligned as the kernels like it. MemoryError where there is no room."""
+
+    def spare_bytes(self) -> int:
+        """Memory that `empty` can still give."""
+
+    def program(self, work: Work) -> Work:
+        """`work(ready, between)`, the same operations each time, as something that may be recorded once and replayed.
+
+        `ready(part)` is called on the host and in order, when what fills `part` is enqueued on the current stream and
+        nothing beyond it is: to read it from another stream, make that wait for an event recorded now; to read it on
+        the host, wait for the event. `between()` is called until all is done. CPUs have no stream: `part` is there.
+        """
 
     def put(self, host: Array, into: Array) -> None:
         """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""

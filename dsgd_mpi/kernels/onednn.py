@@ -15,7 +15,7 @@ import numpy as np
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels import reference
-from dsgd_mpi.kernels.api import Loss, Operation, Tensor
+from dsgd_mpi.kernels.api import Loss, Operation, Tensor, Work
 from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library, pointer
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
@@ -51,9 +51,18 @@ class OneDNN:
         assert not self.scratchpad.memories, "operations are made for a number of threads, which must not change"
         self.c.omp_set_num_threads(threads)
 
+    def zeros(self, size: int) -> Array:
+        return np.zeros(size, np.float32)
+
     def empty(self, shape: Shape) -> Array:
         size = int(np.prod(shape)) * self.storage.itemsize
         return aligned(size).view(self.storage).reshape(shape)
+
+    def spare_bytes(self) -> int:
+        return reference.spare_bytes()
+
+    def program(self, work: Work) -> Work:
+        return work
 
     def put(self, host: Array, into: Array) -> None:
         assert host.shape == into.shape, (host.shape, into.shape)
@@ -378,9 +387,10 @@ class CrossEntropy:
         self.copy = Tensor(np.empty(shape, np.float32), np.empty(shape, np.float32))
         self.loss = reference.CrossEntropy(self.copy, smoothing)
 
-    def __call__(self, labels: Array) -> float:
+        self.put, self.get = self.loss.put, self.loss.get
+
+    def forward(self) -> None:
         self.copy.value[...] = self.kernels.get(self.logits.value)
-        loss = self.loss(labels)
+        self.loss.forward()
         if self.logits.grad is not None:
             self.kernels.put(self.copy.grad, self.logits.grad)
-        return loss

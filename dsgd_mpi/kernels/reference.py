@@ -7,13 +7,14 @@ their window one by one, so that what is written for one tap is the formula itse
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
-from dsgd_mpi.kernels.api import Loss, Operation, Tensor
+from dsgd_mpi.kernels.api import Loss, Operation, Tensor, Work
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
 BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
@@ -33,8 +34,17 @@ class Reference:
     def set_threads(self, threads: int) -> None:
         pass                                # NumPy's library has read OPENBLAS_NUM_THREADS when it was loaded
 
+    def zeros(self, size: int) -> Array:
+        return np.zeros(size, self.dtype)
+
     def empty(self, shape: Shape) -> Array:
         return np.empty(shape, self.dtype)
+
+    def spare_bytes(self) -> int:
+        return spare_bytes()
+
+    def program(self, work: Work) -> Work:
+        return work
 
     def put(self, host: Array, into: Array) -> None:
         assert host.shape == into.shape, (host.shape, into.shape)
@@ -87,6 +97,11 @@ def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: fl
         d += momentum * vp
         d *= lr
         xp -= d
+
+
+def spare_bytes() -> int:
+    """Of the host's memory."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def framed(x: Array, pad: int, fill: float = 0.0) -> Array:
@@ -290,13 +305,19 @@ class CrossEntropy:
     def __init__(self, logits: Tensor, smoothing: float) -> None:
         self.logits, self.smoothing = logits, smoothing
 
-    def __call__(self, labels: Array) -> float:
+    def put(self, labels: Array) -> None:
+        self.labels = labels
+
+    def forward(self) -> None:
         z = self.logits.value
         batch, classes = z.shape
         target = np.full_like(z, self.smoothing / classes)
-        target[np.arange(batch), labels] += 1 - self.smoothing
+        target[np.arange(batch), self.labels] += 1 - self.smoothing
         z = z - z.max(1, keepdims=True)     # exp() cannot overflow
         log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
         if self.logits.grad is not None:
             self.logits.grad[...] = (np.exp(log_p) - target) / batch
-        return float(-(target * log_p).sum() / batch)
+        self.mean = float(-(target * log_p).sum() / batch)
+
+    def get(self) -> float:
+        return self.mean

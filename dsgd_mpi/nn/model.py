@@ -6,13 +6,13 @@ the layer that writes them first to the layer that made the activation, and shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array, Layout
-from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
+from dsgd_mpi.flat import Array, Layout, fill, host
+from dsgd_mpi.kernels.api import Between, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
 from dsgd_mpi.nn.layers import Layer, Network
@@ -30,19 +30,21 @@ class Model:
         self.network, self.batch, self.kernels, self.smoothing = network, batch, kernels, smoothing
         self.layout = Layout(network.trained, network.statistics)
         self.parameters = self.layout.parameters
-        dtype = "float64" if kernels.dtype == "float64" else "float32"
-        self.flat, self.flat_gradient = np.zeros(self.layout.size, dtype), np.zeros(self.layout.size, dtype)
+        self.flat, self.flat_gradient = kernels.zeros(self.layout.size), kernels.zeros(self.layout.size)
         self.state, self.gradient = self.layout.views(self.flat), self.layout.views(self.flat_gradient)
         self.plans: dict[int, Plan] = {}
         self.inference: Inference | None = None
-        initialise(self.state, seed)
+        start = np.empty(self.layout.size, self.flat.dtype)
+        initialise(self.layout.views(start), seed)
+        fill(self.flat, start)
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Copies weights and statistics by name, e.g. a torchvision checkpoint as NumPy arrays.
 
         UsageError, with nothing changed, unless names and shapes are this network's (`num_batches_tracked` apart).
         """
-        given = {name: np.asarray(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+        given = {name: np.asarray(host(array)) for name, array in state.items()
+                 if not name.endswith("num_batches_tracked")}
         wrong = sorted(given.keys() ^ self.state.keys())
         if wrong:
             where = "not in the state given" if wrong[0] in self.state else "not in this network"
@@ -51,33 +53,20 @@ class Model:
             if given[name].shape != view.shape:
                 raise UsageError(f"{name}: expected shape {view.shape}, found {given[name].shape}")
         for name, view in self.state.items():
-            view[...] = given[name]
+            fill(view, given[name])
 
-    def loss_and_gradient(self, images: Array, labels: Array, ready: Callable[[slice], None] | None = None,
-                          between: Callable[[], None] | None = None) -> float:
+    def loss_and_gradient(self, images: Array, labels: Array, ready: Ready | None = None,
+                          between: Between | None = None) -> float:
         """Mean loss of a batch, float32 NHWC and int (N,); leaves its gradient in `flat_gradient`.
 
-        `ready(part)` says that flat_gradient[part] is final, from the back to the front. `between()` is called between
-        layers, so that communication under way may go on.
+        `ready(part)` says that flat_gradient[part] is final, from the back to the front, as `Kernels.program` has it.
+        `between()` is called again and again, so that communication under way may go on.
         """
         plan = self._plan(len(images))
         self.kernels.put(images, plan.images)
-        for step in plan.steps:
-            step.operation.forward(training=True)
-            if between:
-                between()
-        loss = plan.loss(labels)
-        if ready:
-            ready(slice(self.parameters, self.layout.size))
-        for step in reversed(plan.steps):
-            step.operation.backward()
-            for total, term in step.sums:
-                self.kernels.accumulate(total, term)
-            if ready and step.part:
-                ready(step.part)
-            if between:
-                between()
-        return loss
+        plan.loss.put(labels)
+        plan.program(ready, between)
+        return plan.loss.get()
 
     def predict(self, images: Array) -> Array:
         """Logits, float32 (N, classes), with the running statistics; any number of images, float32 NHWC."""
@@ -125,6 +114,25 @@ class Plan:
         self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
         tensors = [self._bind(layer) for layer in reversed(network.layers)][::-1]
         self.steps = [self._step(layer, *bound) for layer, bound in zip(network.layers, tensors, strict=True)]
+        self.program = self.kernels.program(self.run)
+
+    def run(self, ready: Ready | None, between: Between | None) -> None:
+        """Forward and backward."""
+        for step in self.steps:
+            step.operation.forward(training=True)
+            if between:
+                between()
+        self.loss.forward()
+        if ready:
+            ready(slice(self.model.parameters, self.model.layout.size))
+        for step in reversed(self.steps):
+            step.operation.backward()
+            for total, term in step.sums:
+                self.kernels.accumulate(total, term)
+            if ready and step.part:
+                ready(step.part)
+            if between:
+                between()
 
     def _bind(self, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, list[tuple[Array, Array]]]:
         """The arrays of a layer and its sums, visited in the order of the backward pass."""

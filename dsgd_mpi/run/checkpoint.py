@@ -24,7 +24,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array
+from dsgd_mpi.flat import Array, beside, fill, host
 from dsgd_mpi.hdf5 import atomic, read_everything
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.sgd import LocalSgd
@@ -90,10 +90,10 @@ class Checkpoints:
         try:
             with atomic(path) as file:
                 file.attrs.update(attributes)
-                file.create_dataset("x", data=x, chunks=True, fletcher32=True)
-                file.create_dataset("v", data=sgd.v, chunks=True, fletcher32=True)
+                file.create_dataset("x", data=host(x), chunks=True, fletcher32=True)
+                file.create_dataset("v", data=host(sgd.v), chunks=True, fletcher32=True)
                 for name in algorithm.keeps:
-                    file[f"keeps/{name}"] = getattr(algorithm, name)
+                    file[f"keeps/{name}"] = host(getattr(algorithm, name))
         except OSError as error:
             log.warning("no checkpoint at step %d: %s; the run goes on", attributes["step"], error)
             return False
@@ -116,10 +116,11 @@ class Checkpoints:
                                  f"{self.host.size} ranks; resume it with {ranks}")
             if file["x"].shape != x.shape:
                 raise UsageError(f"{path}: holds a network of {file['x'].size} numbers; this run's has {x.size}")
-            file["x"].read_direct(x)
-            file["v"].read_direct(sgd.v)
+            fill(x, file["x"][()])
+            fill(sgd.v, file["v"][()])
             for name in algorithm.keeps:
-                setattr(algorithm, name, file["keeps"][name][()])
+                kept = file["keeps"][name][()]
+                setattr(algorithm, name, beside(x, kept) if kept.shape else kept)
             return int(file.attrs["step"]), json.loads(file.attrs["totals"])
 
 

@@ -31,6 +31,13 @@ def filled(kernels, values) -> Tensor:
     return x
 
 
+def measured(loss, labels) -> float:
+    """One pass of a loss."""
+    loss.put(labels)
+    loss.forward()
+    return loss.get()
+
+
 def flat_tensors(values: dict, dtype: str, offset: int = 1) -> dict[str, Tensor]:
     """Parameters as they come in training: views into a flat vector, at odd offsets, so not aligned."""
     layout = Layout({"before": (offset,), **{name: array.shape for name, array in values.items()}})

@@ -50,7 +50,7 @@ def test_ten_steps_of_training_give_the_same_losses(fast, name, image, batch, se
     both, images, labels = models(fast, name, image, batch, seed)
     losses = []
     for model in both:
-        sgd = LocalSgd(model.parameters, 0.9, 1e-4, model.kernels.nesterov, dtype=model.flat.dtype.name)
+        sgd = LocalSgd(model.parameters, 0.9, 1e-4, model.kernels.nesterov, like=model.flat)
         losses.append([])
         for _ in range(10):
             losses[-1].append(model.loss_and_gradient(images, labels))
