@@ -20,9 +20,9 @@ LIMIT_S = 60.0                              # for a process that loads MPI, CuPy
 
 # what launchers and MPI's own daemons tell their ranks: with it the child would pose as one of them.
 # Settings of the user (OMPI_MCA_pml, UCX_TLS, MPICH_GPU_SUPPORT_ENABLED) stay
-LAUNCHERS = ("PMI_", "PMIX_", "PRTE_", "HYDI_", "HYDRA_", "PALS_", "ALPS_", "FLUX_", "SLURM_", "MPI_LOCAL", "OMPI_COMM_",
-             "OMPI_UNIVERSE_", "OMPI_APP_", "OMPI_FILE_", "OMPI_FIRST_", "OMPI_NUM_", "OMPI_ARGV", "OMPI_COMMAND",
-             "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "OMPI_MCA_prte", "OMPI_MCA_plm")
+LAUNCHERS = ("PMI_", "PMIX_", "PRTE_", "HYDI_", "HYDRA_", "PALS_", "ALPS_", "FLUX_", "SLURM_", "MPI_LOCAL",
+             "OMPI_COMM_", "OMPI_UNIVERSE_", "OMPI_APP_", "OMPI_FILE_", "OMPI_FIRST_", "OMPI_NUM_", "OMPI_ARGV",
+             "OMPI_COMMAND", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "OMPI_MCA_prte", "OMPI_MCA_plm")
 
 
 def alone(environment: Mapping[str, str]) -> dict[str, str]:
