@@ -59,22 +59,18 @@ def pytest_generate_tests(metafunc):
     if "world" in metafunc.fixturenames:
         mpi = metafunc.config.getoption("--with-mpi")
         simulated = [*(f"simulated-{size}" for size in SIZES), *(f"device-{size}" for size in WITH_DEVICES)]
-        worlds = ["mpi", "mpi-staged", "mpi-direct"] if mpi else simulated
+        worlds = ["mpi", "staged", "direct"] if mpi else simulated
         metafunc.parametrize("world", worlds, indirect=True)
 
 
 @pytest.fixture
 def world(request):
-    kind, _, detail = request.param.partition("-")
-    if kind == "mpi":
-        return DeviceWorld(MpiWorld(), host_of(detail)) if detail else MpiWorld()
-    world = SimulatedWorld(int(detail))
-    return DeviceWorld(world, StagedHost) if kind == "device" else world
-
-
-def host_of(way):
-    from dsgd_mpi.net.direct import DirectHost      # starts MPI
-    return {"staged": StagedHost, "direct": DirectHost}[way]
+    kind, _, size = request.param.partition("-")
+    if kind in ("simulated", "device"):
+        world = SimulatedWorld(int(size))
+        return world if kind == "simulated" else DeviceWorld(world, StagedHost)
+    from dsgd_mpi.net.direct import DirectHost
+    return MpiWorld() if kind == "mpi" else DeviceWorld(MpiWorld(), {"staged": StagedHost, "direct": DirectHost}[kind])
 
 
 @pytest.hookimpl(hookwrapper=True)
