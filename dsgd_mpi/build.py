@@ -45,13 +45,11 @@ class Prepared:
 
 def prepare(config_: Config, ranks: int) -> Prepared:
     """Checks all that a configuration names, for a run on `ranks` ranks. UsageError tells what is wrong."""
-    if config_.device == "gpu":
-        raise UsageError("--device gpu: this version has no kernels for GPUs; use --device cpu")
     slowed = config_.slowed()
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
     algorithm = config.build(algorithms.find(config_.algorithm), config_.algorithm_options(), config_.algorithm)
-    kernels = load(config_.kernels, config_.dtype)
+    kernels = load(config_.kernels, config_.dtype, config_.device)
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks)
     return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))

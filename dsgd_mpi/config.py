@@ -67,11 +67,13 @@ class Config:
     augment: bool = option("Schedule", False, "Random crops and flips of the training images: better in long runs, "
                            "worse in short ones.", flag=True)
 
-    device: str = option("Machine", "auto", "Where a rank computes.", choices=("auto", "cpu", "gpu"))
+    device: str = option("Machine", "auto", "Where a rank computes; auto: on a GPU if there is one.",
+                         choices=("auto", "cpu", "gpu"))
     kernels: str = option("Machine", "auto", "What computes the network.",
                           choices=("auto", "reference", "onednn", "cudnn"))
-    dtype: str = option("Machine", "float32", "Of activations; weights are float32 always (float64 with float64).",
-                        choices=("float32", "float64", "bfloat16"))
+    dtype: str = option("Machine", "float32", "Of activations; weights are float32 always (float64 with float64). "
+                        "tf32 and float16 on GPUs only, float64 on CPUs.",
+                        choices=("float32", "tf32", "float64", "bfloat16", "float16"))
     threads: int = option("Machine", 0, "Threads a rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", least=0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from importlib import import_module
-from importlib.util import find_spec
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
@@ -14,31 +13,35 @@ NAMES = (*CLASSES, "auto")
 log = logging.getLogger("dsgd_mpi")
 
 
-def load(name: str, dtype: str = "float32") -> Kernels:
-    """The kernels called `name` for activations of `dtype`; "auto" is the fastest that work here.
+def load(name: str, dtype: str = "float32", device: str = "auto") -> Kernels:
+    """The kernels called `name` for activations of `dtype`; "auto" is the fastest that work on `device`.
 
-    UsageError if there are no such kernels, their library is missing, or they do not know the dtype.
+    `device`: "cpu", "gpu", or "auto": a GPU where there is one that knows the dtype. UsageError if there are no such
+    kernels, their library or their device is missing, or they do not know the dtype.
     """
     if name not in NAMES:
         raise UsageError(f"there are no kernels called {name!r}; use one of {', '.join(NAMES)}")
+    if device != "auto" and name != "auto" and (name == "cudnn") != (device == "gpu"):
+        raise UsageError(f"the {name} kernels are none for --device {device}; use --kernels auto, or --device auto")
     if name == "auto":
-        return automatic(dtype)
-    if find_spec(f"dsgd_mpi.kernels.{name}") is None:
-        raise UsageError(f"the {name} kernels are not part of this version; use one of {', '.join(present())}")
+        return automatic(dtype, device)
     kernels: Kernels = getattr(import_module(f"dsgd_mpi.kernels.{name}"), CLASSES[name])(dtype)
     return kernels
 
 
-def present() -> list[str]:
-    return [name for name in NAMES if name == "auto" or find_spec(f"dsgd_mpi.kernels.{name}")]
-
-
-def automatic(dtype: str) -> Kernels:
-    """oneDNN if it can be had; a warning if not, since the reference is too slow to train with in earnest."""
+def automatic(dtype: str, device: str) -> Kernels:
+    """cuDNN's on a GPU. On a CPU oneDNN's; a warning if they cannot be had: the reference is too slow in earnest."""
+    if device == "gpu":
+        return load("cudnn", dtype, device)
+    if device == "auto" and dtype != "float64":
+        try:
+            return load("cudnn", dtype, "gpu")
+        except UsageError:                  # no GPU
+            pass
     try:
         return load("onednn", dtype)
     except UsageError as reason:
-        if dtype == "bfloat16":             # the reference has none either
+        if dtype not in ("float32", "float64"):     # the reference has none either
             raise
         kernels = load("reference", dtype)
         log.warning("using the reference kernels, which are slow: %s", reason)

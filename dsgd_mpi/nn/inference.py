@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
+from dsgd_mpi.kernels.api import Between, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.layers import Layer, Network
 from dsgd_mpi.nn.memory import Memory
 
@@ -14,7 +14,7 @@ class Inference:
     """Images to logits for one batch size, with the weights and running statistics that `state` has at each call."""
 
     def __init__(self, network: Network, state: Mapping[str, Array], batch: int, kernels: Kernels) -> None:
-        self.kernels, self.memory = kernels, Memory(kernels)
+        self.kernels, self.memory = kernels, Memory(kernels.empty)
         self.operations: list[Operation] = []
         layers = folded(network.layers)
         last = {name: i for i, layer in enumerate(layers) for name in inputs(layer)}
@@ -29,12 +29,16 @@ class Inference:
                 if last[name] == i:
                     self.memory.give_back(values[name].value)
         self.logits = values[layers[-1].y].value
+        self.program = kernels.program(self.run)
+
+    def run(self, ready: Ready | None, between: Between | None) -> None:
+        for operation in self.operations:
+            operation.forward(training=False)
 
     def __call__(self, images: Array) -> Array:
         """Logits, float32 (batch, classes), of as many images, float32 NHWC."""
         self.kernels.put(images, self.images)
-        for operation in self.operations:
-            operation.forward(training=False)
+        self.program(None, None)
         return self.kernels.get(self.logits)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 from dsgd_mpi.flat import Array, Shape
-from dsgd_mpi.kernels.api import Kernels
 
 
 class Memory:
-    """Lends activation arrays. `allocated_bytes`: what all of them take, those that share counted once."""
+    """Lends arrays that `empty` makes. `allocated_bytes`: what all of them take, those that share counted once."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(self, empty: Callable[[Shape], Array]) -> None:
+        self.empty = empty
         self.free: list[Array] = []
         self.lent: dict[int, Array] = {}    # id of an array -> that which its memory was borrowed from
         self.allocated_bytes = 0
@@ -25,7 +25,7 @@ class Memory:
             memory = min(fitting, key=lambda array: int(array.size))
             self.free = [array for array in self.free if array is not memory]
         else:
-            memory = self.kernels.empty((size,))
+            memory = self.empty((size,))
             self.allocated_bytes += memory.nbytes
         array = memory[:size].reshape(shape)
         self.lent[id(array)] = memory

@@ -7,16 +7,19 @@ the layer that writes them first to the layer that made the activation, and shar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Layout, fill, host
 from dsgd_mpi.kernels.api import Between, Kernels, Operation, Ready, Tensor
+from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
 from dsgd_mpi.nn.layers import Layer, Network
-from dsgd_mpi.nn.memory import Memory
+
+BESIDES = 0.85                              # the share of memory for activations: kernels need some of their own
 
 
 class Model:
@@ -84,19 +87,30 @@ class Model:
     @property
     def activation_bytes(self) -> int:
         """Memory of activations and their gradients, for all batch sizes met so far, and for inference."""
-        plans = sum(plan.activation_bytes for plan in self.plans.values())
+        plans = sum(plan.activations.bytes for plan in self.plans.values())
         return plans + (self.inference.memory.allocated_bytes if self.inference else 0)
 
     def _plan(self, batch: int) -> Plan:
         if batch not in self.plans:
-            self.plans[batch] = Plan(self, batch)
+            self.plans[batch] = self._fitting(batch)
         return self.plans[batch]
+
+    def _fitting(self, batch: int) -> Plan:
+        """UsageError, with the batch that would fit, where there is no room for this one."""
+        with suppress(MemoryError):
+            return Plan(self, batch)
+        spare = self.kernels.spare_bytes()          # with what the failed plan has given back
+        itemsize = int(self.kernels.empty((1,)).itemsize)
+        fits = int(BESIDES * spare / bytes_needed(self.network, 1, itemsize))
+        way_out = f"use --batch {fits} or less" if fits else "use a smaller network"
+        raise UsageError(f"batch {batch}: there is not enough memory for the activations; {spare / 2**30:.1f} GiB are "
+                         f"left, which hold those of about {fits} images; {way_out}")
 
 
 class Step:
     """One layer, bound: its operation, what to add up after its backward pass, and its part of the flat gradient."""
 
-    def __init__(self, operation: Operation, sums: list[tuple[Array, Array]], part: slice | None) -> None:
+    def __init__(self, operation: Operation, sums: Sums, part: slice | None) -> None:
         self.operation, self.sums, self.part = operation, sums, part
 
 
@@ -105,15 +119,11 @@ class Plan:
 
     def __init__(self, model: Model, batch: int) -> None:
         self.model, self.kernels = model, model.kernels
-        network = model.network
-        self.values = {name: self.kernels.empty((batch, *shape)) for name, shape in network.shapes.items()}
-        self.grads: dict[str, Array] = {}   # of activations, while they live
-        self.memory = Memory(self.kernels)  # for them
-        logits = network.layers[-1].y
-        self.images, self.logits = self.values["images"], self._tensor(logits)
+        self.activations = Activations(model.network, batch, self.kernels.empty)
+        self.images, self.logits = self.activations.values["images"], self.activations.logits
         self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
-        tensors = [self._bind(layer) for layer in reversed(network.layers)][::-1]
-        self.steps = [self._step(layer, *bound) for layer, bound in zip(network.layers, tensors, strict=True)]
+        self.steps = [self._step(layer, *bound)
+                      for layer, bound in zip(model.network.layers, self.activations.bound, strict=True)]
         self.program = self.kernels.program(self.run)
 
     def run(self, ready: Ready | None, between: Between | None) -> None:
@@ -134,40 +144,9 @@ class Plan:
             if between:
                 between()
 
-    def _bind(self, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, list[tuple[Array, Array]]]:
-        """The arrays of a layer and its sums, visited in the order of the backward pass."""
-        y = Tensor(self.values[layer.y], self.grads.pop(layer.y))
-        sums: list[tuple[Array, Array]] = []
-        add = self._input(layer.add, sums) if layer.add else None
-        x = self._input(layer.x, sums)
-        for grad in (y.grad, *(term for _, term in sums)):
-            self.memory.give_back(grad)
-        return x, add, y, sums
-
-    def _input(self, name: str, sums: list[tuple[Array, Array]]) -> Tensor:
-        """The first layer to reach an activation writes its gradient, the others write a term to be added."""
-        if name == "images":
-            return Tensor(self.values[name])
-        tensor = self._tensor(name, again=name in self.grads)
-        if tensor.grad is not self.grads[name]:
-            sums.append((self.grads[name], tensor.grad))
-        return tensor
-
-    def _tensor(self, name: str, again: bool = False) -> Tensor:
-        value = self.values[name]
-        grad = self.memory.borrow(value.shape)
-        if not again:
-            self.grads[name] = grad
-        return Tensor(value, grad)
-
-    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor,
-              sums: list[tuple[Array, Array]]) -> Step:
+    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor, sums: Sums) -> Step:
         state, gradient, slices = self.model.state, self.model.gradient, self.model.layout.slices
         weights = [Tensor(state[name], gradient[name]) for name in layer.weights]
         operation = layer.bound(self.kernels, x, weights, y, add)
         trained = [slices[name] for name in layer.weights if name in self.model.network.trained]
         return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)
-
-    @property
-    def activation_bytes(self) -> int:
-        return self.memory.allocated_bytes + sum(int(value.nbytes) for value in self.values.values())

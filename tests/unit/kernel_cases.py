@@ -4,9 +4,14 @@ import os
 import secrets
 
 import numpy as np
+import pytest
+from emulation.emulated import COMPILER, Emulated
 
-from dsgd_mpi.flat import Layout
+from dsgd_mpi import kernels
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import Layout, fill
 from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.cudnn import CuDNN
 
 
 def fresh() -> np.random.Generator:
@@ -31,6 +36,26 @@ def filled(kernels, values) -> Tensor:
     return x
 
 
+def loaded(name: str, dtype: str):
+    """Kernels by name, or "emulated": the GPU's on a CPU. The test is skipped, and says why, where they cannot run."""
+    if name == "emulated":
+        if not COMPILER:
+            pytest.skip("g++ is not installed: the CUDA kernels cannot be run on this CPU")
+        return CuDNN(dtype, device=Emulated)
+    try:
+        return kernels.load(name, dtype)
+    except UsageError as reason:
+        pytest.skip(str(reason))
+
+
+def unscaled(name: str, dtype: str):
+    """The same, the loss being scaled by one: a single operation is then its own."""
+    k = loaded(name, dtype)
+    if isinstance(k, CuDNN):
+        k.device.put(np.float32([1, 1, 0, 0]), k.scaling)
+    return k
+
+
 def measured(loss, labels) -> float:
     """One pass of a loss."""
     loss.put(labels)
@@ -38,11 +63,13 @@ def measured(loss, labels) -> float:
     return loss.get()
 
 
-def flat_tensors(values: dict, dtype: str, offset: int = 1) -> dict[str, Tensor]:
+def flat_tensors(kernels, values: dict, offset: int = 1) -> dict[str, Tensor]:
     """Parameters as they come in training: views into a flat vector, at odd offsets, so not aligned."""
     layout = Layout({"before": (offset,), **{name: array.shape for name, array in values.items()}})
-    x, g = np.full(layout.size, np.nan, dtype), np.full(layout.size, np.nan, dtype)
+    x, g = kernels.zeros(layout.size), kernels.zeros(layout.size)
+    fill(x, np.nan)
+    fill(g, np.nan)
     xs, gs = layout.views(x), layout.views(g)
     for name, array in values.items():
-        xs[name][...] = array
+        fill(xs[name], array)
     return {name: Tensor(xs[name], gs[name]) for name in values}

@@ -1,0 +1,102 @@
+// Pooling and the shortcut of option A, VEC channels a thread; every element of a result is written by one thread.
+
+// The first of the largest, row by row, as `winner` notes for the backward pass.
+extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict__ y, unsigned char* __restrict__ winner,
+                                    int n, int h, int w, int c, int oh, int ow, int window, int stride, int pad) {
+    const int groups = c / VEC;
+    FOR_EACH(i, (unsigned)n * oh * ow * groups) {
+        const int group = i % groups, column = i / groups % ow, row = i / groups / ow % oh, image = i / groups / ow / oh;
+        float best[VEC];
+        unsigned char found[VEC];
+        for (int v = 0; v < VEC; ++v) {
+            best[v] = -INFINITY;
+            found[v] = 0;
+        }
+        for (int tap = 0; tap < window * window; ++tap) {
+            const int up = row * stride - pad + tap / window, left = column * stride - pad + tap % window;
+            if (up < 0 || up >= h || left < 0 || left >= w) continue;
+            const Pack in = load(x + (((size_t)image * h + up) * w + left) * c + group * VEC);
+            for (int v = 0; v < VEC; ++v)
+                if (wide(in.at[v]) > best[v]) {
+                    best[v] = wide(in.at[v]);
+                    found[v] = (unsigned char)tap;
+                }
+        }
+        Pack out;
+        for (int v = 0; v < VEC; ++v) {
+            out.at[v] = narrow(best[v]);
+            if (winner) winner[(size_t)i * VEC + v] = found[v];
+        }
+        store(y + (size_t)i * VEC, out);
+    }
+}
+
+extern "C" __global__ void max_pool_gradient(
+        const real* __restrict__ dy, const unsigned char* __restrict__ winner, real* __restrict__ dx, int n, int h,
+        int w, int c, int oh, int ow, int window, int stride, int pad) {
+    const int groups = c / VEC;
+    FOR_EACH(i, (unsigned)n * h * w * groups) {
+        const int group = i % groups, column = i / groups % w, row = i / groups / w % h, image = i / groups / w / h;
+        float sum[VEC] = {};
+        for (int tap = 0; tap < window * window; ++tap) {
+            const int down = row + pad - tap / window, across = column + pad - tap % window;
+            if (down < 0 || across < 0 || down % stride || across % stride) continue;
+            const int up = down / stride, left = across / stride;
+            if (up >= oh || left >= ow) continue;
+            const size_t at = (((size_t)image * oh + up) * ow + left) * c + group * VEC;
+            const Pack in = load(dy + at);
+            for (int v = 0; v < VEC; ++v)
+                if (winner[at + v] == tap) sum[v] += wide(in.at[v]);
+        }
+        Pack out;
+        for (int v = 0; v < VEC; ++v) out.at[v] = narrow(sum[v]);
+        store(dx + (size_t)i * VEC, out);
+    }
+}
+
+extern "C" __global__ void average_pool(const real* __restrict__ x, real* __restrict__ y, int n, int pixels, int c) {
+    const int groups = c / VEC;
+    FOR_EACH(i, (unsigned)n * groups) {
+        const int group = i % groups, image = i / groups;
+        float sum[VEC] = {};
+        for (int p = 0; p < pixels; ++p) {
+            const Pack in = load(x + ((size_t)image * pixels + p) * c + group * VEC);
+            for (int v = 0; v < VEC; ++v) sum[v] += wide(in.at[v]);
+        }
+        Pack out;
+        for (int v = 0; v < VEC; ++v) out.at[v] = narrow(sum[v] / pixels);
+        store(y + (size_t)i * VEC, out);
+    }
+}
+
+extern "C" __global__ void average_pool_gradient(const real* __restrict__ dy, real* __restrict__ dx, int n, int pixels,
+                                                 int c) {
+    const int groups = c / VEC;
+    FOR_EACH(i, (unsigned)n * pixels * groups) {
+        const int group = i % groups, image = i / groups / pixels;
+        Pack pack = load(dy + (size_t)image * c + group * VEC);
+        for (int v = 0; v < VEC; ++v) pack.at[v] = narrow(wide(pack.at[v]) / pixels);
+        store(dx + (size_t)i * VEC, pack);
+    }
+}
+
+// Every second pixel; the c channels of x begin at `first` of y's `after`.
+extern "C" __global__ void subsample(const real* __restrict__ x, real* __restrict__ y, int n, int h, int w, int c, int oh,
+                                     int ow, int after, int first) {
+    FOR_EACH(i, (unsigned)n * oh * ow * after) {
+        const int channel = (int)(i % after) - first;
+        const int column = i / after % ow, row = i / after / ow % oh, image = i / after / ow / oh;
+        const bool there = channel >= 0 && channel < c;
+        y[i] = there ? x[(((size_t)image * h + 2 * row) * w + 2 * column) * c + channel] : narrow(0);
+    }
+}
+
+extern "C" __global__ void subsample_gradient(const real* __restrict__ dy, real* __restrict__ dx, int n, int h, int w,
+                                              int c, int oh, int ow, int after, int first) {
+    FOR_EACH(i, (unsigned)n * h * w * c) {
+        const int channel = i % c, column = i / c % w, row = i / c / w % h, image = i / c / w / h;
+        const bool seen = row % 2 == 0 && column % 2 == 0;
+        const size_t at = (((size_t)image * oh + row / 2) * ow + column / 2) * after + first + channel;
+        dx[i] = seen ? dy[at] : narrow(0);
+    }
+}

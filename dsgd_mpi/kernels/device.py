@@ -1,0 +1,165 @@
+"""A CUDA device through CuPy: arrays, launches of our own kernels (cuda/*.cu) on one stream, and their recordings.
+
+Nothing is asked of a device before the first array: until then `cupy.cuda.Device(i).use()` chooses which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import Array, Shape
+
+SOURCES = Path(__file__).parent / "cuda"
+WAY_OUT = "pip install 'dsgd_mpi[cuda13]' (or [cuda12]) on a machine with an NVIDIA driver, or use --device cpu"
+Launch = Callable[[], None]
+Dim = tuple[int, ...]
+
+
+class Format(NamedTuple):
+    """What an activation is in memory: NumPy's dtype that holds its bits, and the macros of cuda/number.cuh."""
+
+    storage: Any
+    bits: int
+    bfloat: int
+
+
+class Device(Protocol):
+    """What the kernels ask of a device. All but `get` may return before the work is done; all work is in order."""
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array: ...
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """MemoryError where there is no room."""
+
+    def spare_bytes(self) -> int: ...
+
+    def put(self, host: Array, into: Array) -> None:
+        """Copies from host memory; dtypes and shapes agree."""
+
+    def get(self, x: Array) -> Array:
+        """A copy in host memory, once all work is done."""
+
+    def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
+        """One of our kernels for `vec` elements at a time, bound to arrays, NumPy's scalars, and None for null."""
+
+    def begin(self) -> None:
+        """From here to `end` nothing runs: it is recorded. Nothing may be allocated or copied."""
+
+    def end(self) -> Launch:
+        """What has been recorded, to be run as often as wanted."""
+
+    def mark(self) -> Callable[[], bool]:
+        """Whether all that was enqueued so far is done."""
+
+
+def source() -> str:
+    """All our kernels, as one text."""
+    paths = [SOURCES / "number.cuh", *sorted(SOURCES.glob("*.cu"))]
+    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
+
+
+def macros(given: Format, vec: int) -> tuple[str, ...]:
+    return "--std=c++17", f"-DBITS={given.bits}", f"-DBFLOAT={given.bfloat}", f"-DVEC={vec}"
+
+
+@cache
+def problem() -> str | None:
+    """Why there is no GPU to compute on; None if there is one."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error})"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:              # whatever a broken driver raises
+        return f"CuPy finds no GPU ({str(error).splitlines()[0]})"
+    return None if count else "CuPy finds no GPU"
+
+
+def check() -> None:
+    """UsageError unless there is a GPU."""
+    if reason := problem():
+        raise UsageError(f"no GPU can be used: {reason}; {WAY_OUT}")
+
+
+@cache
+def stream_on(device: int) -> Any:
+    """The one stream of this process on a device; CuPy's own operations are then enqueued there too."""
+    import cupy
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.use()
+    return stream
+
+
+class Gpu:
+    """`Device` on the device that is CuPy's current one; for one thread, the one that makes the first array."""
+
+    def __init__(self, given: Format) -> None:
+        check()
+        import cupy
+        self.cupy, self.format = cupy, given
+        self.modules: dict[int, Any] = {}
+
+    @cached_property
+    def stream(self) -> Any:
+        return stream_on(self.cupy.cuda.Device().id)
+
+    @cached_property
+    def name(self) -> str:
+        return str(self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)["name"].decode())
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array:
+        assert self.stream                  # memory belongs to the stream that is current
+        return self.cupy.zeros(shape, dtype)
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        assert self.stream
+        return self.cupy.empty(shape, dtype)
+
+    def spare_bytes(self) -> int:
+        pool = self.cupy.get_default_memory_pool()
+        return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+
+    def put(self, host: Array, into: Array) -> None:
+        into.set(np.ascontiguousarray(host), stream=self.stream)
+
+    def get(self, x: Array) -> Array:
+        copy: Array = x.get(stream=self.stream)
+        return copy
+
+    def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
+        if vec not in self.modules:
+            self.modules[vec] = self.cupy.RawModule(code=source(), options=macros(self.format, vec))
+        function = self.modules[vec].get_function(name)
+        null = np.uint64(0)
+        bound = tuple(null if argument is None else argument for argument in arguments)
+        return lambda: function(grid, block, bound)
+
+    def seconds(self, launch: Launch, repeats: int) -> float:
+        """What one of `repeats` launches takes, after a first."""
+        launch()
+        start, stop = (self.cupy.cuda.Event() for _ in range(2))
+        start.record(self.stream)
+        for _ in range(repeats):
+            launch()
+        stop.record(self.stream)
+        stop.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3 / repeats
+
+    def begin(self) -> None:
+        self.stream.begin_capture()
+
+    def end(self) -> Launch:
+        graph = self.stream.end_capture()
+        return lambda: graph.launch(self.stream)
+
+    def mark(self) -> Callable[[], bool]:
+        event = self.cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return lambda: bool(event.done)

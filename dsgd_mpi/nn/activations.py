@@ -1,0 +1,65 @@
+"""Activations and their gradients for one batch size: which array each layer reads and writes.
+
+All activations are kept for the backward pass. A gradient lives from the layer that writes it first to the layer that
+made its activation; then its memory is lent to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.nn.memory import Memory
+
+Sums = list[tuple[Array, Array]]            # a gradient, and a term to be added to it
+
+
+class Activations:
+    """`bound`: for each layer, in order, its x, add (or None), y and sums. `empty`: as in `Kernels`."""
+
+    def __init__(self, network: Network, batch: int, empty: Callable[[Shape], Array]) -> None:
+        self.values = {name: empty((batch, *shape)) for name, shape in network.shapes.items()}
+        self.grads: dict[str, Array] = {}   # while they live
+        self.memory = Memory(empty)         # for them
+        self.logits = self._tensor(network.layers[-1].y)
+        self.bound = [self._bind(layer) for layer in reversed(network.layers)][::-1]
+
+    @property
+    def bytes(self) -> int:
+        return self.memory.allocated_bytes + sum(int(value.nbytes) for value in self.values.values())
+
+    def _bind(self, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, Sums]:
+        """The arrays of a layer and its sums, visited in the order of the backward pass."""
+        y = Tensor(self.values[layer.y], self.grads.pop(layer.y))
+        sums: Sums = []
+        add = self._input(layer.add, sums) if layer.add else None
+        x = self._input(layer.x, sums)
+        for grad in (y.grad, *(term for _, term in sums)):
+            self.memory.give_back(grad)
+        return x, add, y, sums
+
+    def _input(self, name: str, sums: Sums) -> Tensor:
+        """The first layer to reach an activation writes its gradient, the others write a term to be added."""
+        if name == "images":
+            return Tensor(self.values[name])
+        tensor = self._tensor(name, again=name in self.grads)
+        if tensor.grad is not self.grads[name]:
+            sums.append((self.grads[name], tensor.grad))
+        return tensor
+
+    def _tensor(self, name: str, again: bool = False) -> Tensor:
+        value = self.values[name]
+        grad = self.memory.borrow(value.shape)
+        if not again:
+            self.grads[name] = grad
+        return Tensor(value, grad)
+
+
+def bytes_needed(network: Network, batch: int, itemsize: int) -> int:
+    """By the arrays of a batch, none of them being made."""
+    element = np.empty((), f"V{itemsize}")
+    return Activations(network, batch, lambda shape: np.broadcast_to(element, shape)).bytes

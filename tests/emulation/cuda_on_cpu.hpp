@@ -1,0 +1,123 @@
+// CUDA's words for a C++ compiler, so that the kernels run on a CPU: block after block, the threads of a block being
+// fibers, each of which runs until it comes to a barrier. All must come to the same number of barriers.
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <ucontext.h>
+#include <utility>
+
+using std::max;
+using std::min;
+
+#define __device__
+#define __global__
+#define __shared__ static                   // one block runs at a time
+#define __launch_bounds__(threads)
+
+struct Index { unsigned x, y, z; };
+static Index threadIdx, blockIdx, blockDim, gridDim;
+
+inline float bfloat16_to_float(unsigned short bits) {
+    const unsigned whole = (unsigned)bits << 16;
+    float x;
+    std::memcpy(&x, &whole, 4);
+    return x;
+}
+inline unsigned short float_to_bfloat16(float x) {
+    unsigned whole;
+    std::memcpy(&whole, &x, 4);
+    if (x != x) return 0x7fff;
+    return (unsigned short)((whole + 0x7fff + (whole >> 16 & 1)) >> 16);
+}
+inline float float16_to_float(unsigned short bits) {
+    _Float16 x;
+    std::memcpy(&x, &bits, 2);
+    return (float)x;
+}
+inline unsigned short float_to_float16(float x) {
+    const _Float16 y = (_Float16)x;
+    unsigned short bits;
+    std::memcpy(&bits, &y, 2);
+    return bits;
+}
+
+namespace fibers {
+const unsigned LIMIT = 1024, STACK_BYTES = 1 << 16;
+enum { RESUMED, AT_BARRIER, ENDED };
+static char* stacks = static_cast<char*>(std::malloc((size_t)LIMIT * STACK_BYTES));
+static jmp_buf scheduler, waiting[LIMIT];
+static ucontext_t fresh;
+static unsigned current, barriers[LIMIT];
+static void (*body)(void*);
+static void* argument;
+
+inline void enter() {
+    body(argument);
+    longjmp(scheduler, ENDED);
+}
+
+// Runs thread `current` up to its next barrier or its end.
+inline int resume(bool first) {
+    const int came = setjmp(scheduler);
+    if (came != RESUMED) return came;
+    if (!first) longjmp(waiting[current], 1);
+    getcontext(&fresh);
+    fresh.uc_stack.ss_sp = stacks + (size_t)current * STACK_BYTES;
+    fresh.uc_stack.ss_size = STACK_BYTES;
+    fresh.uc_link = nullptr;
+    makecontext(&fresh, enter, 0);
+    setcontext(&fresh);
+    std::abort();
+}
+
+inline void place(unsigned thread) {
+    current = thread;
+    threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
+}
+
+inline void run_block() {
+    static unsigned count, ended, thread, round;        // static: setjmp would lose them
+    count = blockDim.x * blockDim.y * blockDim.z;
+    for (ended = round = 0; ended == 0; ++round) {
+        for (thread = 0; thread < count; ++thread) {
+            place(thread);
+            if (resume(round == 0) == ENDED) ++ended;
+        }
+        if (ended && ended < count) {
+            std::fprintf(stderr, "%u of %u threads ended while others wait at barrier %u\n", ended, count, round);
+            std::abort();
+        }
+    }
+}
+}  // namespace fibers
+
+inline void __syncthreads() {
+    if (!setjmp(fibers::waiting[fibers::current])) longjmp(fibers::scheduler, fibers::AT_BARRIER);
+}
+
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<A>*>(arguments[I])...);
+}
+
+template <class... A>
+void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, void** arguments) {
+    static std::tuple<void (*)(A...), void**> what;
+    what = {kernel, arguments};
+    fibers::body = [](void* given) {
+        auto& [f, in] = *static_cast<decltype(what)*>(given);
+        call(f, in, std::index_sequence_for<A...>());
+    };
+    fibers::argument = &what;
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) fibers::run_block();
+}
