@@ -55,6 +55,14 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
 
 
+def connect(parts: Prepared, host: Host) -> Host:
+    """Everyone: the host for the arrays of these kernels. UsageError, the same on all ranks, where there is none."""
+    if parts.kernels.name != "cudnn":
+        return host
+    from dsgd_mpi.net.policy import connected
+    return connected(host, parts.config.gpu_comm, parts.config.share_gpu)
+
+
 def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     """Everyone: the whole run, its model the same on all ranks."""
     chosen = parts.config

@@ -47,7 +47,7 @@ class NumpyDevice:
 
     def __init__(self):
         self.place = {"device": "NumPy", "uuid": "NUMPY-0"}
-        self.kernels, self.copies = Stream(), Stream()
+        self.kernels, self.outward, self.inward = Stream(), Stream(), Stream()
         self.current = self.kernels
 
     def launch(self, kernel):
@@ -70,30 +70,31 @@ class NumpyDevice:
     def pinned(self, size, dtype):
         return np.full(size, np.nan, dtype)
 
-    def after_kernels(self):
-        event = self.event(self.current)
-        self.copies.queue.append(event.synchronise)
-        return event
-
     def copy_out(self, x, into):
-        self.copies.queue.append(lambda: np.copyto(into, raw(x)))
-        return self.after_beside()
+        self.outward.queue += [self.event(self.current).synchronise, lambda: np.copyto(into, raw(x))]
+        return self.event(self.outward)
 
     def copy_in(self, values, into):
-        self.copies.queue.append(lambda: np.copyto(raw(into), values))
-        return self.after_beside()
-
-    def after_beside(self):
-        return self.event(self.copies)
-
-    def before_kernels(self, event):
-        self.current.queue.append(event.synchronise)
+        self.inward.queue.append(lambda: np.copyto(raw(into), values))
+        return self.event(self.inward)
 
     @contextmanager
     def beside(self):
-        before, self.current = self.current, self.copies
+        before, self.current = self.current, self.inward
         yield
         self.current = before
+
+    def beside_done(self):
+        return self.event(self.inward)
+
+    def kernels_done(self):
+        return self.event(self.current)
+
+    def hold_beside(self, event):
+        self.inward.queue.append(event.synchronise)
+
+    def hold_kernels(self, event):
+        self.current.queue.append(event.synchronise)
 
 
 class Array(np.ndarray):

@@ -2,7 +2,7 @@
 
     kernels  ->  x copied to a buffer  ->  MPI  ->  the buffer copied to x  ->  kernels
 
-Copies have a stream of their own, and each verb goes on from stage to stage whenever `progress` is called, so that all
+Copies have streams of their own, and each verb goes on from stage to stage whenever `progress` is called, so that all
 of it happens beside the kernels. What is carried begins in the order of the calls, as MPI's collectives must, and never
 before the copy is complete: `StagedHost._settled` is the one way in which MPI gets hold of a buffer. Arrays in host
 memory are handed on as they are; letters arrive on the device; windows of shared memory stay in host memory.
@@ -31,7 +31,10 @@ class Event(Protocol):
 
 
 class Device(Protocol):
-    """A device with two streams: the current one, in which kernels run, and one beside it, in which copies do."""
+    """A device with a current stream, in which kernels run, and streams beside it for copies, one a direction.
+
+    Were there one for both, what comes back would wait for what is still to be computed and to go out.
+    """
 
     place: Place                            # `device`, its name, and `uuid`
 
@@ -44,23 +47,26 @@ class Device(Protocol):
     def pinned(self, size: int, dtype: Any) -> Array:
         """Uninitialised host memory that the device can copy from and to while kernels run."""
 
-    def after_kernels(self) -> Event:
-        """What is enqueued beside from now on waits for the kernels enqueued so far; the moment when these are done."""
-
     def copy_out(self, x: Array, into: Array) -> Event:
-        """Enqueues a copy to pinned memory, beside the kernels; the moment when it is complete."""
+        """Enqueues a copy to pinned memory behind all kernels enqueued so far; the moment when it is complete."""
 
     def copy_in(self, values: Array, into: Array) -> Event:
-        """Enqueues a copy from pinned memory, beside the kernels; the moment when it is complete."""
-
-    def after_beside(self) -> Event:
-        """The moment when all that has been enqueued beside so far is done."""
-
-    def before_kernels(self, event: Event) -> None:
-        """Kernels enqueued from now on wait for that moment; the caller does not."""
+        """Enqueues a copy from pinned memory, which waits for no kernel; the moment when it is complete."""
 
     def beside(self) -> AbstractContextManager[Any]:
-        """Inside, arithmetic is enqueued beside the kernels, among the copies."""
+        """Inside, arithmetic is enqueued among the copies in, and not among the kernels."""
+
+    def beside_done(self) -> Event:
+        """The moment when what has been enqueued among the copies in is done."""
+
+    def kernels_done(self) -> Event:
+        """The moment when the kernels enqueued so far are done."""
+
+    def hold_beside(self, event: Event) -> None:
+        """What is enqueued among the copies in from now on waits for that moment; the caller does not."""
+
+    def hold_kernels(self, event: Event) -> None:
+        """Kernels enqueued from now on wait for that moment; the caller does not."""
 
 
 class Never:
@@ -89,9 +95,10 @@ class Pool:
         self.free: defaultdict[tuple[int, str], list[Buffer]] = defaultdict(list)
 
     def take(self, size: int, dtype: Any) -> Buffer:
-        """The one that has been free for longest; its last copy may still be under way."""
-        fitting = self.free[size, dtype.name]
-        return fitting.pop(0) if fitting else Buffer(self.device.pinned(size, dtype))
+        """One that no copy is under way from."""
+        free = self.free[size, dtype.name]
+        place = next((place for place, buffer in enumerate(free) if buffer.copy.done()), None)
+        return Buffer(self.device.pinned(size, dtype)) if place is None else free.pop(place)
 
     def give_back(self, buffer: Buffer) -> None:
         self.free[buffer.array.size, buffer.array.dtype.name].append(buffer)
@@ -118,7 +125,7 @@ class Carried:
         self.host._start_all(self)
         with self.host.device.beside():
             back = self.conclude()
-        self.host.device.before_kernels(back)
+        self.host.device.hold_kernels(back)
         return self.result
 
     def start(self) -> Pending:
@@ -154,12 +161,15 @@ class Done:
 
 
 class StagedHost:
-    """This rank's end of the cluster for arrays on a device: `Host` over another `Host`, which knows host memory."""
+    """This rank's end of the cluster for arrays on a device: `Host` over another `Host`, which knows host memory.
+
+    `reason`: why it is not a faster one, for those who ask what carries the messages.
+    """
 
     way = "staged through pinned host memory"
 
-    def __init__(self, host: Host, device: Device) -> None:
-        self.host, self.device, self.pool = host, device, Pool(device)
+    def __init__(self, host: Host, device: Device, reason: str = "") -> None:
+        self.host, self.device, self.reason, self.pool = host, device, reason, Pool(device)
         self.rank, self.size, self.traffic = host.rank, host.size, host.traffic
         self.under_way: list[Carried] = []  # in the order of the calls
 
@@ -184,7 +194,7 @@ class StagedHost:
             return self.host.broadcast(x, root)
         buffer = self._copied_out(x)
         self.host.broadcast(self._settled(buffer), root)
-        self.device.before_kernels(self._copied_in(buffer, x))
+        self.device.hold_kernels(self._copied_in(buffer, x))
 
     def allgather(self, item: Any) -> list[Any]:
         self._start_all()
@@ -255,7 +265,7 @@ class StagedHost:
         return {**self.host.place(), **self.device.place}
 
     def library(self) -> str:
-        return f"{self.host.library()}; arrays on the GPU {self.way}"
+        return f"{self.host.library()}; arrays on the GPU {self.way}{self.reason}"
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         return self.host.stop_agreed(step, asked)
@@ -272,14 +282,13 @@ class StagedHost:
     def to_device(self, values: Array, into: Array) -> Array:
         """`into`, which holds `values` for all kernels from now on."""
         buffer = self.pool.take(values.size, values.dtype)
-        self._settled(buffer)[:] = values
-        self.device.after_kernels()         # which may still read what lay in the memory of `into`
-        self.device.before_kernels(self._copied_in(buffer, into))
+        buffer.array[:] = values
+        self.device.hold_beside(self.device.kernels_done())     # they may still read what lay in the memory of `into`
+        self.device.hold_kernels(self._copied_in(buffer, into))
         return into
 
     def _copied_out(self, x: Array) -> Buffer:
         buffer = self.pool.take(x.size, x.dtype)
-        self.device.after_kernels()
         buffer.copy = self.device.copy_out(x, buffer.array)
         return buffer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Pending
-from dsgd_mpi.net.device import Buffer, Carried, Device, Event, StagedHost
+from dsgd_mpi.net.device import Buffer, Carried, Device, StagedHost
 from dsgd_mpi.net.mpi import RING_PART_BYTES, MpiHost
 
 
@@ -26,17 +26,14 @@ class DirectHost(StagedHost):
     def mean(self, x: Array) -> Pending:
         if not self.device.holds(x) or x.nbytes < self.size * RING_PART_BYTES or self.size == 1:
             return super().mean(x)
-        ready = self.device.after_kernels()
-
-        def finish(_: Array) -> Event:
-            return self.device.after_beside()
-        return Carried(self, x, x, Buffer(x, ready), self.host.mean, finish)
+        buffer = Buffer(x, self.device.kernels_done())
+        return Carried(self, x, x, buffer, self.host.mean, lambda _: self.device.beside_done())
 
     def exchange(self, x: Array, peer: int) -> Pending:
         if not self.device.holds(x) or peer == self.rank:
             return super().exchange(x, peer)
         self._start_all()
-        return self.host.exchange(self._settled(Buffer(x, self.device.after_kernels())), peer)
+        return self.host.exchange(self._settled(Buffer(x, self.device.kernels_done())), peer)
 
     def _settle_sums(self) -> None:
-        self.device.after_beside().synchronise()
+        self.device.beside_done().synchronise()

@@ -13,16 +13,10 @@ from dsgd_mpi.net.places import Place, cpu, gpu_of
 
 
 def find(local_rank: int) -> Place:
-    """The place of the rank of that number on this node, with its GPU's `index`, or the `problem` of having none."""
-    try:
-        import cupy
-        count = cupy.cuda.runtime.getDeviceCount()
-        if not count:
-            return {**cpu(), "problem": "no GPU is visible"}
-        index = gpu_of(local_rank, count)
-        about = cupy.cuda.runtime.getDeviceProperties(index)
-    except Exception as error:              # whatever CuPy and the driver may say
-        return {**cpu(), "problem": str(error).strip().partition("\n")[0] or repr(error)}
+    """The place of the rank of that number on this node, where there is a GPU."""
+    import cupy
+    index = gpu_of(local_rank, cupy.cuda.runtime.getDeviceCount())
+    about = cupy.cuda.runtime.getDeviceProperties(index)
     return {**cpu(), "device": about["name"].decode(), "uuid": uuid(about["uuid"]), "index": index}
 
 
@@ -35,9 +29,9 @@ def uuid(raw: bytes) -> str:
 class CudaEvent:
     """`Event` of a CUDA stream."""
 
-    def __init__(self, cupy: Any, stream: Any) -> None:
-        self.event = cupy.cuda.Event(disable_timing=True)
-        self.event.record(stream)
+    def __init__(self, event: Any, stream: Any) -> None:
+        self.event = event
+        event.record(stream)
 
     def done(self) -> bool:
         return bool(self.event.done)
@@ -55,8 +49,8 @@ class CudaDevice:
         self.cupy, self.cupyx = cupy, cupyx
         self.place = {key: place[key] for key in ("device", "uuid")}
         cupy.cuda.Device(place["index"]).use()
-        # not the default stream's like: that one would wait for kernels and they for it
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        # not ordered with the default stream, or kernels there would wait for copies and copies for them
+        self.outward, self.inward = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
 
     def holds(self, x: Array) -> bool:
         return isinstance(x, self.cupy.ndarray)
@@ -67,27 +61,36 @@ class CudaDevice:
     def pinned(self, size: int, dtype: Any) -> Array:
         return self.cupyx.empty_pinned(size, dtype) if size else np.empty(0, dtype)
 
-    def after_kernels(self) -> Event:
-        event = CudaEvent(self.cupy, self.cupy.cuda.get_current_stream())
-        self.stream.wait_event(event.event)
-        return event
-
     def copy_out(self, x: Array, into: Array) -> Event:
+        self.outward.wait_event(self._end_of(self._current()).event)
         if x.size:
-            x.get(stream=self.stream, out=into, blocking=False)
-        return self.after_beside()
+            x.get(stream=self.outward, out=into, blocking=False)
+        return self._end_of(self.outward)
 
     def copy_in(self, values: Array, into: Array) -> Event:
         if values.size:
-            into.set(values, stream=self.stream)
-        return self.after_beside()
-
-    def after_beside(self) -> Event:
-        return CudaEvent(self.cupy, self.stream)
-
-    def before_kernels(self, event: Event) -> None:
-        assert isinstance(event, CudaEvent)
-        self.cupy.cuda.get_current_stream().wait_event(event.event)
+            into.set(values, stream=self.inward)
+        return self._end_of(self.inward)
 
     def beside(self) -> AbstractContextManager[Any]:
-        return self.stream                  # type: ignore[no-any-return]
+        return self.inward                  # type: ignore[no-any-return]
+
+    def beside_done(self) -> Event:
+        return self._end_of(self.inward)
+
+    def kernels_done(self) -> Event:
+        return self._end_of(self._current())
+
+    def hold_beside(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self.inward.wait_event(event.event)
+
+    def hold_kernels(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self._current().wait_event(event.event)
+
+    def _current(self) -> Any:
+        return self.cupy.cuda.get_current_stream()
+
+    def _end_of(self, stream: Any) -> CudaEvent:
+        return CudaEvent(self.cupy.cuda.Event(disable_timing=True), stream)

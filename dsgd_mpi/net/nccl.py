@@ -58,11 +58,11 @@ class NcclHost(StagedHost):
         if not self.device.holds(x):
             return super().mean(x)
         self.traffic.bytes_sent += 2 * (self.size - 1) * x.nbytes // self.size
-        self.device.after_kernels()
+        self.device.hold_beside(self.device.kernels_done())
         with self.device.beside():
             self.adder.add_up(x)
             x /= self.size
-        return Reduced(self, x, self.device.after_beside())
+        return Reduced(self, x, self.device.beside_done())
 
 
 class Reduced:
@@ -78,5 +78,5 @@ class Reduced:
         """Not by the device alone: a rank that waits still hears that another asks to stop."""
         while not self.event.done():
             self.host.idle()
-        self.host.device.before_kernels(self.event)
+        self.host.device.hold_kernels(self.event)
         return self.x

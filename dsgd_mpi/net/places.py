@@ -10,7 +10,7 @@ from typing import Any
 
 from dsgd_mpi.errors import UsageError
 
-Place = dict[str, Any]                      # host, cores, device; of a GPU also index, uuid; or problem
+Place = dict[str, Any]                      # host, cores, device; of a GPU also its index on the node and uuid
 
 
 def cpu() -> Place:
@@ -19,15 +19,12 @@ def cpu() -> Place:
 
 
 def gpu_of(local_rank: int, visible: int) -> int:
-    """The ranks of a node take its visible GPUs in turn. A launcher may show each rank one of its own."""
+    """The ranks of a node take its visible GPUs in turn. Some launchers show each rank one of its own."""
     return local_rank % visible
 
 
 def refuse(places: list[Place], share: bool) -> None:
-    """UsageError, the same on all ranks, where one of them has no GPU or several would share one unasked."""
-    for rank, place in enumerate(places):
-        if "problem" in place:
-            raise UsageError(f"rank {rank} on {place['host']} has no GPU to compute on: {place['problem']}")
+    """UsageError, the same on all ranks, where several would share a GPU unasked."""
     crowded = sharing(places)
     if crowded and not share:
         node = crowded[0]["host"]
