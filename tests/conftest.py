@@ -9,6 +9,7 @@ import pytest
 from numpy_device import NumpyDevice, on_host
 
 from dsgd_mpi.net.device import StagedHost
+from dsgd_mpi.net.direct import DirectHost
 from dsgd_mpi.net.simulated import Cluster
 
 SIZES = (1, 2, 4, 5)
@@ -69,7 +70,6 @@ def world(request):
     if kind in ("simulated", "device"):
         world = SimulatedWorld(int(size))
         return world if kind == "simulated" else DeviceWorld(world, StagedHost)
-    from dsgd_mpi.net.direct import DirectHost
     return MpiWorld() if kind == "mpi" else DeviceWorld(MpiWorld(), {"staged": StagedHost, "direct": DirectHost}[kind])
 
 

@@ -7,10 +7,14 @@ its sums computed on the device. The rest, and what is too short for a ring, is 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Pending
 from dsgd_mpi.net.device import Buffer, Carried, Device, StagedHost
-from dsgd_mpi.net.mpi import RING_PART_BYTES, MpiHost
+
+if TYPE_CHECKING:
+    from dsgd_mpi.net.mpi import MpiHost  # which would start MPI
 
 
 class DirectHost(StagedHost):
@@ -20,11 +24,11 @@ class DirectHost(StagedHost):
 
     def __init__(self, host: MpiHost, device: Device) -> None:
         super().__init__(host, device)
-        self.host: MpiHost = host
-        host.settle_sums = self._settle_sums
+        self.least_bytes = host.least_ring_bytes
+        host.settle_sums = lambda: device.beside_done().synchronise()
 
     def mean(self, x: Array) -> Pending:
-        if not self.device.holds(x) or x.nbytes < self.size * RING_PART_BYTES or self.size == 1:
+        if not self.device.holds(x) or x.nbytes < self.least_bytes or self.size == 1:
             return super().mean(x)
         buffer = Buffer(x, self.device.kernels_done())
         return Carried(self, x, x, buffer, self.host.mean, lambda _: self.device.beside_done())
@@ -34,6 +38,3 @@ class DirectHost(StagedHost):
             return super().exchange(x, peer)
         self._start_all()
         return self.host.exchange(self._settled(Buffer(x, self.device.kernels_done())), peer)
-
-    def _settle_sums(self) -> None:
-        self.device.beside_done().synchronise()

@@ -107,6 +107,7 @@ class MpiHost:
         self.outbox: list[tuple[MPI.Request, Array]] = []
         self.inbox: list[Letter] = []
         self.posted = self.received = self.means = 0
+        self.least_ring_bytes = self.size * RING_PART_BYTES
         self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
 
     # everyone
@@ -117,7 +118,7 @@ class MpiHost:
         self.traffic.bytes_sent += 2 * (self.size - 1) * x.nbytes // self.size
         self.means += 1
         with self._timed():
-            if x.nbytes >= self.size * RING_PART_BYTES:
+            if x.nbytes >= self.least_ring_bytes:
                 ring = RingMean(self.comm, x, RING + self.means % RINGS, self.settle_sums)
                 return Waiting(self, "mean", ring, lambda: x)
             request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net import gpu, gpu_aware, nccl
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.device import StagedHost
+from dsgd_mpi.net.direct import DirectHost
 from dsgd_mpi.net.places import Place, refuse, sharing
+
+if TYPE_CHECKING:
+    from dsgd_mpi.net.mpi import MpiHost  # which would start MPI
 
 
 def connected(host: Host, policy: str, share: bool) -> StagedHost:
@@ -25,9 +29,7 @@ def connected(host: Host, policy: str, share: bool) -> StagedHost:
     if policy == "nccl":
         return nccl.NcclHost(host, device, nccl.Nccl(host))
     if policy == "direct":
-        from dsgd_mpi.net.direct import DirectHost  # starts MPI
-        from dsgd_mpi.net.mpi import MpiHost
-        return DirectHost(cast(MpiHost, host), device)
+        return DirectHost(cast("MpiHost", host), device)
     return StagedHost(host, device, reason)
 
 
