@@ -50,7 +50,7 @@ def test_the_banner_says_which_gpu_each_rank_has_and_how_its_arrays_travel(start
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ((), "3 ranks on node, but 2 GPUs for them; start 2 ranks a node, or let several compute on one GPU by --share-gpu"),
+    ((), "3 ranks on node, but 2 GPUs for them; start 2 ranks a node, or let several compute on one GPU by"),
     (("--share-gpu", "--gpu-comm", "nccl"), "--gpu-comm nccl: ")])
 def test_what_is_refused_is_told_once(start, tmp_path, options, message):
     status, _, errors = start(*options, ranks=3)

@@ -36,6 +36,23 @@ def test_several_means_of_slices_may_be_under_way_at_once(world):
     assert all((x == (world.size - 1) / 2).all() for x in world.run(main))
 
 
+def test_means_do_not_mix_wherever_the_arrays_lie_and_however_far_a_rank_is(world):
+    def main(host):
+        arrays = [np.full(size, tens + host.rank) for size, tens in ((4, 10.0), (5, 20.0), (6, 30.0))]
+        arrays[::2] = on(host, arrays[0]), on(host, arrays[2])
+        first = host.mean(arrays[0])
+        for _ in range(5 * host.rank):
+            host.progress()
+        for pending in [host.mean(x) for x in arrays[:0:-1]] + [first]:
+            pending.wait()
+        return arrays
+    mean = (world.size - 1) / 2
+    for a, b, c in world.run(main):
+        assert (a == 10 + mean).all()
+        assert (b == 20 + mean).all()
+        assert (c == 30 + mean).all()
+
+
 def test_exchange_hands_over_what_was_there(world):
     def main(host):
         peer = host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank
