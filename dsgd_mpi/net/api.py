@@ -40,6 +40,19 @@ class Pending(Protocol):
     def wait(self) -> Array: ...
 
 
+class Done:
+    """Nothing to wait for."""
+
+    def __init__(self, value: Array) -> None:
+        self.value = value
+
+    def test(self) -> bool:
+        return True
+
+    def wait(self) -> Array:
+        return self.value
+
+
 @dataclass
 class Traffic:
     """What communication has cost this rank so far.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.net.api import Host, Letter, Pending, Shared
+from dsgd_mpi.net.api import Done, Host, Letter, Pending, Shared
 from dsgd_mpi.net.places import Place
 
 
@@ -122,7 +122,8 @@ class Carried:
         return self.back is not None
 
     def wait(self) -> Array:
-        self.host._start_all(self)
+        if self.carried is None:
+            self.host._start_all(self)
         with self.host.device.beside():
             back = self.conclude()
         self.host.device.hold_kernels(back)
@@ -145,19 +146,6 @@ class Carried:
         if self.back is None:
             self.back = self.finish(self.start().wait())
         return self.back
-
-
-class Done:
-    """Nothing to wait for."""
-
-    def __init__(self, value: Array) -> None:
-        self.value = value
-
-    def test(self) -> bool:
-        return True
-
-    def wait(self) -> Array:
-        return self.value
 
 
 class StagedHost:
@@ -218,7 +206,8 @@ class StagedHost:
         buffer, arrival = self._copied_out(x), self.device.empty(x.size, x.dtype)
 
         def finish(theirs: Array) -> Event:
-            buffer.array[:] = theirs        # theirs may be overwritten before a copy of it is complete
+            with self._timed():
+                buffer.array[:] = theirs    # theirs may be overwritten before a copy of it is complete
             return self._copied_in(buffer, arrival)
         return Carried(self, x, arrival, buffer, lambda mine: self.host.exchange(mine, peer), finish)
 
@@ -282,7 +271,8 @@ class StagedHost:
     def to_device(self, values: Array, into: Array) -> Array:
         """`into`, which holds `values` for all kernels from now on."""
         buffer = self.pool.take(values.size, values.dtype)
-        buffer.array[:] = values
+        with self._timed():
+            buffer.array[:] = values
         self.device.hold_beside(self.device.kernels_done())     # they may still read what lay in the memory of `into`
         self.device.hold_kernels(self._copied_in(buffer, into))
         return into
@@ -299,10 +289,16 @@ class StagedHost:
 
     def _settled(self, buffer: Buffer) -> Array:
         """What the host below may touch: a buffer, once its last copy is complete."""
-        start = self.now()
-        buffer.copy.synchronise()
-        self.traffic.comm_s += self.now() - start
+        with self._timed():
+            buffer.copy.synchronise()
         return buffer.array
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Adds the seconds spent inside to `comm_s`; those inside the host below it adds itself."""
+        start = self.now()
+        yield
+        self.traffic.comm_s += self.now() - start
 
     def _advance(self) -> None:
         """What is under way goes on as far as it can without waiting; nothing starts before what was called earlier."""

@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.net.api import Letter, Traffic
+from dsgd_mpi.net.api import Done, Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
 from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.stop import Stop
@@ -76,19 +76,6 @@ class Waiting:
         self.host.traffic.wait_s += waited
         self.host.traffic.comm_s += waited
         return self.finish()
-
-
-class Done:
-    """Nothing to wait for."""
-
-    def __init__(self, value: Array) -> None:
-        self.value = value
-
-    def test(self) -> bool:
-        return True
-
-    def wait(self) -> Array:
-        return self.value
 
 
 class MpiHost:
