@@ -30,7 +30,11 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test soak lint bench clean
+.PHONY: help train test test-gpu soak lint bench bench-gpu clean
+
+# Where a GPU is: an environment of its own, or one that is there already, as in make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= .venv-gpu/bin/python
+GPU_READY  := $(if $(filter .venv-gpu/bin/python,$(GPU_PYTHON)),.venv-gpu/ready)
 
 help:                   ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -41,6 +45,9 @@ train: $(READY)         ## train resnet8 on the built-in images with 2 ranks: ab
 
 test: $(READY)          ## all tests, serial and under MPI
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
+	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
 
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
@@ -56,14 +63,22 @@ bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/resul
 	.venv-bench/bin/python benchmarks/waiting.py
 	.venv-bench/bin/python benchmarks/table.py
 
+bench-gpu: $(GPU_READY) ## ResNet-18 and 50 on an NVIDIA GPU against PyTorch's: about an hour
+	$(GPU_PYTHON) benchmarks/gpu_step.py $(ARGS)
+
 clean:                  ## remove the environments and what tools left behind
-	rm -rf .venv .venv-openmpi .venv-system .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made once, and brought up to date when what it installs has changed.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+.venv-gpu/ready: pyproject.toml
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check torch --editable '.[cuda13,mpich,simulate,test]'
 	touch $@
 
 # PyTorch is no part of the others: 1 GB, and only to be compared with.

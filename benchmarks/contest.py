@@ -24,7 +24,8 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAUSE_S = 0.02                              # after a turn: until the threads that it leaves behind have gone to sleep
-PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp")
+PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp", "cupy-cuda12x", "cupy-cuda13x",
+            "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Work = Mapping[str, Callable[[], object]]

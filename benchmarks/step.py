@@ -54,7 +54,7 @@ def ours(case: Case, training: bool, dtype: str, started: Callable[[], None]) ->
     images, labels = batch_of(case)
     started()
     model = resnet(case.name, case.classes, case.image, case.batch, "onednn", dtype)
-    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, model.kernels.nesterov)
+    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, model.kernels.nesterov, like=model.flat)
 
     def step() -> float:
         loss = model.loss_and_gradient(images, labels)

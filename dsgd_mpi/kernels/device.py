@@ -5,8 +5,10 @@ Nothing is asked of a device before the first array: until then `cupy.cuda.Devic
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -71,15 +73,17 @@ def macros(given: Format, vec: int) -> tuple[str, ...]:
 @cache
 def problem() -> str | None:
     """Why there is no GPU to compute on; None if there is one."""
+    if find_spec("cupy") is None:
+        return "CuPy is not installed"
     try:
+        ctypes.CDLL("libcuda.so.1")         # found out before CuPy is imported, which takes a second
         import cupy
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error})"
-    try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:              # whatever a broken driver raises
-        return f"CuPy finds no GPU ({str(error).splitlines()[0]})"
-    return None if count else "CuPy finds no GPU"
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    except Exception as error:              # whatever a CuPy or a driver that does not fit raises
+        return f"CuPy does not work ({str(error).splitlines()[0]})"
+    return None if count else "CuPy finds none"
 
 
 def check() -> None:

@@ -65,7 +65,7 @@ class Model:
         `ready(part)` says that flat_gradient[part] is final, from the back to the front, as `Kernels.program` has it.
         `between()` is called again and again, so that communication under way may go on.
         """
-        plan = self._plan(len(images))
+        plan = self.plan(len(images))
         self.kernels.put(images, plan.images)
         plan.loss.put(labels)
         plan.program(ready, between)
@@ -90,7 +90,8 @@ class Model:
         plans = sum(plan.activations.bytes for plan in self.plans.values())
         return plans + (self.inference.memory.allocated_bytes if self.inference else 0)
 
-    def _plan(self, batch: int) -> Plan:
+    def plan(self, batch: int) -> Plan:
+        """All that is bound to one batch size, made when it is first met."""
         if batch not in self.plans:
             self.plans[batch] = self._fitting(batch)
         return self.plans[batch]

@@ -31,8 +31,8 @@ def library(given, vec):
     stem = Path(FOLDER.name) / hashlib.sha256(repr((given, vec)).encode()).hexdigest()[:16]
     stem.with_suffix(".cpp").write_text(program)
     # _FORTIFY_SOURCE forbids longjmp between stacks; unique symbols would be shared with the other libraries
-    command = [COMPILER, *macros(given, vec), "-O2", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-fno-gnu-unique",
-               "-Wl,-Bsymbolic", "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")]
+    command = [COMPILER, *macros(given, vec), "-O3", "-march=native", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
+               "-fno-gnu-unique", "-Wl,-Bsymbolic", "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(stem.with_suffix(".so")))

@@ -48,6 +48,10 @@ def loaded(name: str, dtype: str):
         pytest.skip(str(reason))
 
 
+def is_emulated(k) -> bool:
+    return isinstance(k, CuDNN) and isinstance(k.device, Emulated)
+
+
 def unscaled(name: str, dtype: str):
     """The same, the loss being scaled by one: a single operation is then its own."""
     k = loaded(name, dtype)

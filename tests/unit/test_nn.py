@@ -84,7 +84,7 @@ def test_running_statistics_follow_the_batch_through_their_gradient():
         model.loss_and_gradient(images, labels)
         model.flat[model.parameters:] -= 0.1 * model.flat_gradient[model.parameters:]
     stem = model.network.layers[0]
-    before = model.plans[8].values[stem.y]
+    before = model.plans[8].activations.values[stem.y]
     assert np.allclose(model.state["bn1.running_mean"], before.mean((0, 1, 2)), atol=1e-5)
     assert np.allclose(model.state["bn1.running_var"], before.var((0, 1, 2), ddof=1), atol=1e-5)
 

@@ -1,0 +1,220 @@
+"""Whole training steps on one GPU, ours against PyTorch's: `python benchmarks/gpu_step.py`, or `make bench-gpu`.
+
+A step is forward, backward and SGD with Nesterov momentum and weight decay, on one batch that is on the GPU already.
+The contestants run one after another in processes of their own; nothing is timed before the first losses agree. The
+roofline is the time in which the GPU copies, at the rate measured here, as many bytes as our step has to move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import contest
+import numpy as np
+from contest import Contestant, Work, ratio, summary
+from step import DECAY, LR, MOMENTUM, Case, batch_of, weights
+
+from dsgd_mpi.kernels import device as devices
+from dsgd_mpi.nn.layers import Network
+from dsgd_mpi.nn.resnet import network, resnet
+from dsgd_mpi.sgd import LocalSgd
+
+OURS = "dsgd_mpi"
+TORCH = {"eager": (False, False), "eager, CUDA graph": (False, True), "torch.compile": (True, False),
+         "torch.compile, CUDA graph": (True, True)}
+FIRST = 3                                   # steps whose losses are compared
+STEPS = 10                                  # in one sample
+AGREE = 5e-2
+SCALE = 65536.0                             # of the loss in float16, ours and theirs at the start
+COPIED_BYTES = 4 << 30
+
+
+def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    images, labels = batch_of(case)
+    started()
+    model = resnet(case.name, case.classes, case.image, case.batch, "cudnn", dtype)
+    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, model.kernels.nesterov, like=model.flat)
+
+    def whole() -> float:
+        loss = model.loss_and_gradient(images, labels)
+        sgd.update(model.flat, model.flat_gradient, LR)
+        return loss
+
+    first = [whole() for _ in range(FIRST)]
+    plan = model.plan(case.batch)
+
+    def steps() -> float:
+        for _ in range(STEPS):
+            plan.program(None, None)
+            sgd.update(model.flat, model.flat_gradient, LR)
+        return plan.loss.get()              # waits
+
+    return {"steps": steps, "whole": whole, "bytes": gpu_bytes, "name": lambda: model.kernels.device.name}, first
+
+
+def gpu_bytes() -> int:
+    import cupy
+    return int(cupy.get_default_memory_pool().total_bytes())
+
+
+def torchs(case: Case, dtype: str, compiled: bool, graphed: bool,
+           started: Callable[[], None]) -> tuple[Work, list[float]]:
+    import torch
+    import torch_nets
+
+    images, labels = batch_of(case)
+    started()
+    torch.backends.cudnn.benchmark = True
+    model = torch_nets.loaded(case.name, case.classes, case.image[-1], weights(case))
+    model = model.to("cuda", memory_format=torch.channels_last)
+    mode = "max-autotune-no-cudagraphs" if graphed else "default"
+    net: Any = torch.compile(model, mode=mode) if compiled else model
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).to("cuda", memory_format=torch.channels_last)
+    truth = torch.from_numpy(labels).to("cuda")
+    sgd = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=DECAY, nesterov=True, fused=True)
+    half = dtype == "float16"
+    scaler = torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=half and not graphed)     # it waits for the GPU
+    fixed = SCALE if half and graphed else 1.0
+
+    def step() -> Any:
+        sgd.zero_grad(set_to_none=not graphed)
+        with torch.autocast("cuda", getattr(torch, dtype), cache_enabled=not graphed):
+            loss = torch.nn.functional.cross_entropy(net(x), truth)
+        scaler.scale(fixed * loss).backward()
+        if fixed != 1.0:
+            torch._foreach_mul_([p.grad for p in model.parameters()], 1 / fixed)
+        scaler.step(sgd)
+        scaler.update()
+        return loss
+
+    if graphed:
+        step, first = captured(torch, step)
+    else:
+        first = [step().item() for _ in range(FIRST)]
+
+    def steps() -> float:
+        for _ in range(STEPS):
+            loss = step()
+        return float(loss.item())           # waits
+
+    return {"steps": steps, "bytes": torch.cuda.max_memory_reserved}, first
+
+
+def captured(torch: Any, step: Callable[[], Any]) -> tuple[Callable[[], Any], list[float]]:
+    """The whole step as one CUDA graph, after the first steps as they are, on a stream of their own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        first = [step().item() for _ in range(FIRST)]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay() -> Any:
+        graph.replay()
+        return loss
+    return replay, first
+
+
+def copy(started: Callable[[], None]) -> tuple[Work, list[float]]:
+    """Device to device: bytes read and written count."""
+    import cupy
+    started()
+    one, other = (cupy.ones(COPIED_BYTES // 4, "float32") for _ in range(2))
+
+    def copies() -> None:
+        for _ in range(STEPS):
+            cupy.copyto(other, one)
+        cupy.cuda.get_current_stream().synchronize()
+    return {"steps": copies}, []
+
+
+def bandwidth() -> float:
+    """Bytes a second."""
+    contestant = Contestant("copy", 2, copy)
+    if contestant.failure:
+        raise RuntimeError(contestant.failure)
+    seconds = np.median([contestant.time("steps", 1) for _ in range(5)]) / STEPS
+    contestant.stop()
+    return 2 * COPIED_BYTES / float(seconds)
+
+
+def bytes_moved(net: Network, batch: int, itemsize: int) -> float:
+    """By the kernels of one step, where every pass over an array goes to memory."""
+    passes = {"convolution": (3, 3), "batch_norm": (5, 3), "max_pool": (2, 2), "average_pool": (2, 2), "linear": (3, 3),
+              "subsample": (2, 2)}          # over x and over y, forward and backward
+    total = 0.0
+    for layer in net.layers:
+        x, y = (float(np.prod(net.shapes[name])) for name in (layer.x, layer.y))
+        of_x, of_y = passes[layer.kernel]
+        if layer.x == "images":
+            of_x = 2
+        total += of_x * x + of_y * y + (3 * y if layer.add else 0)
+    readers = [name for layer in net.layers for name in {layer.x, layer.add} - {None, "images"}]
+    total += sum(3.0 * (readers.count(name) - 1) * float(np.prod(net.shapes[name])) for name in set(readers))
+    weights_ = sum(float(np.prod(shape)) for shape in net.trained.values())
+    return batch * itemsize * total + weights_ * (7 * 4 + 5 * itemsize)     # copied, used, updated
+
+
+def measure(case: Case, dtype: str, rivals: tuple[str, ...], rate: float, rounds: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"case": case.name, "batch": case.batch, "dtype": dtype, "copy_bytes_per_s": rate,
+                              "seconds": {}, "failed": {}, "gpu_bytes": {}, "first_losses": {}}
+    for name in (OURS, *rivals):
+        made = (ours, case, dtype) if name == OURS else (torchs, case, dtype, *TORCH[name])
+        contestant = Contestant(name, 2, *made)
+        if contestant.failure:
+            result["failed"][name] = contestant.failure
+        else:
+            np.testing.assert_allclose(contestant.check, next(iter(result["first_losses"].values()), contestant.check),
+                                       rtol=AGREE, err_msg=name)
+            result["first_losses"][name] = contestant.check
+            result["seconds"][name] = [contestant.time("steps", 1) / STEPS for _ in range(rounds)]
+            result["gpu_bytes"][name] = contestant.result("bytes")
+            if name == OURS:
+                result["gpu"] = contestant.result("name")
+                result["whole_seconds"] = [contestant.time("whole", STEPS) for _ in range(rounds)]
+        contestant.stop()
+    moved = bytes_moved(network(case.name, case.classes, case.image), case.batch, 4 if dtype == "float32" else 2)
+    return {**result, "bytes_moved": moved, "roofline_s": moved / rate}
+
+
+def line(result: dict[str, Any]) -> str:
+    """One contest in words."""
+    text = [f"{result['case']} b{result['batch']} {result['dtype']}: roofline {1e3 * result['roofline_s']:.2f} ms, "
+            f"{result['bytes_moved'] / 1e9:.1f} GB at {result['copy_bytes_per_s'] / 1e12:.2f} TB/s"]
+    seconds = result["seconds"]
+    for name, samples in seconds.items():
+        middle, low, high = (1e3 * value for value in summary(samples))
+        against = f"   {ratio(samples, seconds[OURS]):5.2f} times ours" if OURS in seconds and name != OURS else ""
+        text.append(f"  {name:26} {middle:8.2f} ms ({low:.2f} to {high:.2f}){against}"
+                    f"   {1e3 * result['batch'] / middle:7.0f} images/s"
+                    f"   {result['gpu_bytes'][name] / 2**30:5.1f} GiB")
+    return "\n".join(text + [f"  {name:26} failed: {why}" for name, why in result["failed"].items()])
+
+
+@click.command()
+@click.option("--nets", default="resnet18,resnet50", show_default=True)
+@click.option("--batches", default="64,128,256", show_default=True)
+@click.option("--dtypes", default="bfloat16,float16", show_default=True)
+@click.option("--rivals", default=":".join(TORCH), show_default=True, help="Separated by colons.")
+@click.option("--rounds", default=7, show_default=True, help=f"Samples, of {STEPS} steps each.")
+@click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
+def main(nets: str, batches: str, dtypes: str, rivals: str, rounds: int, save: bool) -> None:
+    """Time training steps on a GPU, all contestants in one run."""
+    devices.check()
+    rate = bandwidth()
+    for name in nets.split(","):
+        for batch in map(int, batches.split(",")):
+            for dtype in dtypes.split(","):
+                case = Case(name, (224, 224, 3), batch, 1000, rounds, STEPS)
+                found = measure(case, dtype, tuple(filter(None, rivals.split(":"))), rate, rounds)
+                click.echo(line(found))
+                if save:
+                    contest.save(f"gpu-step-{name}-{batch}-{dtype}", found)
+
+
+if __name__ == "__main__":
+    main()

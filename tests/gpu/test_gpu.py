@@ -1,0 +1,136 @@
+"""What only a GPU can show: `make test-gpu`. The tables of laws in tests/unit run there too, on the same mark."""
+
+import json
+
+import numpy as np
+import pytest
+from jobs import MPIRUN, train
+from kernel_cases import loaded
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import host
+from dsgd_mpi.nn.resnet import resnet
+from dsgd_mpi.sgd import LocalSgd
+
+pytestmark = pytest.mark.gpu
+CLOSE = {"float32": 2e-3, "tf32": 2e-2, "bfloat16": 5e-2, "float16": 2e-2}      # of losses over ten steps
+
+
+@pytest.fixture
+def cupy():
+    loaded("cudnn", "float32")              # or the test is skipped
+    return pytest.importorskip("cupy")
+
+
+def batch(image, n, classes=10):
+    draw = np.random.default_rng(0)
+    return draw.standard_normal((n, *image)).astype("float32"), draw.integers(0, classes, n)
+
+
+def trained(model, images, labels, steps, lr=0.01):
+    sgd = LocalSgd(model.parameters, 0.9, 1e-4, model.kernels.nesterov, like=model.flat)
+    losses = []
+    for _ in range(steps):
+        losses.append(model.loss_and_gradient(images, labels))
+        sgd.update(model.flat, model.flat_gradient, lr)
+    return losses
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize(("name", "image", "n"), [("resnet20", (32, 32, 3), 16), ("resnet50", (64, 64, 3), 8)])
+def test_ten_steps_give_the_losses_of_the_reference(name, image, n, dtype):
+    k, (images, labels) = loaded("cudnn", dtype), batch(image, n)
+    found, expected = (trained(resnet(name, 10, image, n, kernels), images, labels, 10)
+                       for kernels in (k, loaded("reference", "float32")))
+    print(name, dtype, np.abs(np.subtract(found, expected)).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE[dtype] * expected[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet50"])
+def test_replayed_graphs_equal_eager_launches_to_the_bit(name, dtype):
+    model, (images, labels) = resnet(name, 10, (64, 64, 3), 8, loaded("cudnn", dtype)), batch((64, 64, 3), 8)
+    outcomes = []
+    for listener in (None, None, None, lambda part: None):      # run; recorded and replayed; replayed; in pieces
+        model.flat_gradient[:] = np.nan
+        outcomes.append((model.loss_and_gradient(images, labels, listener), host(model.flat_gradient)))
+    model.flat_gradient[:] = np.nan
+    model.plans[8].run(None, None)
+    outcomes.append((model.plans[8].loss.get(), host(model.flat_gradient)))
+    for loss, gradient in outcomes:
+        assert loss == outcomes[0][0]
+        assert np.array_equal(gradient, outcomes[0][1])
+
+
+def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_an_event(cupy):
+    model = resnet("resnet18", 10, (64, 64, 3), 16, loaded("cudnn", "float32"))
+    images, labels = batch((64, 64, 3), 16)
+    copies, stream = cupy.zeros(model.layout.size, "float32"), cupy.cuda.Stream(non_blocking=True)
+
+    def hear(part):
+        event = cupy.cuda.get_current_stream().record()
+        stream.wait_event(event)
+        with stream:
+            cupy.copyto(copies[part], model.flat_gradient[part])
+    for _ in range(4):
+        copies[:] = np.nan
+        model.flat_gradient[:] = np.nan
+        cupy.cuda.get_current_stream().synchronize()
+        model.loss_and_gradient(images, labels, hear, lambda: None)
+        stream.synchronize()
+        assert np.array_equal(host(copies), host(model.flat_gradient))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_our_own_convolutions_serve_where_cudnn_does_not(dtype):
+    gradients = []
+    for own in (False, True):
+        k = loaded("cudnn", dtype)
+        if own:
+            k.__dict__["plans"] = None      # as where the library is missing
+        model = resnet("resnet18", 10, (64, 64, 3), 4, k)
+        model.loss_and_gradient(*batch((64, 64, 3), 4))
+        gradients.append(host(model.flat_gradient))
+    error = np.linalg.norm(gradients[0] - gradients[1]) / np.linalg.norm(gradients[0])
+    assert error < {"float32": 1e-3, "bfloat16": 0.1}[dtype]
+
+
+def test_cudnn_serves_every_convolution_of_a_resnet50(caplog):
+    model = resnet("resnet50", 1000, (224, 224, 3), 16, loaded("cudnn", "bfloat16"))
+    model.loss_and_gradient(*batch((224, 224, 3), 16, 1000))
+    assert model.kernels.plans is not None
+    assert not caplog.records
+
+
+def test_memory_is_flat_over_a_thousand_steps(cupy):
+    model = resnet("resnet20", 10, (32, 32, 3), 32, loaded("cudnn", "bfloat16"))
+    images, labels = batch((32, 32, 3), 32)
+    pool, used = cupy.get_default_memory_pool(), []
+    for _ in range(2):
+        trained(model, images, labels, 20)
+        model.predict(images)
+    used.append((pool.used_bytes(), pool.total_bytes(), cupy.cuda.runtime.memGetInfo()[0]))
+    trained(model, images, labels, 1000, lr=0.0)
+    used.append((pool.used_bytes(), pool.total_bytes(), cupy.cuda.runtime.memGetInfo()[0]))
+    assert used[0] == used[1]
+
+
+def test_out_of_memory_says_which_batch_would_fit():
+    model = resnet("resnet50", 1000, (224, 224, 3), 16, loaded("cudnn", "float32"))
+    with pytest.raises(UsageError, match=r"batch 5000: there is not enough memory .* use --batch \d+ or less"):
+        model.plan(5000)
+
+
+def test_two_ranks_on_one_gpu_give_the_losses_of_two_cpu_ranks(tmp_path):
+    loaded("cudnn", "float32")
+    if not MPIRUN:
+        pytest.skip("there is no mpirun")
+    losses = {}
+    for device in ("cpu", "gpu"):
+        shared = ["--share-gpu"] if device == "gpu" else []
+        status, _, errors = train("--device", device, *shared, "--steps", 20, "--batch", 16, "--log-every", 1,
+                                  "--lr", 0.05, "--out", tmp_path / device, ranks=2, limit_s=300)
+        assert status == 0, errors
+        lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
+        losses[device] = [json.loads(line)["loss"] for line in lines]
+    np.testing.assert_allclose(losses["gpu"], losses["cpu"], rtol=0, atol=1e-2)

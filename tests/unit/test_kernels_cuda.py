@@ -1,0 +1,277 @@
+"""What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from emulation.emulated import COMPILER, Emulated
+from jobs import run
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels import cudnn, plans
+from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
+from dsgd_mpi.kernels.device import SOURCES, macros, problem, source
+from dsgd_mpi.kernels.plans import Choices
+from dsgd_mpi.nn.resnet import network, resnet
+from dsgd_mpi.sgd import LocalSgd
+
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed: the kernels cannot be run on this CPU")
+NOT_RUN = "this Python has no package {}: the CUDA sources cannot be compiled here"
+
+
+def batch(image, n, seed=0):
+    draw = np.random.default_rng(seed)
+    return draw.standard_normal((n, *image)).astype("float32"), draw.integers(0, 10, n)
+
+
+def emulated(name="resnet8", image=(12, 12, 1), n=4, dtype="float32", **device):
+    return resnet(name, 10, image, n, CuDNN(dtype, device=lambda form: Emulated(form, **device)))
+
+
+# the compiler
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
+    pytest.importorskip("cuda.bindings.nvrtc", reason=NOT_RUN.format("cuda-bindings"))
+    expected = set(re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)', source()))
+    assert len(expected) == sum(path.read_text().count('extern "C"') for path in SOURCES.glob("*.cu")) > 20
+    for vec in (1, 128 // FORMATS[dtype].bits):
+        log = compiled(arch, *macros(FORMATS[dtype], vec))
+        used = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+                          r"(\d+) bytes spill loads", log)
+        assert {name for name, *_ in used} == expected
+        assert not [each for each in used if any(map(int, each[1:]))]
+
+
+def compiled(arch, *options):
+    """Compiles all sources to machine code, without a driver; what the assembler says of it."""
+    from cuda.bindings import nvrtc
+
+    def call(function, *arguments):
+        error, *results = function(*arguments)
+        assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, (error, log_of(program))
+        return results[0] if results else None
+
+    def log_of(program):
+        text = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+        nvrtc.nvrtcGetProgramLog(program, text)
+        return text.decode()
+
+    program = None
+    program = call(nvrtc.nvrtcCreateProgram, source().encode(), b"kernels.cu", 0, [], [])
+    arguments = [option.encode() for option in (f"--gpu-architecture={arch}", "--ptxas-options=-v", *options)]
+    call(nvrtc.nvrtcCompileProgram, program, len(arguments), arguments)
+    size = call(nvrtc.nvrtcGetCUBINSize, program)
+    cubin = b" " * size
+    call(nvrtc.nvrtcGetCUBIN, program, cubin)
+    assert cubin[:4] == b"\x7fELF"
+    return log_of(program)
+
+
+# recording
+
+@needs_compiler
+def test_what_is_replayed_equals_what_is_run_to_the_bit():
+    model, (images, labels) = emulated(), batch((12, 12, 1), 4)
+    losses, gradients = [], []
+    for _ in range(3):                      # run, recorded and replayed, replayed
+        losses.append(model.loss_and_gradient(images, labels))
+        gradients.append(model.flat_gradient.copy())
+        model.flat_gradient[:] = np.nan
+    assert losses[0] == losses[1] == losses[2]
+    assert np.array_equal(gradients[0], gradients[1])
+    assert np.array_equal(gradients[0], gradients[2])
+
+
+@needs_compiler
+@pytest.mark.parametrize("piece", [1, 50_000, 10**9])
+def test_finished_stretches_are_handed_out_between_the_pieces_of_a_recording(piece, monkeypatch):
+    """In order, all of the gradient, each when it is final and what comes after it has not begun."""
+    monkeypatch.setattr(cudnn, "RECORDED_BYTES", piece)
+    model, (images, labels) = emulated(), batch((12, 12, 1), 4)
+    model.loss_and_gradient(images, labels)
+    expected = model.flat_gradient.copy()
+    for _ in range(2):
+        model.flat_gradient[:] = np.nan
+        seen, polls = [], []
+
+        def hear(part, seen=seen):
+            assert np.isnan(model.flat_gradient[: part.start]).all()
+            seen.append((part, model.flat_gradient[part].copy()))
+        model.loss_and_gradient(images, labels, hear, lambda polls=polls: polls.append(None))
+        assert all(np.array_equal(values, expected[part]) for part, values in seen)
+        assert all(later.stop == earlier.start for (earlier, _), (later, _) in pairwise(seen))
+        assert (seen[0][0].stop, seen[-1][0].start) == (model.layout.size, 0)
+    sizes = [4 * len(values) for _, values in seen]
+    assert all(size >= piece for size in sizes[:-1])
+    assert len(seen) == 1 if piece == 10**9 else len(seen) > 3
+
+
+@needs_compiler
+def test_a_batch_of_another_size_and_predictions_do_not_disturb_a_recording():
+    model, (images, labels) = emulated(), batch((12, 12, 1), 4)
+    first = [model.loss_and_gradient(images, labels) for _ in range(2)]
+    model.predict(images)
+    model.loss_and_gradient(images[:3], labels[:3])
+    model.loss_and_gradient(*batch((12, 12, 1), 9))
+    assert [model.loss_and_gradient(images, labels) for _ in range(2)] == first
+
+
+# loss scaling
+
+@needs_compiler
+def test_float16_gradients_are_not_scaled_when_they_leave_the_kernels():
+    half, whole = emulated(dtype="float16"), resnet("resnet8", 10, (12, 12, 1), 4, "reference", "float64")
+    images, labels = batch((12, 12, 1), 4)
+    assert half.loss_and_gradient(images, labels) == pytest.approx(whole.loss_and_gradient(images, labels), rel=1e-2)
+    n = half.parameters
+    angle = half.flat_gradient[:n] @ whole.flat_gradient[:n]
+    assert angle > 0.995 * np.linalg.norm(half.flat_gradient[:n]) * np.linalg.norm(whole.flat_gradient[:n])
+    assert np.linalg.norm(half.flat_gradient[:n]) == pytest.approx(np.linalg.norm(whole.flat_gradient[:n]), rel=3e-2)
+
+
+@needs_compiler
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved():
+    k = CuDNN("float16", device=Emulated)
+    x, v, g = (np.full(1000, value, np.float32) for value in (1, 0, 0.5))
+    k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+    np.testing.assert_allclose(x, 1 - 0.1 * (0.5 + 0.9 * 0.5), rtol=1e-6)
+    before = x.copy(), v.copy()
+    for bad in (np.inf, -np.inf, np.nan):
+        g[777] = bad
+        k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+        assert np.array_equal(before, (x, v))
+    np.testing.assert_array_equal(k.scaling, [65536 / 8, 8 / 65536, 0, 0])
+    g[777] = 0.5
+    k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+    assert (x < before[0]).all()
+    k.scaling[3] = 1999                     # good steps in a row
+    k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+    np.testing.assert_array_equal(k.scaling, [65536 / 4, 4 / 65536, 0, 0])
+
+
+@needs_compiler
+def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first_steps():
+    model, (images, labels) = emulated(dtype="float16"), batch((12, 12, 1), 4)
+    model.kernels.scaling[:2] = 2.0**24, 2.0**-24
+    sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+    losses = []
+    for _ in range(30):
+        losses.append(model.loss_and_gradient(images, labels))
+        sgd.update(model.flat, model.flat_gradient, 0.01)
+    assert losses[0] == losses[1]
+    assert losses[-1] < losses[0] / 2
+    assert model.kernels.scaling[0] < 2.0**24
+
+
+# memory
+
+@needs_compiler
+def test_out_of_memory_says_which_batch_would_fit_and_it_does():
+    model = emulated(image=(28, 28, 1), room=100_000_000)
+    with pytest.raises(UsageError, match=r"batch 999: there is not enough memory .* use --batch (\d+) or less") as told:
+        model.loss_and_gradient(*batch((28, 28, 1), 999))
+    fits = int(re.search(r"--batch (\d+)", told.value.message)[1])
+    assert fits > 50
+    model.plan(fits)
+    model.plans.clear()
+    with pytest.raises(UsageError):         # and it was not far off
+        model.plan(2 * fits)
+
+
+@needs_compiler
+def test_memory_is_flat_from_the_second_step_on():
+    model, (images, labels) = emulated(), batch((12, 12, 1), 4)
+    sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+    given = []
+    for _ in range(4):
+        model.loss_and_gradient(images, labels)
+        sgd.update(model.flat, model.flat_gradient, 0.01)
+        given.append(model.kernels.device.given)
+    assert given[1] == given[2] == given[3]
+
+
+# cuDNN
+
+def test_the_fastest_plans_are_remembered_for_each_gpu_and_version(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    one, other = Choices("NVIDIA H200-cudnn92800"), Choices("NVIDIA H200-cudnn92800")
+    one.put("forward 1", "eng1")
+    other.put("forward 2", "eng2")          # another rank, at the same time: nothing is lost
+    assert Choices("NVIDIA H200-cudnn92800").known == {"forward 1": "eng1", "forward 2": "eng2"}
+    assert Choices("NVIDIA H200-cudnn90000").get("forward 1") is None
+    (tmp_path / "dsgd_mpi" / "NVIDIA-H200-cudnn92800.json").write_text("{broken")
+    assert Choices("NVIDIA H200-cudnn92800").known == {}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    Choices("x").put("forward 1", "eng1")   # what cannot be written is timed again
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("bfloat16", False), ("float16", False), ("float32", True),
+                                              ("float32", False)])
+def test_cudnn_has_a_plan_for_every_convolution_of_resnet50_on_an_h200(dtype, exact):
+    """Needs the package nvidia-cudnn and a library libcuda.so.1, a stub of which serves; no GPU."""
+    cudnn = pytest.importorskip("cudnn", reason="the packages nvidia-cudnn and nvidia-cudnn-frontend are not installed")
+    try:
+        properties = cudnn.create_device_properties(H200)
+    except RuntimeError as reason:
+        pytest.skip(f"cuDNN cannot be loaded here: {str(reason).splitlines()[0]}")
+    net, seen = network("resnet50", 1000, (224, 224, 3)), set()
+    for layer in net.layers:
+        if layer.kernel == "convolution":
+            (h, w, c), (oh, ow, o) = net.shapes[layer.x], net.shapes[layer.y]
+            seen.add(plans.Geometry(64, h, w, max(8, c), o, net.trained[layer.weights[0]][-1],
+                                    layer.options["stride"], layer.options["pad"], oh, ow))
+    for geometry in [*seen, plans.Geometry(64, 1, 1, 2048, 1000, 1, 1, 0, 1, 1)]:
+        for direction in plans.ROLES:
+            if direction == "data" and geometry.c == 8:
+                continue                    # of images no gradient is asked
+            made, _ = plans.graph(cudnn, direction, geometry, dtype, exact, device_property=properties, sm_version=90)
+            assert any(builds(made, index) for index in range(made.get_execution_plan_count())), (direction, geometry)
+
+
+def builds(made, index):
+    try:
+        made.build_plan_at_index(index)
+    except Exception:                       # a plan that was deselected
+        return False
+    return made.get_workspace_size() >= 0
+
+
+H200 = """{"maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64], "regsPerBlock": 65536,
+"multiProcessorCount": 132, "smCountOrigin": 0, "warpSize": 32, "maxSharedMemoryPerBlock": 49152,
+"maxSharedMemoryPerBlockOptin": 232448, "oversizedSharedMemoryPerBlock": 0, "reservedSharedMemoryPerBlock": 1024,
+"maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024, "maxThreadsPerSM": 2048, "pciDeviceId": 0,
+"isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000, "memClockRateKHz": 3201000,
+"memoryBusWidth": 6144, "l2CacheSize": 62914560, "deviceName": "NVIDIA H200", "totalGlobalMem": 150000000000,
+"cudaDeviceId": 0, "deviceVer": 900, "driverVer": 13000}"""
+
+
+# without a GPU, and without CuPy
+
+TRAIN = "import sys; sys.argv[0] = 'train'; from dsgd_mpi.train import main; main()"
+WITHOUT_CUPY = "import sys; sys.modules['cupy'] = None; "
+CUPY = "CuPy is not installed", "there is no NVIDIA driver"
+
+
+@pytest.mark.skipif(not problem(), reason="here is a GPU: how the program fails without one cannot be seen")
+@pytest.mark.parametrize("without", ["CuPy", "a driver"])
+def test_one_line_says_why_there_is_no_gpu_and_what_to_do(without):
+    if without == "a driver":
+        pytest.importorskip("cupy", reason="CuPy is not installed: how it fails without a driver cannot be seen")
+    reason = "no GPU can be used: " + dict(zip(("CuPy", "a driver"), CUPY, strict=True))[without]
+    start = WITHOUT_CUPY * (without == "CuPy") + TRAIN
+    for arguments, status, said in (
+            (["--help"], 0, "--device"),
+            (["--dry-run"], 0, "all is well"),
+            (["--dry-run", "--device", "gpu"], 2, reason),
+            (["--dry-run", "--kernels", "cudnn"], 2, reason),
+            (["--dry-run", "--device", "cpu", "--kernels", "cudnn"], 2, "cudnn kernels are none for --device cpu"),
+            (["--dry-run", "--device", "gpu", "--kernels", "onednn"], 2, "onednn kernels are none for --device gpu"),
+            (["--dry-run", "--dtype", "float16"], 2, "knows no float16")):
+        found, output, errors = run("-c", start, *arguments)
+        assert found == status, errors
+        assert said in (errors if status else output)
+        assert errors.count("\n") == (1 if status else 0), errors
+        assert not status or "; " in errors             # and the way out
