@@ -56,7 +56,7 @@ lint: $(READY)          ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results and its README: about half an hour
+bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results and its README: about an hour
 	.venv-bench/bin/python benchmarks/step.py $(ARGS)
 	.venv-bench/bin/python benchmarks/kernels.py
 	.venv-bench/bin/python benchmarks/share.py

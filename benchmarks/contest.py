@@ -77,6 +77,12 @@ class Contestant:
         self.pipe.close()
         self.process.join()
 
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
+
 
 @contextmanager
 def environment(threads: int, blas: int) -> Any:
@@ -150,19 +156,64 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return float(np.median(np.divide(theirs, ours)))
 
 
-def gemm(size: int, started: Callable[[], None]) -> tuple[Work, list[float]]:
-    """The product of two square matrices by NumPy's library: what the machine can do at best."""
-    a, b, c = np.random.default_rng(0).random((3, size, size), np.float32)
+def usable(dtypes: str) -> list[str]:
+    """Those of the dtypes, parted by commas, that our kernels know on this machine; says why of the others."""
+    from dsgd_mpi.errors import UsageError
+    from dsgd_mpi.kernels import load
+
+    found = []
+    for dtype in dtypes.split(","):
+        try:
+            load("onednn", dtype)
+            found.append(dtype)
+        except UsageError as reason:
+            print(f"{dtype}: {reason.message}")
+    return found
+
+
+GEMM = 4096, 1024, 1024                     # rows, columns of the one matrix, columns of the other
+
+
+def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    """A product of matrices that lie in the caches, by oneDNN (as a 1x1 convolution) and by NumPy's library."""
+    from dsgd_mpi.kernels.api import Tensor
+    from dsgd_mpi.kernels.onednn import OneDNN
+
     started()
-    return {"gemm": lambda: np.matmul(a, b, out=c)}, []
+    rows, inner, columns = GEMM
+    k, rng = OneDNN(dtype), np.random.default_rng(0)
+    a, b = rng.random((rows, inner), np.float32), rng.random((inner, columns), np.float32)
+    x, y = (Tensor(k.empty((1, rows // 32, 32, width))) for width in (inner, columns))
+    k.put(a.reshape(x.value.shape), x.value)
+    operation: Any = k.convolution(x, Tensor(b.T.reshape(columns, inner, 1, 1).copy()), y, 1, 0)
+    operation.forward(True)
+    work: dict[str, Callable[[], object]] = {"oneDNN": operation.output()[-1]}
+    if dtype == "float32":
+        c = np.empty((rows, columns), np.float32)
+        work["NumPy"] = lambda: np.matmul(a, b, out=c)
+    return work, []
 
 
-def gemm_peak(threads: int, size: int = 2048) -> float:
-    """Best GFLOP/s of single-precision matrix products."""
-    contestant = Contestant("gemm", threads, gemm, size, blas=threads)
-    best = min(contestant.time("gemm", 2) for _ in range(8))
-    contestant.stop()
-    return 2 * size**3 / best / 1e9
+def gemm_peak(threads: int, dtype: str = "float32") -> float:
+    """Best GFLOP/s of matrix products: what the machine can do."""
+    rows, inner, columns = GEMM
+    pieces = ("oneDNN", "NumPy") if dtype == "float32" else ("oneDNN",)
+    with Contestant("gemm", threads, gemm, dtype, blas=threads) as contestant:
+        assert not contestant.failure, contestant.failure
+        best = min(contestant.time(piece, 2) for piece in pieces for _ in range(8))
+    return 2e-9 * rows * inner * columns / best
+
+
+def copy(size: int, started: Callable[[], None]) -> tuple[Work, list[float]]:
+    started()
+    a, b = np.ones((2, size), np.uint8)
+    return {"copy": lambda: np.copyto(b, a)}, []
+
+
+def copy_peak(size: int = 1 << 28) -> float:
+    """Best GB/s read and written by one thread that copies memory beyond the caches."""
+    with Contestant("copy", 1, copy, size) as contestant:
+        return 2e-9 * size / min(contestant.time("copy", 1) for _ in range(8))
 
 
 def about() -> dict[str, Any]:
@@ -188,11 +239,19 @@ def installed(package: str) -> str | None:
 
 def processor() -> str:
     """Name and vector instructions."""
+    return f"{cpuinfo()['model name']} ({vectors()})"
+
+
+def cpuinfo() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     said = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in said.items()}
-    widest = [name for name in ("amx_tile", "avx512f", "avx2") if name in fields["flags"].split()]
-    return f"{fields['model name']} ({widest[0] if widest else 'no AVX'})"
+    return {key.strip(): value.strip() for key, value in said.items()}
+
+
+def vectors() -> str:
+    """The widest vector instructions."""
+    flags = cpuinfo()["flags"].split()
+    return next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags), "no AVX")
 
 
 def save(name: str, result: dict[str, Any]) -> Path:

@@ -1,12 +1,18 @@
-"""What each algorithm learns from as many images: test accuracy after the same epochs, over seeds.
+"""What each algorithm learns from as many images, and how long it takes to a given accuracy, over seeds.
 
 Where the updates of all ranks add up one by one (the parameter server), the learning rate is divided by the ranks: n of
-its steps then are one of all-reduce's. Otherwise all settings are the same.
+its steps then are one of all-reduce's. Otherwise all settings are the same. Each run is kept as soon as it ends, and
+one that is kept already is not run again.
 """
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
 import click
-import numpy as np
-from contest import save
+from contest import RESULTS, about, save
 from trainings import ALGORITHMS, trained
 
 LR = 0.2
@@ -16,23 +22,40 @@ SUMMING = ("parameter_server",)
 @click.command()
 @click.option("--ranks", default=4, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--epochs", default=6, show_default=True)
-@click.option("--data", default="fashion-mnist-12k", show_default=True)
-def main(ranks: int, seeds: int, epochs: int, data: str) -> None:
-    """Print and keep accuracy and rate of each algorithm."""
-    runs: dict[str, list[dict[str, object]]] = {algorithm: [] for algorithm in ALGORITHMS}
+@click.option("--epochs", default=1, show_default=True)
+@click.option("--data", default="fashion-mnist", show_default=True)
+@click.option("--model", default="resnet8", show_default=True)
+@click.option("--batch", default=16, show_default=True, help="Images a rank.")
+@click.option("--algorithms", default=",".join(ALGORITHMS), help="Separated by commas; each with its options.")
+@click.option("--most", default=1000, help="Runs before it stops; it goes on when called again.")
+def main(most: int, seeds: int, algorithms: str, **settings: Any) -> None:
+    """Run what is not yet in the result, and keep it."""
+    name = "convergence-{data}-{model}-{ranks}".format(**settings)
+    runs = kept(RESULTS / f"{name}.json", settings)
     for seed in range(seeds):
-        for algorithm in ALGORITHMS:
-            lr = LR / ranks if algorithm.split()[0] in SUMMING else LR
-            found = trained(algorithm, ranks, "--seed", seed, "--epochs", epochs, "--data", data, "--lr", lr)
+        for algorithm in algorithms.split(","):
+            done = [run for run in runs.setdefault(algorithm, []) if run["seed"] == seed]
+            if done or not most:
+                continue
+            most -= 1
+            found = run_once(algorithm, seed, **settings)
             runs[algorithm].append(found)
-            rate = f"{found['images_per_s']:9,.0f} images/s"
-            print(f"seed {seed}  {algorithm:24} {found['accuracy']:7.2%} {rate}", flush=True)
-    print(f"\n{'algorithm':24} {'accuracy':>9} {'range':>17}")
-    for algorithm, found_ones in runs.items():
-        accuracies = [float(str(found["accuracy"])) for found in found_ones]
-        print(f"{algorithm:24} {np.mean(accuracies):9.2%} {min(accuracies):8.2%} - {max(accuracies):.2%}")
-    print(save(f"convergence-{data}-{ranks}", {"epochs": epochs, "runs": runs}))
+            save(name, {**settings, "runs": runs})
+            print(f"{name} seed {seed}  {algorithm:24} {found['accuracy']:7.2%} {found['wall_s']:6.1f} s", flush=True)
+
+
+def kept(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs with these settings that are there already."""
+    result = json.loads(path.read_text()) if path.exists() else {}
+    same = all(result.get(key) == value for key, value in settings.items())
+    return dict(result["runs"]) if same else {}
+
+
+def run_once(algorithm: str, seed: int, ranks: int, epochs: int, data: str, model: str, batch: int) -> dict[str, Any]:
+    lr = LR / ranks if algorithm.split()[0] in SUMMING else LR
+    found = trained(algorithm, ranks, "--seed", seed, "--epochs", epochs, "--data", data, "--model", model, "--batch",
+                    batch, "--lr", lr, "--eval-every", 0.25)
+    return {**found, "commit": about()["commit"], "load": about()["load"]}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import click
@@ -37,28 +38,37 @@ def shapes_of(net: Network) -> dict[str, Layer]:
 
 
 def gflop(case: Case, net: Network, layer: Layer) -> float:
-    """Of one pass over a convolution; 0 for batch norm, which memory bounds."""
-    if layer.kernel != "convolution":
-        return 0.0
+    """Of one pass over a convolution."""
     h, w, _ = net.shapes[layer.y]
     return 2e-9 * case.batch * h * w * float(np.prod(net.trained[layer.weights[0]]))
 
 
-def ours(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+def gbyte(case: Case, net: Network, layer: Layer, which: str, dtype: str) -> float:
+    """That one pass over a batch norm must move at least where activations do not fit into the caches.
+
+    Forward x twice (statistics first) and y; backward x and dy twice, and dx.
+    """
+    size = 1e-9 * case.batch * float(np.prod(net.shapes[layer.x])) * (4 if dtype == "float32" else 2)
+    return (3 if which == "forward" else 5) * size
+
+
+def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     from dsgd_mpi.kernels.onednn import OneDNN, run
 
     started()
-    k, rng, net = OneDNN(), np.random.default_rng(0), network(case.name, case.classes, case.image)
+    k, rng, net = OneDNN(dtype), np.random.default_rng(0), network(case.name, case.classes, case.image)
 
-    def tensor(shape: Any, empty: Any = np.empty) -> Tensor:
-        value, grad = empty(shape), empty(shape)
-        value[...], grad[...] = rng.random(shape), rng.random(shape)
-        return Tensor(value, grad)
+    def activation(name: str) -> Tensor:
+        tensor = Tensor(*(k.empty((case.batch, *net.shapes[name])) for _ in ("value", "grad")))
+        for array in (tensor.value, tensor.grad):
+            k.put(rng.random(array.shape, np.float32), array)
+        return tensor
 
     work: dict[str, Callable[[], object]] = {}
     for name, layer in shapes_of(net).items():
-        x, y = (tensor((case.batch, *net.shapes[which]), k.empty) for which in (layer.x, layer.y))
-        weights = [tensor((net.trained | net.statistics)[w], partial(np.empty, dtype="float32")) for w in layer.weights]
+        x, y = activation(layer.x), activation(layer.y)
+        shapes = [(net.trained | net.statistics)[weight] for weight in layer.weights]
+        weights = [Tensor(*rng.random((2, *shape), np.float32)) for shape in shapes]
         operation: Any = getattr(k, layer.kernel)(x, *weights, y, **layer.options)
         work[f"{name} forward"] = partial(operation.forward, True)
         if layer.kernel == "convolution":
@@ -70,21 +80,21 @@ def ours(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
     return work, []
 
 
-def torchs(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+def torchs(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     import torch
 
     started()
-    net = network(case.name, case.classes, case.image)
+    net, kind = network(case.name, case.classes, case.image), getattr(torch, dtype)
     work: dict[str, Callable[[], object]] = {}
 
     def image(which: str) -> Any:
         h, w, c = net.shapes[which]
-        return torch.rand(case.batch, c, h, w).contiguous(memory_format=torch.channels_last)
+        return torch.rand(case.batch, c, h, w, dtype=kind).contiguous(memory_format=torch.channels_last)
 
     for name, layer in shapes_of(net).items():
         x, dy = image(layer.x), image(layer.y)
         if layer.kernel == "convolution":
-            w = torch.rand(net.trained[layer.weights[0]]).contiguous(memory_format=torch.channels_last)
+            w = torch.rand(net.trained[layer.weights[0]], dtype=kind).contiguous(memory_format=torch.channels_last)
             stride, pad = [layer.options["stride"]] * 2, [layer.options["pad"]] * 2
             back = partial(torch.ops.aten.convolution_backward, dy, x, w, None, stride, pad, [1, 1], False, [0, 0], 1)
             work[f"{name} forward"] = partial(torch.conv2d, x, w, None, stride, pad)
@@ -110,46 +120,59 @@ def batch_norm(name: str, x: Any, dy: Any) -> Work:
             f"{name} backward": lambda: torch.autograd.grad(kept[0], [x, *module.parameters()], dy, retain_graph=True)}
 
 
-def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
-    both = [Contestant(OURS, threads, ours, case), Contestant(THEIRS, threads, torchs, case)]
-    for contestant in both:
-        assert not contestant.failure, f"{contestant.name}: {contestant.failure}"
+def measure(case: Case, threads: int, rounds: int, dtype: str) -> dict[str, Any]:
     net = network(case.name, case.classes, case.image)
     rows = {}
-    for name, layer in shapes_of(net).items():
-        passes = ("forward", "data", "weights") if layer.kernel == "convolution" else ("forward", "backward")
-        for which in passes[:1] + passes[1 + (layer.x == "images"):]:
-            rows[f"{name} {which}"] = {"gflop": gflop(case, net, layer),
-                                       "seconds": take_turns(both, f"{name} {which}", rounds, 2, limit_s=20)}
-    for contestant in both:
-        contestant.stop()
-    return {"case": case.name, "batch": case.batch, "threads": threads, "rows": rows}
+    with (Contestant(OURS, threads, ours, case, dtype) as mine,
+          Contestant(THEIRS, threads, torchs, case, dtype) as theirs):
+        both = [mine, theirs]
+        for contestant in both:
+            assert not contestant.failure, f"{contestant.name}: {contestant.failure}"
+        for name, layer in shapes_of(net).items():
+            passes = ("forward", "data", "weights") if layer.kernel == "convolution" else ("forward", "backward")
+            for which in passes[:1] + passes[1 + (layer.x == "images"):]:
+                work = ({"gflop": gflop(case, net, layer)} if layer.kernel == "convolution" else
+                        {"gbyte": gbyte(case, net, layer, which, dtype)})
+                piece = f"{name} {which}"
+                rows[piece] = {**work, "seconds": take_turns(both, piece, rounds, 2, limit_s=20)}
+    return {"case": case.name, "batch": case.batch, "threads": threads, "dtype": dtype,
+            "processor": contest.vectors(), "rows": rows}
 
 
-def line(name: str, row: dict[str, Any], peak: float) -> str:
+def rate(row: dict[str, Any], gemm_gflops: float, copy_gb_s: float | None) -> str:
+    """How fast ours is, and the machine at best, where that was measured."""
+    middle, *_ = summary(row["seconds"][OURS])
+    if "gflop" in row:
+        return f"{row['gflop'] / middle:.0f} of {gemm_gflops:.0f} GFLOP/s"
+    return f"{row['gbyte'] / middle:.0f} of {copy_gb_s:.0f} GB/s" if copy_gb_s else ""
+
+
+def line(name: str, row: dict[str, Any], *best: float) -> str:
     mine, other = (row["seconds"][who] for who in (OURS, THEIRS))
     middle, low, high = (1e3 * value for value in summary(mine))
-    rate = f"{row['gflop'] / middle * 1e3:4.0f} GFLOP/s of {peak:.0f}" if row["gflop"] else ""
     times = f"{middle:8.2f} ms ({low:.2f} to {high:.2f})"
-    return f"  {name:36} {times}   theirs {ratio(other, mine):5.2f} times ours   {rate}"
+    return f"  {name:36} {times}   theirs {ratio(other, mine):5.2f} times ours   {rate(row, *best)}"
 
 
 @click.command()
 @click.option("--nets", default="resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
 @click.option("--threads", default="1", show_default=True)
 @click.option("--rounds", default=7, show_default=True)
+@click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
-def main(nets: str, threads: str, rounds: int, save: bool) -> None:
+def main(nets: str, threads: str, rounds: int, dtypes: str, save: bool) -> None:
     """Time the layers of networks, both contestants taking turns."""
-    for count in map(int, threads.split(",")):
-        peak = contest.gemm_peak(count)
+    copy = contest.copy_peak()
+    for dtype, count in product(contest.usable(dtypes), map(int, threads.split(","))):
+        peak = contest.gemm_peak(count, dtype)
         for name in nets.split(","):
-            found = measure(CASES[name], count, rounds)
-            click.echo(f"{name} b{CASES[name].batch} float32, {count} threads")
+            found = measure(CASES[name], count, rounds, dtype)
+            click.echo(f"{name} b{CASES[name].batch} {dtype}, {count} threads")
             for row, figures in found["rows"].items():
-                click.echo(line(row, figures, peak))
+                click.echo(line(row, figures, peak, copy))
             if save:
-                contest.save(f"kernels-{name}-float32-{count}", {**found, "gemm_gflops": peak})
+                contest.save(f"kernels-{name}-{dtype}-{count}-{contest.vectors()}",
+                             {**found, "gemm_gflops": peak, "copy_gb_s": copy})
 
 
 if __name__ == "__main__":

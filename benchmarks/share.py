@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import click
@@ -35,10 +36,10 @@ class Stopwatch:
         self.step.clear()
 
 
-def parts(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
+def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     """A step taken apart; its result is what each part has taken so far."""
     started()
-    model = resnet(case.name, case.classes, case.image, case.batch, "onednn")
+    model = resnet(case.name, case.classes, case.image, case.batch, "onednn", dtype)
     images, labels = batch_of(case)
     model.loss_and_gradient(images, labels)
     plan, k, watch = model.plans[case.batch], model.kernels, Stopwatch()
@@ -63,20 +64,22 @@ def parts(case: Case, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 @click.command()
 @click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
+@click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--rounds", default=10, show_default=True)
-def main(nets: str, rounds: int) -> None:
+def main(nets: str, dtypes: str, rounds: int) -> None:
     """Take training steps apart."""
-    for name in nets.split(","):
-        contestant = Contestant("dsgd_mpi", 1, parts, CASES[name])
-        assert not contestant.failure, contestant.failure
-        contestant.time("step", rounds if name not in ("resnet18", "resnet50") else 3)
-        seconds = contestant.result("parts")
-        contestant.stop()
+    for dtype, name in product(contest.usable(dtypes), nets.split(",")):
+        with Contestant("dsgd_mpi", 1, parts, CASES[name], dtype) as contestant:
+            assert not contestant.failure, contestant.failure
+            contestant.time("step", rounds)
+            seconds = contestant.result("parts")
         total = sum(np.median(samples) for samples in seconds.values())
         for part, samples in sorted(seconds.items(), key=lambda item: -np.median(item[1])):
-            click.echo(f"{name} {part:24} {1e3 * np.median(samples):8.2f} ms {100 * np.median(samples) / total:5.1f} %")
-        contest.save(f"share-{name}-float32-1", {"case": name, "batch": CASES[name].batch, "threads": 1,
-                                                 "seconds": seconds})
+            click.echo(f"{name} {dtype} {part:24} {1e3 * np.median(samples):8.2f} ms "
+                       f"{100 * np.median(samples) / total:5.1f} %")
+        contest.save(f"share-{name}-{dtype}-1-{contest.vectors()}",
+                     {"case": name, "batch": CASES[name].batch, "threads": 1, "dtype": dtype,
+                      "processor": contest.vectors(), "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Whole training steps and inference, ours against PyTorch's: `python benchmarks/step.py`, or `make bench`.
 
 A training step is forward, backward and SGD with Nesterov momentum and weight decay, on one batch again and again.
-Ours also copies the batch in, and inference copies the logits out. Nothing is timed before the first losses agree.
+Ours also copies the batch in, and inference copies the logits out. Nothing is timed before the first losses agree: that
+of the first weights closely, those after steps as closely as rounding allows (in float32, ResNet-50's first gradient is
+4 % away from the same in float64, ours and PyTorch's alike).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import click
@@ -24,7 +28,7 @@ LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
 OURS = "dsgd_mpi"
 TORCH = {"eager channels_last": (True, False), "eager contiguous": (False, False), "torch.compile": (True, True)}
 FIRST = 3                                   # steps whose losses are compared
-AGREE = {"float32": 1e-3, "bfloat16": 5e-2}
+AGREE = {"float32": (1e-5, 3e-2), "bfloat16": (2e-2, 1e-1)}     # relative: the first loss, and those after it
 
 
 @dataclass(frozen=True)
@@ -115,20 +119,28 @@ def first_of(logits: Any) -> list[float]:
 
 def measure(case: Case, threads: int, training: bool, dtype: str, rivals: tuple[str, ...]) -> dict[str, Any]:
     """One table row's worth: who failed and why, seconds a step, peak memory."""
-    everyone = [Contestant(OURS, threads, ours, case, training, dtype)]
-    for name in rivals:
-        everyone.append(Contestant(name, threads, torchs, case, training, dtype, *TORCH[name]))
-    working = [contestant for contestant in everyone if not contestant.failure]
-    for contestant in working:
-        np.testing.assert_allclose(contestant.check, working[0].check, rtol=AGREE[dtype], err_msg=contestant.name)
-    result = {"case": asdict(case), "threads": threads, "mode": "training" if training else "inference", "dtype": dtype,
-              "failed": {contestant.name: contestant.failure for contestant in everyone if contestant.failure},
-              "peak_bytes": {contestant.name: contestant.peak_bytes() for contestant in working},
-              "seconds": take_turns(working, "step", case.rounds, case.times),
-              "gflop": 2e-9 * network(case.name, case.classes, case.image).macs * case.batch * (3 if training else 1)}
-    for contestant in everyone:
-        contestant.stop()
-    return result
+    with ExitStack() as stack:
+        everyone = [stack.enter_context(Contestant(OURS, threads, ours, case, training, dtype))]
+        for name in rivals:
+            everyone.append(stack.enter_context(
+                Contestant(name, threads, torchs, case, training, dtype, *TORCH[name])))
+        working = [contestant for contestant in everyone if not contestant.failure]
+        for contestant in working[1:]:
+            for found, expected, limit in zip(contestant.check, working[0].check, limits(training, dtype), strict=True):
+                assert abs(found - expected) <= limit * abs(expected), (contestant.name, found, expected)
+        return {"case": asdict(case), "threads": threads, "mode": "training" if training else "inference",
+                "dtype": dtype, "processor": contest.vectors(),
+                "failed": {contestant.name: contestant.failure for contestant in everyone if contestant.failure},
+                "peak_bytes": {contestant.name: contestant.peak_bytes() for contestant in working},
+                "seconds": take_turns(working, "step", case.rounds, case.times),
+                "gflop": 2e-9 * network(case.name, case.classes, case.image).macs * case.batch
+                * (3 if training else 1)}
+
+
+def limits(training: bool, dtype: str) -> list[float]:
+    """How far apart the numbers that are compared may be: losses, or logits of the first weights."""
+    first, later = AGREE[dtype]
+    return [first, *[later] * (FIRST - 1)] if training else [10 * first] * FIRST
 
 
 def line(result: dict[str, Any], peak: float) -> str:
@@ -148,19 +160,18 @@ def line(result: dict[str, Any], peak: float) -> str:
 @click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--modes", default="training,inference", show_default=True)
-@click.option("--dtype", default="float32", type=click.Choice(list(AGREE)), show_default=True)
+@click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--rivals", default=",".join(TORCH), show_default=True)
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
-def main(nets: str, threads: str, modes: str, dtype: str, rivals: str, save: bool) -> None:
+def main(nets: str, threads: str, modes: str, dtypes: str, rivals: str, save: bool) -> None:
     """Time the steps of networks, all contestants taking turns."""
-    for count in map(int, threads.split(",")):
-        peak = contest.gemm_peak(count)
-        for name in nets.split(","):
-            for mode in modes.split(","):
-                found = measure(CASES[name], count, mode == "training", dtype, tuple(filter(None, rivals.split(","))))
-                click.echo(line(found, peak))
-                if save:
-                    contest.save(f"step-{name}-{mode}-{dtype}-{count}", {**found, "gemm_gflops": peak})
+    for dtype, count in product(contest.usable(dtypes), map(int, threads.split(","))):
+        peak = contest.gemm_peak(count, dtype)
+        for name, mode in product(nets.split(","), modes.split(",")):
+            found = measure(CASES[name], count, mode == "training", dtype, tuple(filter(None, rivals.split(","))))
+            click.echo(line(found, peak))
+            if save:
+                contest.save(f"step-{name}-{mode}-{dtype}-{count}-{contest.vectors()}", {**found, "gemm_gflops": peak})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from contest import HERE, RESULTS, ratio, summary
+from kernels import rate
 from step import CASES, OURS, TORCH
 
 README = HERE / "README.rst"
@@ -22,7 +23,8 @@ def files(kind: str) -> list[dict[str, Any]]:
 
 def results(kind: str) -> list[dict[str, Any]]:
     names = list(CASES)
-    return sorted(files(kind), key=lambda r: (r.get("mode", "") != "training", names.index(name_of(r)), r["threads"]))
+    return sorted(files(kind), key=lambda r: (r["processor"], r["dtype"] != "float32", r.get("mode", "") != "training",
+                                              names.index(name_of(r)), r["threads"]))
 
 
 def name_of(result: dict[str, Any]) -> str:
@@ -39,8 +41,8 @@ def rst(rows: Iterable[list[str]], head: list[str]) -> str:
 
 
 def steps() -> str:
-    head = ["step", "threads", "ours, ms (quartiles)", *(f"{name} / ours" for name in TORCH), "ours, GFLOP/s of GEMM's",
-            "memory, MiB: ours", "PyTorch"]
+    head = ["processor", "step", "threads", "ours, ms (quartiles)", *(f"{name} / ours" for name in TORCH),
+            "ours, GFLOP/s of GEMM's", "memory, MiB: ours", "PyTorch"]
     return rst(map(step_row, results("step")), head)
 
 
@@ -50,28 +52,40 @@ def step_row(result: dict[str, Any]) -> list[str]:
     against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds
                else result["failed"].get(name, "not run") for name in TORCH]
     rival = min((peaks[name] for name in list(TORCH)[:2] if name in peaks), default=0)
-    return [f"{case['name']} b{case['batch']} {case['image'][0]}x{case['image'][1]} {result['mode']} {result['dtype']}",
+    return [result["processor"],
+            f"{case['name']} b{case['batch']} {case['image'][0]}x{case['image'][1]} {result['mode']} {result['dtype']}",
             str(result["threads"]), f"{middle:.1f} ({low:.1f} to {high:.1f})", *against,
             f"{result['gflop'] / middle * 1e3:.0f} of {result['gemm_gflops']:.0f}",
             f"{peaks[OURS] / 2**20:.0f}", f"{rival / 2**20:.0f}"]
 
 
 def layers() -> str:
-    head = ["layer and pass", "ours, ms", "PyTorch / ours", "GFLOP/s of GEMM's"]
-    return rst((row for result in results("kernels") for row in layer_rows(result)), head)
+    """Processors and dtypes side by side."""
+    found = results("kernels")
+    kinds = list(dict.fromkeys(kind_of(result) for result in found))
+    rows: dict[str, dict[str, tuple[str, str]]] = {}
+    for result in found:
+        for name, row in result["rows"].items():
+            label = f"{result['case']} b{result['batch']} {name}"
+            rows.setdefault(label, {})[kind_of(result)] = layer_cells(row, result)
+    what = ("PyTorch / ours", "rate of the machine's")
+    head = ["layer and pass", *(f"{kind}: {each}" for kind in kinds for each in what)]
+    cells = ([label, *(cell for kind in kinds for cell in row.get(kind, ("", "")))] for label, row in rows.items())
+    return rst(cells, head)
 
 
-def layer_rows(result: dict[str, Any]) -> Iterable[list[str]]:
-    for name, row in result["rows"].items():
-        mine, theirs = row["seconds"].values()
-        middle = 1e3 * summary(mine)[0]
-        rate = f"{row['gflop'] / middle * 1e3:.0f} of {result['gemm_gflops']:.0f}" if row["gflop"] else ""
-        yield [f"{result['case']} b{result['batch']} {name}", f"{middle:.2f}", f"{ratio(theirs, mine):.2f}", rate]
+def kind_of(result: dict[str, Any]) -> str:
+    return f"{result['processor']} {result['dtype']}"
+
+
+def layer_cells(row: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
+    mine, theirs = row["seconds"].values()
+    return f"{ratio(theirs, mine):.2f}", rate(row, result["gemm_gflops"], result.get("copy_gb_s"))
 
 
 def shares() -> str:
     """Nets side by side, the largest part first."""
-    found = {f"{result['case']} b{result['batch']}": medians(result) for result in results("share")}
+    found = {f"{result['case']} b{result['batch']}, {kind_of(result)}": medians(result) for result in results("share")}
     names = list(dict.fromkeys(part for parts in found.values() for part in parts))
     rows = [[part, *(f"{100 * parts.get(part, 0) / sum(parts.values()):.1f} %" for parts in found.values())]
             for part in names]
@@ -84,13 +98,13 @@ def medians(result: dict[str, Any]) -> dict[str, float]:
 
 
 def waiting() -> str:
-    head = ["busy neighbours", "GOMP_SPINCOUNT", "ms a step (quartiles)"]
+    head = ["processor", "busy neighbours", "GOMP_SPINCOUNT", "ms a step (quartiles)"]
     rows = []
     for result in results("waiting"):
         for count, everyone in result["seconds"].items():
             for spins, samples in everyone.items():
                 middle, low, high = (1e3 * value for value in summary(samples))
-                rows.append([count, spins, f"{middle:.1f} ({low:.1f} to {high:.1f})"])
+                rows.append([result["processor"], count, spins, f"{middle:.1f} ({low:.1f} to {high:.1f})"])
     return rst(rows, head)
 
 

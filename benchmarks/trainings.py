@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -10,12 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "push_sum graph=random",
-              "parameter_server", "easgd", "adpsgd")
+ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "push_sum",
+              "push_sum graph=random", "parameter_server", "easgd", "adpsgd")
+EVALUATION = ("step", "epoch", "accuracy", "train_loss", "consensus_distance", "wall_s", "eval_s")
 
 
 def trained(algorithm: str, ranks: int, *options: object) -> dict[str, Any]:
-    """summary.json of a run of `algorithm` ("name", or "name KEY=VALUE") with other options as given."""
+    """summary.json of a run of `algorithm` ("name", or "name KEY=VALUE") with other options, and its evaluations."""
     name, *settings = algorithm.split()
     mpirun = shutil.which(str(Path(sys.executable).with_name("mpirun"))) or "mpirun"
     with tempfile.TemporaryDirectory() as folder:
@@ -25,4 +27,6 @@ def trained(algorithm: str, ranks: int, *options: object) -> dict[str, Any]:
             words += ["--set", setting]
         subprocess.run(list(map(str, words)), check=True)
         result: dict[str, Any] = json.loads(Path(folder, "run", "summary.json").read_text())
-    return result
+        with open(Path(folder, "run", "summary.csv"), newline="") as file:
+            rows = [{key: float(row[key]) for key in EVALUATION} for row in csv.DictReader(file)]
+    return {**result, "evaluations": rows}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
@@ -36,21 +36,22 @@ def neighbours(count: int) -> Any:
 def main(rounds: int) -> None:
     """Time steps for some settings, which take turns."""
     cores = len(os.sched_getaffinity(0))
-    everyone = []
-    for spins in SPINS:
-        os.environ["GOMP_SPINCOUNT"] = spins
-        everyone.append(Contestant(spins, cores, ours, CASES["resnet8"], True, "float32"))
-    del os.environ["GOMP_SPINCOUNT"]
     found = {}
-    for count in (0, 1, cores):
-        with neighbours(count):
-            found[str(count)] = take_turns(everyone, "step", rounds, 4, limit_s=40)
-        for spins, samples in found[str(count)].items():
-            middle, low, high = (1e3 * value for value in summary(samples))
-            click.echo(f"{count} busy neighbours, {spins:>6} spins: {middle:8.2f} ms ({low:.2f} to {high:.2f})")
-    for contestant in everyone:
-        contestant.stop()
-    contest.save(f"waiting-resnet8-float32-{cores}", {"case": "resnet8", "threads": cores, "seconds": found})
+    with ExitStack() as stack:
+        everyone = []
+        for spins in SPINS:
+            os.environ["GOMP_SPINCOUNT"] = spins
+            everyone.append(stack.enter_context(Contestant(spins, cores, ours, CASES["resnet8"], True, "float32")))
+        del os.environ["GOMP_SPINCOUNT"]
+        for count in (0, 1, cores):
+            with neighbours(count):
+                found[str(count)] = take_turns(everyone, "step", rounds, 4, limit_s=40)
+            for spins, samples in found[str(count)].items():
+                middle, low, high = (1e3 * value for value in summary(samples))
+                click.echo(f"{count} busy neighbours, {spins:>6} spins: {middle:8.2f} ms ({low:.2f} to {high:.2f})")
+    contest.save(f"waiting-resnet8-float32-{cores}-{contest.vectors()}",
+                 {"case": "resnet8", "threads": cores, "dtype": "float32", "processor": contest.vectors(),
+                  "seconds": found})
 
 
 if __name__ == "__main__":

@@ -49,9 +49,14 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
     algorithm = config.build(algorithms.find(config_.algorithm), config_.algorithm_options(), config_.algorithm)
+    if config_.steps_total and config_.steps:
+        raise UsageError("--steps and --steps-total: expected one of them, found both")
+    if config_.steps_total and not algorithm.independent:
+        raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} needs those of other "
+                         f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
     kernels = load(config_.kernels, config_.dtype, config_.device)
     dataset = open_dataset(config_.data)
-    Batches(dataset.train, config_.batch, 0, ranks)
+    Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
     return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
 
 
@@ -66,9 +71,14 @@ def connect(parts: Prepared, host: Host) -> Host:
 def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     """Everyone: the whole run, its model the same on all ranks."""
     chosen = parts.config
-    batches = Batches(parts.dataset.train, chosen.batch, host.rank, host.size, chosen.seed, chosen.augment)
-    steps = chosen.steps or chosen.epochs * batches.steps_per_epoch
-    warmup = min(round(chosen.warmup * batches.steps_per_epoch), steps // 2)
+    servers = algorithms.serving(parts.algorithm, host.size)
+    workers = host.size - servers
+    worker = max(0, host.rank - servers)
+    batches = Batches(parts.dataset.train, chosen.batch, worker, workers, chosen.seed, chosen.augment)
+    at_once = 1 if chosen.steps_total else workers
+    epoch = batches.steps_per_epoch * workers // at_once
+    steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
+    warmup = min(round(chosen.warmup * epoch), steps // 2)
     threads = chosen.threads or host.cores()
     parts.kernels.set_threads(threads)
     model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
@@ -79,6 +89,6 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
-                    Checkpoints(host, folder, header), steps, chosen.eval_every * batches.steps_per_epoch,
-                    chosen.checkpoint_every, threads, chosen.bn,     # type: ignore[arg-type]
-                    seconds if host.rank == slow_rank else 0.0)
+                    Checkpoints(host, folder, header), steps, epoch, at_once, max(1, round(chosen.eval_every * epoch)),
+                    chosen.checkpoint_every, threads, workers, host.rank >= servers,
+                    chosen.bn, seconds if host.rank == slow_rank else 0.0)      # type: ignore[arg-type]

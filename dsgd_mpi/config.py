@@ -55,6 +55,8 @@ class Config:
 
     epochs: int = option("Schedule", 6, "Passes over the training set.", least=1, unit="EPOCHS")
     steps: int | None = option("Schedule", None, "Steps, instead of epochs.", least=1, unit="STEPS")
+    steps_total: int | None = option("Schedule", None, "Steps of all ranks together, instead: each rank takes the next "
+                                     "when it is free, as the asynchronous algorithms allow.", least=1, unit="STEPS")
     batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
     lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
     schedule: str = option("Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the "
@@ -82,7 +84,8 @@ class Config:
                            choices=("auto", "staged", "direct", "nccl"))
     share_gpu: bool = option("Machine", False, "Several ranks may compute on one GPU.", flag=True)
 
-    eval_every: int = option("Output", 1, "Epochs between two evaluations on the test set.", least=1, unit="EPOCHS")
+    eval_every: float = option("Output", 1, "Epochs between two evaluations on the test set; 0.5 is one too.", least=0,
+                               unit="EPOCHS")
     log_every: int = option("Output", 10, "Steps between two lines of metrics.jsonl.", least=1, unit="STEPS")
     checkpoint_every: int = option("Output", 0, "Steps between two checkpoints; 0: one at the end only.", least=0,
                                    unit="STEPS")

@@ -32,11 +32,20 @@ class Training:
     schedule: Schedule
     checkpoints: Checkpoints
     steps: int                              # of the whole run
+    steps_per_epoch: int
+    ranks_per_step: int                     # that compute a gradient in it; 1 where the steps are shared out
     eval_every: int                         # steps
     checkpoint_every: int                   # steps; 0: none but the last
     threads: int                            # that this rank computes with
+    workers: int                            # ranks that train a model; the others only serve
+    works: bool                             # whether this rank is one of them
     bn: Literal["average", "recalibrate", "local"] = "average"      # whose statistics the answer gets
     delay_s: float = 0.0                    # by which each gradient is made slower
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether a step is done by one rank, any of them, and not by all."""
+        return self.ranks_per_step < self.workers
 
 
 def take_answer(run: Training, step: int) -> None:
@@ -59,7 +68,7 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
     """Everyone: what the algorithm's answer does on the test set, each rank taking its share; x stays as it was."""
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
-    distance = consensus_distance(host, x[: model.parameters])
+    distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
     take_answer(run, step)
     right = seen = 0
     for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size):
@@ -70,8 +79,8 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
     return {"accuracy": float(share[0] / share[1]), "consensus_distance": distance}
 
 
-def consensus_distance(host: Host, x: Array) -> float:
-    """Everyone: mean over the ranks of ||x_i - mean x||, divided by ||mean x||."""
-    mean = host.mean(x.copy()).wait()
-    distance = host.mean(np.array([float(np.linalg.norm(x - mean))])).wait()
+def consensus_distance(host: Host, x: Array, weight: float = 1.0) -> float:
+    """Everyone: mean over the ranks of ||x_i - mean x||, divided by ||mean x||; the weights have a mean of 1."""
+    mean = host.mean(weight * x).wait()
+    distance = host.mean(np.array([weight * float(np.linalg.norm(x - mean))])).wait()
     return float(distance[0]) / float(np.linalg.norm(mean))

@@ -155,7 +155,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
     if host.rank == 0:
         write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", banner(parts, training, machine, folder, first))
-    record = Record(host, folder, display, training.batches.steps_per_epoch, config.batch,
+    record = Record(host, folder, display, training.steps_per_epoch, config.batch, training.ranks_per_step,
                     config.log_every, first, totals)
     display.begin(first)
     try:
@@ -166,7 +166,8 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest) -> int:
     if host.rank == 0:
         if last == training.steps:
             write_model(folder / "model.h5", training, parts)
-        display.table("result", {key: value for key, value in summary.items() if value is not None})
+        display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
+                                 and key != "staleness_counts"})
         display.print(f"run folder: {folder}")
         display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
                       else f"stopped at step {last} as asked; go on with --resume {folder}")
@@ -200,7 +201,8 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
                     f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
         "MPI": machine["mpi"],
-        "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}",
+        "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}"
+                 f"{f', {count - training.workers} of them only serving' if count > training.workers else ''}",
         "each rank": "; ".join(kinds),
         **gpus(ranks),
         "algorithm": f"{config.algorithm} ({shown('options', parts.options())})",
@@ -208,8 +210,9 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{parts.network.macs / 1e6:,.1f} million multiply-adds an image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
-        "batch": f"{config.batch} a rank, {config.batch * count} in all",
-        "steps": f"{first} to {training.steps}, {training.batches.steps_per_epoch} an epoch",
+        "batch": f"{config.batch} a rank, {config.batch * training.workers} in all",
+        "steps": f"{first} to {training.steps}, {training.steps_per_epoch} an epoch"
+                 f"{', shared out among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}, momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
         "seed": config.seed,
         "run folder": folder,

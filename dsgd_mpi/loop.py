@@ -1,4 +1,8 @@
-"""The training loop, the only one: the same for every algorithm, on every net."""
+"""The training loop, the only one: the same for every algorithm, on every net.
+
+All ranks do the same steps together; or, where these need nobody else, the steps of a run are shared out, and each rank
+does the next one that nobody has begun. Either way they meet where the run is evaluated, saved or ended.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+
+import numpy as np
 
 from dsgd_mpi.evaluate import Training, evaluate, take_answer
 from dsgd_mpi.flat import Array
@@ -19,7 +25,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
     host, model, x = run.host, run.model, run.model.flat
     run.algorithm.start(host, x, run.sgd)
 
-    with closing(run.batches.stream(first)) as batches:
+    with closing(run.batches.stream(record.rank_steps)) as batches:
         def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:
             if at is not x:
                 x[:] = at
@@ -32,20 +38,84 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
                 linger(run.delay_s, host.progress)
             return g
 
-        for step in range(first, run.steps):
-            if host.stop_agreed(step, stop_asked()):
-                run.checkpoints.save(step, x, run.sgd, run.algorithm, record.totals())
-                return step
+        def take(step: int) -> None:
             run.algorithm.step(x, gradient, run.schedule(step))
             record.step(step + 1, run.schedule(step))
-            if (step + 1) % run.eval_every == 0 or step + 1 == run.steps:
+
+        walk = SharedOut(run, record, first).walk if run.shared_out else partial(together, run)
+        reached = first
+        while reached < run.steps:
+            goal = next_meeting(run, reached)
+            reached = walk(reached, goal, take, stop_asked)
+            stopped = reached < goal
+            if not stopped and due(reached, run.eval_every, run.steps):
                 with record.evaluating:
-                    found = evaluate(run, step + 1)
-                record.evaluation(step + 1, **found)
-            if (run.checkpoint_every and (step + 1) % run.checkpoint_every == 0) or step + 1 == run.steps:
-                run.checkpoints.save(step + 1, x, run.sgd, run.algorithm, record.totals())
+                    found = evaluate(run, reached)
+                record.evaluation(reached, run.schedule(reached - 1), **found)
+            if stopped or due(reached, run.checkpoint_every, run.steps):
+                run.checkpoints.save(reached, x, run.sgd, run.algorithm, record.totals())
+            if stopped:
+                return reached
     take_answer(run, run.steps)
     return run.steps
+
+
+def due(step: int, every: int, last: int) -> bool:
+    return step == last or bool(every and step % every == 0)
+
+
+def next_meeting(run: Training, step: int) -> int:
+    """The next step after which there is something that all do together."""
+    regular = [every for every in (run.eval_every, run.checkpoint_every) if every]
+    return min(run.steps, *((step // every + 1) * every for every in regular))
+
+
+def together(run: Training, start: int, goal: int, take: Callable[[int], None], stop_asked: Callable[[], bool]) -> int:
+    """Everyone: all steps from `start` to `goal`, or to the one that all agree to stop at; the step reached."""
+    for step in range(start, goal):
+        if run.host.stop_agreed(step, stop_asked()):
+            return step
+        take(step)
+    return goal
+
+
+class SharedOut:
+    """The steps of a run as tickets, of which every rank draws the next when it is free. Collective to make."""
+
+    def __init__(self, run: Training, record: Record, first: int) -> None:
+        self.run, self.record, self.first = run, record, first
+        self.drawn = run.host.counters(1)
+
+    def walk(self, start: int, goal: int, take: Callable[[int], None], stop_asked: Callable[[], bool]) -> int:
+        """Everyone: the steps before `goal` that nobody has begun; the step reached, short of it if one asked to stop.
+
+        Who is asked to stop draws all tickets that are left, so that the others find none.
+        """
+        done = 0
+        while (step := self.draw(goal) if self.run.works else self.look_on()) < goal:
+            if self.run.works:
+                take(step)
+                done += 1
+            if stop_asked():
+                self.drawn.add(0, self.run.steps)
+        mean = float(self.run.host.mean(np.array([done], np.float64)).wait()[0])
+        reached = start + round(mean * self.run.host.size)
+        self.record.line(reached, self.run.schedule(reached - 1))
+        return reached
+
+    def draw(self, goal: int) -> int:
+        """A step that nobody else has; one beyond the goal is given back at once, and none are left."""
+        step = self.first + self.drawn.add(0)
+        if step >= goal:
+            self.drawn.add(0, -1)
+        return step
+
+    def look_on(self) -> int:
+        """For a rank that only serves: the next step."""
+        self.run.host.idle()
+        step = self.first + int(self.drawn.values()[0])
+        self.record.line(min(step, self.run.steps), self.run.schedule(min(step, self.run.steps - 1)))
+        return step
 
 
 def linger(seconds: float, between: Callable[[], None]) -> None:

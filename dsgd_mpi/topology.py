@@ -32,6 +32,11 @@ def exponential_peer(step: int, rank: int, size: int) -> int:
     return (rank + (1 << step % max(1, (size - 1).bit_length()))) % size
 
 
+def exponential_sender(step: int, rank: int, size: int) -> int:
+    """Who sends to a rank then: the other end of `exponential_peer`."""
+    return (rank - (1 << step % max(1, (size - 1).bit_length()))) % size
+
+
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     """For every rank the ranks that it exchanges with at a step; symmetric, without itself.
 

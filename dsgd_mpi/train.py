@@ -58,13 +58,18 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
 
 
 def catalogue() -> str:
-    """All algorithms: what each does, its source, its options."""
+    """All algorithms: what each does, its source, its options, what it sends and which model it offers."""
     from dsgd_mpi import algorithms
     text = []
     for name in algorithms.names():
         found = algorithms.find(name)
         options = " ".join(f"{item.name}={item.default}" for item in dataclasses.fields(found))  # type: ignore[arg-type]
-        text.append(f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n")
+        ways = [" ".join(way) for way in algorithms.independent_ways(found)]
+        shared_out = "yes" if "" in ways else f"with {' or '.join(ways)}" if ways else "no"
+        text.append(f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n\n"
+                    f"    communication in a step    {found.traffic}\n"
+                    f"    the model evaluated, kept  {found.offers}\n"
+                    f"    --steps-total              {shared_out}\n")
     return "\n".join(text)
 
 

@@ -64,6 +64,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("world", worlds, indirect=True)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Under mpirun only what is about a world: the rest has been run serially."""
+    if config.getoption("--with-mpi"):
+        items[:] = [item for item in items if "world" in item.fixturenames]
+
+
 @pytest.fixture
 def world(request):
     kind, _, size = request.param.partition("-")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 MPIRUN = shutil.which(os.environ.get("DSGD_MPIRUN", str(Path(sys.prefix, "bin", "mpirun")))) or shutil.which("mpirun")
@@ -51,3 +52,10 @@ def pids(text):
         if text in words and "python" in words[0]:
             found.append(int(folder.name))
     return sorted(found)
+
+
+def until(condition, limit_s=30):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)

@@ -174,6 +174,29 @@ def test_collect_waits_for_as_many_letters_as_asked(world):
     assert world.run(main) == [world.size] * world.size
 
 
+def test_counters_lose_nothing_and_give_no_number_twice(world):
+    def main(host):
+        counters = host.counters(3)
+        own = [counters.add(1) for _ in range(50)] + [counters.add(2, -2)]
+        host.settle()
+        return own, list(counters.values())
+    taken, values = zip(*world.run(main), strict=True)
+    assert sorted(number for own in taken for number in own[:-1]) == list(range(50 * world.size))
+    assert all(each == [0, 50 * world.size, -2 * world.size] for each in values)
+
+
+def test_a_part_can_be_read_into_a_piece_of_a_vector(world):
+    def main(host):
+        shared = host.share(on(host, np.full(5, float(host.rank))))
+        whole = on(host, np.full(world.size * 5, -1.0))
+        for owner in range(world.size):
+            assert shared.read(owner, whole[5 * owner : 5 * owner + 5]) is not None
+        host.settle()
+        return whole
+    for whole in world.run(main):
+        assert np.array_equal(whole, np.repeat(np.arange(world.size), 5))
+
+
 # simulated only
 
 def test_simulated_time_is_that_of_the_closed_formulas():
@@ -191,6 +214,48 @@ def test_simulated_time_is_that_of_the_closed_formulas():
     assert Cluster(2, costs).run(exchange) == pytest.approx([37.01e-3] * 2)
     ring = 2 * 3 * (10e-6 + x_bytes / 4 / 1.25e9)
     assert Cluster(4, costs).run(mean) == pytest.approx([ring] * 4)
+
+
+def test_messages_that_meet_at_one_card_take_their_turns():
+    """Four senders, one receiver; a pair beside them is not disturbed, and the cards are full duplex."""
+    second = 1000 * 8
+
+    def main(host):
+        if host.rank in (5, 6):
+            host.exchange(np.zeros(1000), 11 - host.rank).wait()
+        elif host.rank:
+            host.post(np.zeros(1000), 0)
+        else:
+            times = []
+            for _ in range(4):
+                list(host.collect(least=1))
+                times.append(host.now())
+            return times
+        return host.now()
+    found = Cluster(7, Costs(latency_s=0.5, bytes_per_s=second)).run(main)
+    assert found[0] == pytest.approx([1.5, 2.5, 3.5, 4.5])
+    assert found[5:] == pytest.approx([1.5, 1.5])
+
+
+def test_who_reads_one_ranks_memory_shares_its_card():
+    def main(host):
+        shared = host.share(np.zeros(1000 if host.rank == 0 else 0))
+        shared.read(0)
+        return host.now() - begin
+    begin = Costs(latency_s=0.5).barrier_s(4)
+    found = Cluster(4, Costs(latency_s=0.5, bytes_per_s=8000)).run(main)
+    assert found == pytest.approx([0.0, 2.0, 3.0, 4.0])     # request and answer: two latencies
+
+
+def test_means_under_way_at_once_take_their_turns():
+    costs = Costs(latency_s=0, bytes_per_s=8000)
+
+    def main(host):
+        first, second = host.mean(np.zeros(1000)), host.mean(np.zeros(1000))
+        second.wait()
+        first.wait()
+        return host.now()
+    assert Cluster(4, costs).run(main) == pytest.approx([2 * costs.mean_s(8000, 4)] * 4)
 
 
 def test_an_exchange_is_in_flight_while_the_rank_computes():

@@ -9,7 +9,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from jobs import Job, pids, run, train
+from jobs import Job, pids, run, train, until
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.nn import resnet
@@ -90,13 +90,6 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_the
     assert status == 0, output + errors
     assert steps_of(folder) == list(range(1, step + 11))
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
-
-
-def until(condition, limit_s=30):
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", algorithms.names())
@@ -240,6 +233,11 @@ def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
     (("--resume", "nowhere"), "config.toml: cannot be read"),
     (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
     (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
+    (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd needs those of other ranks; use "
+     "--steps, or one of adpsgd, easgd, gossip mode=push, parameter_server, push_sum graph=random"),
+    (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "
+     "max_staleness=2 needs those of other ranks"),
+    (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),
     (("--device", "gpu"), "no kernels for GPUs"),
     (("--kernels", "onednn", "--dtype", "float64"), "float64"),
     (("--out", "/proc/nowhere"), "cannot be made"),

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array
@@ -27,6 +27,13 @@ class Algorithm(Protocol):
 
     keeps: ClassVar[tuple[str, ...]]        # attributes that a checkpoint holds beside x and momentum: numbers, arrays
     replicated: ClassVar[bool]              # whether x and all that is kept are the same on all ranks after each step
+    traffic: ClassVar[str]                  # what a rank communicates in a step
+    offers: ClassVar[str]                   # which model `answer` gives
+    servers: int                            # how many ranks, the first ones, work for the others and have no data
+
+    @property
+    def independent(self) -> bool:
+        """Whether no step needs a step of another rank, so that ranks may do different numbers of them."""
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
         """Everyone, once: x is the same on all ranks, or what a resumed run had; then what is kept is set already."""
@@ -39,6 +46,27 @@ class Algorithm(Protocol):
 
     def answer(self, x: Array) -> Array:
         """Everyone: the model that the method offers at this moment, the same on all ranks. x itself is left alone."""
+
+
+def serving(algorithm: Algorithm, size: int) -> int:
+    """How many of so many ranks, the first ones, only serve; a rank alone does everything itself."""
+    if size > 1 and algorithm.servers >= size:
+        raise UsageError(f"{algorithm.servers} servers leave no worker among {size} ranks; expected at most {size - 1}")
+    return algorithm.servers if size > 1 else 0
+
+
+def independent() -> list[str]:
+    """The algorithms whose steps need no other rank's, with the option that makes it so where it is not the default."""
+    return [" ".join([name, *way]) for name in names() for way in independent_ways(find(name))]
+
+
+def independent_ways(algorithm: type[Algorithm]) -> list[list[str]]:
+    """The single options, as KEY=VALUE, with which `independent` is true; none and no other if it is so by default."""
+    if algorithm().independent:
+        return [[]]
+    choices = [(name, value) for name, hint in get_type_hints(algorithm).items() if get_origin(hint) is Literal
+               for value in get_args(hint)]
+    return [[f"{name}={value}"] for name, value in choices if algorithm(**{name: value}).independent]
 
 
 def names() -> list[str]:

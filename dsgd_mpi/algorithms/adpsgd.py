@@ -24,6 +24,10 @@ class AsynchronousDecentralised:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 0
+    independent: ClassVar[bool] = True
+    traffic: ClassVar[str] = "two models read, one of them its own, and one added to, one-sided"
+    offers: ClassVar[str] = "the mean of all models"
     t = 0                                   # steps done
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:

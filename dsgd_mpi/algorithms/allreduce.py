@@ -22,6 +22,10 @@ class Allreduce:
 
     keeps: ClassVar[tuple[str, ...]] = ()
     replicated: ClassVar[bool] = True
+    servers: ClassVar[int] = 0
+    independent: ClassVar[bool] = False
+    traffic: ClassVar[str] = "one mean of the gradient over all, in buckets as it becomes ready"
+    offers: ClassVar[str] = "x, the same on all ranks"
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
         self.net, self.sgd = net, sgd

@@ -23,6 +23,10 @@ class Backup:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "version")
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 1
+    independent: ClassVar[bool] = False
+    traffic: ClassVar[str] = "a worker's gradient to rank 0, its model to each worker"
+    offers: ClassVar[str] = "rank 0's model"
     t = 0                                   # steps done
     version = 0                             # steps that the model here has taken
 
@@ -64,6 +68,7 @@ class Backup:
             list(self.net.collect())        # late gradients, of no use any more
         else:
             self.take(x)
+        self.net.settle()                   # nobody goes on before all have read
 
     def answer(self, x: Array) -> Array:
         newest = self.net.size * x if self.net.rank == 0 else 0 * x

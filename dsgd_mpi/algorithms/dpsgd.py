@@ -25,6 +25,10 @@ class Decentralised:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 0
+    independent: ClassVar[bool] = False
+    traffic: ClassVar[str] = "an exchange of models with each neighbour"
+    offers: ClassVar[str] = "the mean of all models"
     t = 0                                   # steps done
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:

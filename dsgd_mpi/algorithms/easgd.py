@@ -28,6 +28,10 @@ class Elastic:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "c")
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 0
+    independent: ClassVar[bool] = True
+    traffic: ClassVar[str] = "one model read and one added to, one-sided, every `period` steps"
+    offers: ClassVar[str] = "c, the centre"
     t = 0                                   # steps done
     c = np.zeros(0)                         # the centre as of the last rest
 

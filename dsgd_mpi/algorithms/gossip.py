@@ -27,7 +27,14 @@ class Gossip:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 0
+    traffic: ClassVar[str] = "an exchange of models, or one model sent, every `period` steps"
+    offers: ClassVar[str] = "the mean of all models"
     t = 0                                   # steps done
+
+    @property
+    def independent(self) -> bool:
+        return self.mode == "push"
 
     def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
         self.net, self.sgd = net, sgd
@@ -57,6 +64,7 @@ class Gossip:
     def rest(self, x: Array) -> None:
         self.net.settle()
         self.merge(x)
+        self.net.settle()                   # nobody goes on before all have read
 
     def answer(self, x: Array) -> Array:
         return self.net.mean(x.copy()).wait()       # Jin et al. evaluate the average of all models

@@ -30,6 +30,10 @@ class Local:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "u", "x0")
     replicated: ClassVar[bool] = False
+    servers: ClassVar[int] = 0
+    independent: ClassVar[bool] = False
+    traffic: ClassVar[str] = "one mean of the model over all every `period` steps; until post_local, of the gradient"
+    offers: ClassVar[str] = "the mean of all models"
     t = 0                                   # steps done
     u = x0 = np.zeros(0)                    # of what is trained, not of batch norm's statistics
 

@@ -59,6 +59,10 @@ class Kernels(Protocol):
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that operations have taken besides the arrays that they were given: workspaces and scratchpads."""
+
     def set_threads(self, threads: int) -> None:
         """How many threads run an operation, in the thread that calls this; to be called before the first is made."""
 

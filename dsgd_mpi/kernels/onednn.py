@@ -8,6 +8,9 @@ their gradients back into it. What is needed within one operation only, lies in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +23,13 @@ from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi,
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
 
-# From so many channels on, gradients of windows come up to 1.6 times as fast out of blocks of channels, the re-ordering
-# included. Where oneDNN likes NHWC best, nothing is re-ordered.
+# Without AVX-512, gradients of windows come up to 1.6 times as fast out of blocks of channels from so many channels on,
+# the re-ordering included. With it NHWC is as fast.
 BLOCKED_CHANNELS = 64
+
+# Elements of SGD that one of several threads takes at a time, and the least that is worth waking it for: with fewer,
+# threads wait for Python's lock and for each other more than they gain.
+SIDE_BY_SIDE, WORTH_A_THREAD = 1 << 16, 1 << 19
 
 
 class OneDNN:
@@ -39,17 +46,26 @@ class OneDNN:
         self.library = library()
         self.c = c = self.library.c
         avx512 = c.dnnl_cpu_isa_avx512_core
-        if dtype == "bfloat16" and c.dnnl_get_effective_cpu_isa() & avx512 != avx512:
+        self.avx512 = c.dnnl_get_effective_cpu_isa() & avx512 == avx512
+        if dtype == "bfloat16" and not self.avx512:
             raise UsageError("this processor has no AVX-512, which oneDNN needs for bfloat16; use float32")
         self.dtype, self.storage = dtype, STORAGE[dtype]
         self.type = {"float32": c.dnnl_f32, "bfloat16": c.dnnl_bf16}[dtype]
         self.scratchpad, self.weights, self.inputs, self.outputs = (Shared(c) for _ in range(4))
+        self.workspace_bytes = 0
         self.sums: dict[int, Primitive] = {}
+        self.workers = ThreadPoolExecutor(c.omp_get_max_threads(), "sgd")
 
     def set_threads(self, threads: int) -> None:
         # oneDNN's own OpenMP is asked: OMP_NUM_THREADS cannot reach it once it is loaded
         assert not self.scratchpad.memories, "operations are made for a number of threads, which must not change"
         self.c.omp_set_num_threads(threads)
+        self.workers = ThreadPoolExecutor(threads, "sgd")
+
+    @property
+    def held_bytes(self) -> int:
+        shared = (self.scratchpad, self.weights, self.inputs, self.outputs)
+        return self.workspace_bytes + sum(int(buffer.array.nbytes) for buffer in shared)
 
     def zeros(self, size: int) -> Array:
         return np.zeros(size, np.float32)
@@ -114,7 +130,14 @@ class OneDNN:
         add()
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        reference.nesterov(x, v, g, lr, momentum, decay)
+        """NumPy's, on stretches side by side: it frees the interpreter while it computes."""
+        count = min(self.c.omp_get_max_threads(), x.size // WORTH_A_THREAD)
+        if count < 2:
+            return reference.nesterov(x, v, g, lr, momentum, decay)
+        cuts = np.linspace(0, x.size, count + 1, dtype=int).tolist()
+        update = partial(reference.nesterov, lr=lr, momentum=momentum, decay=decay, block=SIDE_BY_SIDE)
+        for done in [self.workers.submit(update, x[i:j], v[i:j], g[i:j]) for i, j in pairwise(cuts)]:
+            done.result()
 
     # What the operations are made of
 
@@ -125,6 +148,12 @@ class OneDNN:
         """The layout of an NHWC array, or of its copy in another order."""
         n, height, width, channels = x.shape
         return self.library.layout((n, channels, height, width), self.type, tag or self.c.dnnl_nhwc)
+
+    def workspace(self, layout: Handle) -> Array:
+        """Memory of an operation's own, from its forward to its backward pass."""
+        size = self.library.size(layout)
+        self.workspace_bytes += size
+        return aligned(size)
 
     def vector(self, x: Array) -> Handle:
         """The layout of float32 numbers in a row."""
@@ -232,7 +261,7 @@ class Convolution:
         c, k = self.c, self.kernels
         any_float = self.library.layout(self.w.value.shape, c.dnnl_f32, c.dnnl_format_tag_any)
         src, dst = self.src, self.dst
-        if self.w.value.shape[1] >= BLOCKED_CHANNELS and self.w.value.shape[2] > 1:
+        if not k.avx512 and self.w.value.shape[1] >= BLOCKED_CHANNELS and self.w.value.shape[2] > 1:
             src, dst = (k.activation(z.value, c.dnnl_format_tag_any) for z in (self.x, self.y))
         description = self.library.describe(
             c.dnnl_convolution_backward_weights_primitive_desc_create, c.dnnl_convolution_direct,
@@ -324,7 +353,7 @@ class BatchNorm:
         if not self.fused:
             return {}
         layout = self.kernels.library.query(self.description, self.c.dnnl_query_workspace_md)
-        return {self.c.DNNL_ARG_WORKSPACE: (layout, aligned(self.kernels.library.size(layout)))}
+        return {self.c.DNNL_ARG_WORKSPACE: (layout, self.kernels.workspace(layout))}
 
     def output(self, description: Handle, m: Array, s: Array, keep: dict[int, tuple[Handle, Array]]) -> Primitive:
         c = self.c
@@ -361,8 +390,8 @@ class Pool:
         prop = c.dnnl_forward_inference if y.grad is None else c.dnnl_forward_training
         forward = describe(c.dnnl_pooling_forward_primitive_desc_create, prop, algorithm, src, dst, *geometry)
         found = query(forward, c.dnnl_query_workspace_md)
-        size = kernels.library.size(found) if found else 0
-        keep = {c.DNNL_ARG_WORKSPACE: (found, aligned(size))} if size else {}
+        noted = found and kernels.library.size(found)
+        keep = {c.DNNL_ARG_WORKSPACE: (found, kernels.workspace(found))} if noted else {}
         self.forward_step = kernels.primitive(
             forward, {c.DNNL_ARG_SRC: (src, x.value), c.DNNL_ARG_DST: (dst, y.value), **keep})
         self.backward_steps: list[Primitive] = []

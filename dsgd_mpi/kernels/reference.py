@@ -25,6 +25,7 @@ class Reference:
     """NumPy kernels in float32 or float64; other dtypes raise UsageError."""
 
     name = "reference"
+    held_bytes = 0                          # operations take memory as they run, and give it back
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
@@ -86,10 +87,10 @@ class Reference:
         nesterov(x, v, g, lr, momentum, decay)
 
 
-def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
+def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float, block: int = BLOCK) -> None:
     """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache."""
-    for start in range(0, x.size, BLOCK):
-        part = slice(start, start + BLOCK)
+    for start in range(0, x.size, block):
+        part = slice(start, start + block)
         xp, vp = x[part], v[part]
         d = g[part] + decay * xp            # a temporary: g is the caller's
         vp *= momentum

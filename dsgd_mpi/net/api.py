@@ -21,14 +21,24 @@ class Letter(NamedTuple):
 class Shared(Protocol):
     """Memory that every rank may read and add to without its owner's help; each number is read and added atomically."""
 
-    def read(self, owner: int) -> Array:
-        """A copy of the owner's part."""
+    def read(self, owner: int, out: Array | None = None) -> Array:
+        """A copy of the owner's part, in `out` (contiguous) where it is given."""
 
     def add(self, owner: int, delta: Array) -> int:
         """part += delta; complete when it returns. How many additions have come between since this rank's last read."""
 
     def age(self, owner: int) -> int:
         """Additions to the owner's part since this rank last read it: what `add` would return now."""
+
+
+class Counters(Protocol):
+    """Whole numbers that every rank may read and add to, atomically and without anybody's help."""
+
+    def add(self, which: int, amount: int = 1) -> int:
+        """What the number was before."""
+
+    def values(self) -> Array:
+        """A copy of all: int64."""
 
 
 class Pending(Protocol):
@@ -92,8 +102,11 @@ class Net(Protocol):
     def share(self, x: Array) -> Shared:
         """Everyone, once: lends a copy of x to all. The parts of the ranks may differ in length."""
 
+    def counters(self, count: int) -> Counters:
+        """Everyone, once: so many counters, at zero, in the memory of rank 0."""
+
     def idle(self) -> None:
-        """This rank alone, again and again while it waits for a change in shared memory: lets the others go on."""
+        """This rank alone, again and again while it waits for a change in shared memory: sleeps for a moment."""
 
     def settle(self) -> None:
         """Everyone: when it returns, all that was posted has arrived and can be collected."""

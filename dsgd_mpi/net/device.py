@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.net.api import Done, Host, Letter, Pending, Shared
+from dsgd_mpi.net.api import Counters, Done, Host, Letter, Pending, Shared
 from dsgd_mpi.net.places import Place
 
 
@@ -194,6 +194,10 @@ class StagedHost:
             return self.host.share(x)
         with self.on_host(x) as copy:
             return StagedMemory(self, self.host.share(copy), x.dtype)
+
+    def counters(self, count: int) -> Counters:
+        self._start_all()
+        return self.host.counters(count)
 
     # both
 

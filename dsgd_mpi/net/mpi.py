@@ -18,13 +18,14 @@ from dsgd_mpi.net.api import Done, Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
 from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.stop import Stop
-from dsgd_mpi.net.window import Window
+from dsgd_mpi.net.window import Numbers, Window
 
 EXCHANGE = 1
 LETTER = 100                                # + the index of the dtype on the wire
 WIRE_DTYPES = ("float32", "float64")
 RING, RINGS = 1000, 1000                    # tags of the rings under way, used in turn
 RING_PART_BYTES = 1 << 15                   # below, latency counts more than bandwidth, and MPI's own tree is faster
+IDLE_S = 2e-4                               # of sleep between two looks at shared memory
 NOTE_BYTES = 8                              # a letter begins with its note, a float64
 
 
@@ -88,7 +89,7 @@ class MpiHost:
         self.traffic = Traffic()
         self.stop = Stop(self.comm)
         self.under_way: list[Waiting] = []
-        self.windows: list[Window] = []
+        self.windows: list[Window | Numbers] = []
         self.free: list[Array] = []         # receive buffers: fresh pages would cost as much as the transfer
         self.handed_out: list[Array] = []   # those that exchanges have returned and that are still valid
         self.outbox: list[tuple[MPI.Request, Array]] = []
@@ -169,15 +170,21 @@ class MpiHost:
         yield from letters
 
     def share(self, x: Array) -> Window:
-        self.windows.append(Window(self.comm, x, self.traffic))
-        return self.windows[-1]
+        self.windows.append(window := Window(self.comm, x, self.traffic))
+        return window
+
+    def counters(self, count: int) -> Numbers:
+        self.windows.append(numbers := Numbers(self.comm, count))
+        return numbers
 
     def idle(self) -> None:
         start = time.perf_counter()
-        self.progress()
+        self._advance()
         self.stop.listen()
-        os.sched_yield()
-        self.traffic.wait_s += time.perf_counter() - start
+        time.sleep(IDLE_S)
+        waited = time.perf_counter() - start
+        self.traffic.wait_s += waited
+        self.traffic.comm_s += waited
 
     def _arrived(self) -> Iterator[Letter]:
         status = MPI.Status()
@@ -197,8 +204,11 @@ class MpiHost:
     def progress(self) -> None:
         if self.under_way or self.outbox or self.windows:
             with self._timed():
-                self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
-                self.mail.Iprobe()          # whatever it answers: letters and others' additions move along
+                self._advance()
+
+    def _advance(self) -> None:
+        self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
+        self.mail.Iprobe()                  # whatever it answers: letters and others' additions move along
 
     def now(self) -> float:
         return time.perf_counter()

@@ -20,7 +20,7 @@ class Sharded:
     def read(self, out: Array) -> Array:
         """Everyone alone: fills `out` (the whole vector) and returns it."""
         for owner, part in enumerate(self.parts):
-            out[part] = self.shared.read(owner)
+            self.shared.read(owner, out[part])
         return out
 
     def add(self, delta: Array) -> int:

@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 import greenlet
+import numpy as np
 import simpy
 
 from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.costs import Costs
 from dsgd_mpi.net.places import cpu
+from dsgd_mpi.net.wires import Wires
 
 IDLE_S = 1e-3                               # between two looks at shared memory
 
@@ -32,10 +34,13 @@ class Cluster:
     def __init__(self, size: int, costs: Costs | None = None) -> None:
         self.size, self.costs = size, costs or Costs()
         self.environment = simpy.Environment()
+        self.wires = Wires(self.environment, size, self.costs)
         self.meetings: dict[Hashable, Meeting] = {}
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
         self.memories: dict[int, tuple[list[Array], list[int]]] = {}     # what was shared, and its additions so far
-        self.last_arrival = 0.0             # of all letters posted so far
+        self.numbers: dict[int, Array] = {}     # what counters have counted
+        self.letters = 0                    # under way
+        self.all_arrived = simpy.Event(self.environment).succeed()
         self.stop_step: int | None = None
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
 
@@ -49,6 +54,16 @@ class Cluster:
             rank, reason = next(iter(waiting.items()))
             raise Deadlock(f"ranks {sorted(waiting)} wait for ever: rank {rank} waits for {reason}")
         return [host.result for host in self.hosts]
+
+    def posted(self) -> None:
+        if not self.letters:
+            self.all_arrived = simpy.Event(self.environment)
+        self.letters += 1
+
+    def arrived(self) -> None:
+        self.letters -= 1
+        if not self.letters:
+            self.all_arrived.succeed()
 
 
 class Meeting:
@@ -75,21 +90,22 @@ class Waiting:
 
 
 class SharedMemory:
-    """`Shared` on a simulated cluster: a request and its answer for reading, one message for adding."""
+    """`Shared` on a simulated cluster: reading is a request and its answer, adding one message."""
 
     def __init__(self, host: SimulatedHost, parts: list[Array], counts: list[int]) -> None:
         self.host, self.parts, self.counts = host, parts, counts
         self.seen = [0] * host.size
 
-    def read(self, owner: int) -> Array:
-        self._travel(owner, 0)
-        part, self.seen[owner] = self.parts[owner].copy(), self.counts[owner]
-        self._travel(owner, part.nbytes)
-        return part
+    def read(self, owner: int, out: Array | None = None) -> Array:
+        out = np.empty_like(self.parts[owner]) if out is None else out
+        self.host.travel(self.host.rank, owner)
+        out[:], self.seen[owner] = self.parts[owner], self.counts[owner]
+        self.host.travel(owner, self.host.rank, out.nbytes)
+        return out
 
     def add(self, owner: int, delta: Array) -> int:
         delta = delta.copy()
-        self._travel(owner, delta.nbytes)
+        self.host.travel(self.host.rank, owner, delta.nbytes)
         stale = self.age(owner)
         self.parts[owner] += delta
         self.counts[owner] += 1
@@ -100,12 +116,25 @@ class SharedMemory:
     def age(self, owner: int) -> int:
         return self.counts[owner] - self.seen[owner]
 
-    def _travel(self, owner: int, nbytes: int) -> None:
-        host, costs = self.host, self.host.cluster.costs
-        if owner != host.rank:
-            start = host.now()
-            host.sleep_until(host.cluster.environment.timeout(costs.message_s(costs.scale * nbytes)), "shared memory")
-            host.traffic.comm_s += host.now() - start
+
+class Numbers:
+    """`Counters` on a simulated cluster, on rank 0."""
+
+    def __init__(self, host: SimulatedHost, numbers: Array) -> None:
+        self.host, self.numbers = host, numbers
+
+    def add(self, which: int, amount: int = 1) -> int:
+        self.host.travel(self.host.rank, 0)
+        before = int(self.numbers[which])
+        self.numbers[which] += amount
+        self.host.travel(0, self.host.rank)
+        return before
+
+    def values(self) -> Array:
+        self.host.travel(self.host.rank, 0)
+        found = self.numbers.copy()
+        self.host.travel(0, self.host.rank)
+        return found
 
 
 class SimulatedHost:
@@ -131,28 +160,26 @@ class SimulatedHost:
             for array in arrays.values():
                 array[:] = mean
             return arrays
-        return self._meet("mean", range(self.size), x, combine, self.cluster.costs.mean_s(nbytes, self.size))
+        seconds = self.cluster.costs.mean_s(nbytes, self.size)
+        return self._meet("mean", range(self.size), x, combine, lambda: self.cluster.wires.occupy(seconds))
 
     def settle(self) -> None:
-        barrier_s = self.cluster.costs.barrier_s(self.size)
-        self._meet("settle", range(self.size), None, dict, barrier_s).wait()
-        rest = self.cluster.last_arrival - self.now()
-        if rest > 0:
-            self.sleep_until(self.cluster.environment.timeout(rest), "letters under way")
+        def combine(ranks: dict[int, None]) -> dict[int, simpy.Event]:
+            return dict.fromkeys(ranks, self.cluster.all_arrived)
+        self._wait(self._meet("settle", range(self.size), None, combine, self._barrier).wait(), "letters under way")
 
     def broadcast(self, x: Array, root: int = 0) -> None:
         def combine(arrays: dict[int, Array]) -> dict[int, Array]:
             for array in arrays.values():
                 array[:] = arrays[root]
             return arrays
-        cost = self.cluster.costs.message_s(self._wire_bytes(x)) * (self.size - 1).bit_length()
-        self._meet("broadcast", range(self.size), x, combine, cost).wait()
+        seconds = self.cluster.costs.message_s(self._wire_bytes(x)) * (self.size - 1).bit_length()
+        self._meet("broadcast", range(self.size), x, combine, lambda: self.cluster.wires.occupy(seconds)).wait()
 
     def allgather(self, item: Any) -> list[Any]:
         def combine(items: dict[int, Any]) -> dict[int, Any]:
             return {rank: [items[each] for each in range(self.size)] for rank in items}
-        barrier_s = self.cluster.costs.barrier_s(self.size)
-        items: list[Any] = self._meet("allgather", range(self.size), item, combine, barrier_s).wait()
+        items: list[Any] = self._meet("allgather", range(self.size), item, combine, self._barrier).wait()
         return items
 
     # both
@@ -166,8 +193,11 @@ class SimulatedHost:
             return {peer: mine.copy(), self.rank: theirs.copy()}
         nbytes = self._wire_bytes(x) if peer != self.rank else 0
         self.traffic.bytes_sent += nbytes
-        cost = self.cluster.costs.message_s(nbytes) if peer != self.rank else 0.0
-        return self._meet("exchange", sorted({self.rank, peer}), x, combine, cost)
+
+        def travel() -> simpy.Event:
+            send = self.cluster.wires.send
+            return send(self.rank, peer, nbytes) & send(peer, self.rank, nbytes)
+        return self._meet("exchange", sorted({self.rank, peer}), x, combine, travel)
 
     # one alone
 
@@ -175,10 +205,9 @@ class SimulatedHost:
         letter = Letter(self.rank, x.copy(), note)
         nbytes = self._wire_bytes(x)
         self.traffic.bytes_sent += nbytes
-        seconds = self.cluster.costs.message_s(nbytes)
-        delivery = self.cluster.environment.timeout(seconds)
+        self.cluster.posted()
+        delivery = self.cluster.wires.send(self.rank, peer, nbytes)
         delivery.callbacks.append(lambda _: self.cluster.hosts[peer].receive(letter))
-        self.cluster.last_arrival = max(self.cluster.last_arrival, self.now() + seconds)
 
     def collect(self, least: int = 0) -> Iterator[Letter]:
         while len(self.cluster.inboxes[self.rank]) < least:
@@ -196,9 +225,15 @@ class SimulatedHost:
         memory = self.cluster.memories.setdefault(name, (parts, [0] * self.size))
         return SharedMemory(self, *memory)
 
+    def counters(self, count: int) -> Numbers:
+        self.allgather(None)
+        name = self.calls["counters"] = self.calls["counters"] + 1
+        return Numbers(self, self.cluster.numbers.setdefault(name, np.zeros(count, np.int64)))
+
     def receive(self, letter: Letter) -> None:
         """A letter arrives here."""
         self.cluster.inboxes[self.rank].append(letter)
+        self.cluster.arrived()
         if self.letter_came and not self.letter_came.triggered:
             self.letter_came.succeed()
 
@@ -255,6 +290,14 @@ class SimulatedHost:
         event.callbacks.append(lambda _: self.thread.switch())
         self.scheduler.switch()
 
+    def travel(self, source: int, target: int, nbytes: int = 0) -> None:
+        """Sleeps while a message goes from one rank to another for this one."""
+        if source == target:
+            return
+        start = self.now()
+        self.sleep_until(self.cluster.wires.send(source, target, self.cluster.costs.scale * nbytes), "shared memory")
+        self.traffic.comm_s += self.now() - start
+
     def _wait(self, event: simpy.Event, reason: str) -> None:
         """Sleeps, and counts it as waiting for others."""
         start = self.now()
@@ -263,8 +306,8 @@ class SimulatedHost:
         self.traffic.comm_s += self.now() - start
 
     def _meet(self, verb: str, ranks: Any, x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
-              seconds: float) -> Waiting:
-        """Comes to the next meeting of these ranks for this purpose; the last to come makes the answers."""
+              travel: Callable[[], simpy.Event]) -> Waiting:
+        """Comes to the next meeting of these ranks for this purpose; once all have, what they bring travels."""
         ranks = tuple(ranks)
         call = self.calls[verb, ranks] = self.calls[verb, ranks] + 1
         environment = self.cluster.environment
@@ -272,7 +315,7 @@ class SimulatedHost:
         meeting.arrays[self.rank] = x
         if len(meeting.arrays) == len(ranks):
             del self.cluster.meetings[verb, ranks, call]
-            arrival = environment.timeout(seconds)
+            arrival = travel()
             arrival.callbacks.append(lambda _: self._conclude(meeting, partial(combine, meeting.arrays)))
         others = "everyone" if len(ranks) > 2 else " and ".join(f"rank {rank}" for rank in ranks if rank != self.rank)
         return Waiting(self, meeting, f"{others or 'itself'} in {verb} (its call {call})")
@@ -281,6 +324,9 @@ class SimulatedHost:
     def _conclude(meeting: Meeting, combine: Callable[[], dict[int, Any]]) -> None:
         meeting.answers = combine()
         meeting.done.succeed()
+
+    def _barrier(self) -> simpy.Event:
+        return self.cluster.environment.timeout(self.cluster.costs.barrier_s(self.size))
 
     def _wire_bytes(self, x: Array) -> int:
         return round(self.cluster.costs.scale * int(x.nbytes))

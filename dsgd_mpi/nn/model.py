@@ -86,9 +86,9 @@ class Model:
 
     @property
     def activation_bytes(self) -> int:
-        """Memory of activations and their gradients, for all batch sizes met so far, and for inference."""
+        """Memory of activations, their gradients and workspaces, for all batch sizes met so far, and for inference."""
         plans = sum(plan.activations.bytes for plan in self.plans.values())
-        return plans + (self.inference.memory.allocated_bytes if self.inference else 0)
+        return plans + (self.inference.memory.allocated_bytes if self.inference else 0) + self.kernels.held_bytes
 
     def plan(self, batch: int) -> Plan:
         """All that is bound to one batch size, made when it is first met."""

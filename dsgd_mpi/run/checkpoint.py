@@ -39,7 +39,7 @@ class Checkpoints:
     def __init__(self, host: Host, folder: Path, header: dict[str, Any], kept: int = 2) -> None:
         self.host, self.folder, self.header, self.kept = host, folder, header, kept
 
-    def save(self, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm, totals: dict[str, float]) -> None:
+    def save(self, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Everyone, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
         algorithm.rest(x)
         if self.host.rank == 0:
@@ -54,7 +54,7 @@ class Checkpoints:
         if self.host.rank == 0:
             self._conclude(step, complete)
 
-    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
+    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
         """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
         Overwrites x, momentum and what the algorithm keeps; returns the step to go on with and the totals so far.
@@ -108,7 +108,7 @@ class Checkpoints:
         for old in self._steps()[: -self.kept]:
             shutil.rmtree(self._path(old))
 
-    def _read(self, path: Path, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, float]]:
+    def _read(self, path: Path, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
         with h5py.File(path, "r", locking=False) as file:
             ranks = int(file.attrs["ranks"])
             if not algorithm.replicated and ranks != self.host.size:

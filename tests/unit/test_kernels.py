@@ -190,7 +190,7 @@ def test_accumulate_adds_in_place(fast):
         assert_close(fast, total.value, total_.value + term_.value)
 
 
-@pytest.mark.parametrize("size", [1, 100_003])
+@pytest.mark.parametrize("size", [1, 100_003, 1_600_003])
 def test_nesterov(fast, size):
     rng = fresh()
     p, p_ = parameters(fast, x=rng.standard_normal(size), v=rng.standard_normal(size), g=rng.standard_normal(size))

@@ -11,6 +11,7 @@ from kernel_cases import filled, flat_tensors, fresh, poisoned
 
 from dsgd_mpi import kernels
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.kernels.onednn import from_bfloat16, to_bfloat16
 
 
@@ -67,6 +68,30 @@ def test_the_number_of_threads_cannot_change_under_an_operation(onednn):
     with pytest.raises(AssertionError, match="made for a number of threads"):
         onednn.set_threads(2)
     del made
+
+
+def test_nesterov_gives_the_same_bits_on_any_number_of_threads(onednn):
+    start = [np.random.default_rng(0).standard_normal(1_600_003, "float32") for _ in "xvg"]
+    before, results = onednn.c.omp_get_max_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            onednn.set_threads(threads)
+            x, v, g = (array.copy() for array in start)
+            onednn.nesterov(x, v, g, 0.1, 0.9, 1e-4)
+            results.append((x, v))
+    finally:
+        onednn.set_threads(before)
+    for found in results[1:]:
+        np.testing.assert_array_equal(found, results[0])
+
+
+def test_workspaces_are_counted(onednn):
+    """Batch norm with ReLU keeps a bit or a byte for each number that it may have cut off."""
+    before = onednn.held_bytes
+    x, y = (Tensor(onednn.empty((2, 8, 8, 16)), onednn.empty((2, 8, 8, 16))) for _ in "xy")
+    rows = [Tensor(*np.ones((2, 16), "float32")) for _ in range(4)]
+    onednn.batch_norm(x, *rows, y, relu=True)
+    assert onednn.held_bytes - before >= x.value.size / 8
 
 
 def test_an_operation_that_is_forgotten_leaves_nothing_behind(onednn):
