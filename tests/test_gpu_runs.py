@@ -8,10 +8,11 @@ import pytest
 from jobs import run
 
 PROGRAM = """
-    import sys
+    import os, sys
     sys.path.insert(0, {tests!r})
     from numpy_device import NumpyDevice
     from dsgd_mpi.kernels import onednn, reference
+    from dsgd_mpi.launch import launched
     from dsgd_mpi.net import policy
     from dsgd_mpi.net.places import cpu, gpu_of
 
@@ -24,7 +25,8 @@ PROGRAM = """
         made.place = place
         return made
     policy.gpu.find, policy.gpu.CudaDevice = find, device
-    onednn.OneDNN.name = reference.Reference.name = "cudnn"
+    if str(launched().rank) not in os.environ.get("WITHOUT_GPU", ""):
+        onednn.OneDNN.name = reference.Reference.name = "cudnn"
     from dsgd_mpi.train import main
     main()
 """
@@ -34,8 +36,8 @@ PROGRAM = """
 def start(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parent))))
-    return lambda *options, ranks: run(program, "--steps", 3, "--batch", 4, "--out", tmp_path / "run", *options,
-                                       ranks=ranks)
+    return lambda *options, ranks, env=None: run(program, "--steps", 3, "--batch", 4, "--out", tmp_path / "run",
+                                                 *options, ranks=ranks, env=env)
 
 
 def test_the_banner_says_which_gpu_each_rank_has_and_how_its_arrays_travel(start, tmp_path):
@@ -49,11 +51,12 @@ def test_the_banner_says_which_gpu_each_rank_has_and_how_its_arrays_travel(start
     assert "staged through pinned host memory (GPU-aware MPI not trusted: rank 0: the trial" in machine["mpi"]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ((), "3 ranks on node, but 2 GPUs for them; start 2 ranks a node, or let several compute on one GPU by"),
-    (("--share-gpu", "--gpu-comm", "nccl"), "--gpu-comm nccl: ")])
-def test_what_is_refused_is_told_once(start, tmp_path, options, message):
-    status, _, errors = start(*options, ranks=3)
+@pytest.mark.parametrize(("options", "without", "message"), [
+    ((), "1,2", "ranks [1, 2] have no GPU to compute on and the others have; use --device cpu, or"),
+    ((), "", "3 ranks on node, but 2 GPUs for them; start 2 ranks a node, or let several compute on one GPU by"),
+    (("--share-gpu", "--gpu-comm", "nccl"), "", "--gpu-comm nccl: ")])
+def test_what_is_refused_is_told_once(start, tmp_path, options, without, message):
+    status, _, errors = start(*options, ranks=3, env={"WITHOUT_GPU": without})
     assert status == 2, errors
     assert errors.count("Error") == errors.count(message) == 1, errors
     assert "Traceback" not in errors

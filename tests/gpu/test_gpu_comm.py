@@ -7,7 +7,7 @@ from jobs import run
 
 from dsgd_mpi.kernels.device import problem
 
-pytestmark = pytest.mark.skipif(problem() is not None, reason=f"no GPU can be used: {problem()}")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(problem() is not None, reason=f"no GPU can be used: {problem()}")]
 
 # Rank 0 prints how arrays travel, and whether all verbs gave on all ranks what they should; or why this is refused.
 PROGRAM = """
