@@ -60,6 +60,19 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
 
 
+def connect(parts: Prepared, host: Host) -> Host:
+    """Everyone: the host for the arrays of these kernels. UsageError, the same on all ranks, where there is none."""
+    with_gpu = host.allgather(parts.kernels.name == "cudnn")
+    if not any(with_gpu):
+        return host
+    if not all(with_gpu):
+        without = [rank for rank, found in enumerate(with_gpu) if not found]
+        raise UsageError(f"ranks {without} have no GPU to compute on and the others have; use --device cpu, or start "
+                         "ranks only where there are GPUs")
+    from dsgd_mpi.net.policy import connected
+    return connected(host, parts.config.gpu_comm, parts.config.share_gpu)
+
+
 def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     """Everyone: the whole run, its model the same on all ranks."""
     chosen = parts.config

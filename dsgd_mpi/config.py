@@ -79,6 +79,11 @@ class Config:
     threads: int = option("Machine", 0, "Threads a rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", least=0)
 
+    gpu_comm: str = option("Machine", "auto", "How arrays on GPUs travel: staged in pinned host memory, taken from "
+                           "the GPU by a GPU-aware MPI, means by NCCL; auto: direct if a trial shows that MPI can.",
+                           choices=("auto", "staged", "direct", "nccl"))
+    share_gpu: bool = option("Machine", False, "Several ranks may compute on one GPU.", flag=True)
+
     eval_every: float = option("Output", 1, "Epochs between two evaluations on the test set; 0.5 is one too.", least=0,
                                unit="EPOCHS")
     log_every: int = option("Output", 10, "Steps between two lines of metrics.jsonl.", least=1, unit="STEPS")

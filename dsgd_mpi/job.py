@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dsgd_mpi import __version__
-from dsgd_mpi.build import Prepared, assemble, prepare
+from dsgd_mpi.build import Prepared, assemble, connect, prepare
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.evaluate import Training
@@ -34,6 +34,7 @@ from dsgd_mpi.run.display import Display, shown
 from dsgd_mpi.run.record import Record, write_json
 from dsgd_mpi.run.signals import STATUS, StopRequest
 
+SHOWN = 16                                  # ranks that the banner lists with their GPUs
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -58,12 +59,15 @@ def run(config: Config) -> int:
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
-        folder, problem = made_folder(config, host.rank) if not problem else (None, problem)
         if told(host, problem):
             return UsageError.exit_code
         assert parts
+        net, problem = connected(parts, host)
+        folder, problem = made_folder(config, host.rank) if not problem else (None, problem)
+        if told(host, problem):
+            return UsageError.exit_code
         where = Path(host.allgather(str(folder))[0])
-        status = work(parts, host, where, stop, job)
+        status = work(parts, net, where, stop, job)
         host.close()
         return status
     except BaseException as failure:
@@ -89,6 +93,13 @@ def started_mpi(ranks: int) -> Any:
                          f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
                          "for Open MPI; srun --mpi=list tells which there are)")
     return host
+
+
+def connected(parts: Prepared, host: Host) -> tuple[Host, UsageError | None]:
+    try:
+        return connect(parts, host), None
+    except UsageError as problem:
+        return host, problem
 
 
 def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | None]:
@@ -186,7 +197,7 @@ def python() -> str:
 
 def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
     """Everyone: what the run runs on, for env.json."""
-    own = {"host": platform.node(), "device": "cpu", "kernels": parts.kernels.name, "threads": threads}
+    own = {**host.place(), "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
             "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
@@ -208,6 +219,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}"
                  f"{f', {count - training.workers} of them only serving' if count > training.workers else ''}",
         "each rank": "; ".join(kinds),
+        **gpus(ranks),
         "algorithm": f"{config.algorithm} ({shown('options', parts.options())})",
         "model": f"{config.model}, {training.model.parameters:,} parameters, "
                  f"{parts.network.macs / 1e6:,.1f} million multiply-adds an image",
@@ -220,6 +232,14 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "seed": config.seed,
         "run folder": folder,
     }
+
+
+def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
+    """A line of the banner for each rank that has a GPU."""
+    lines = [f"rank {rank} on {own['host']}: {own['uuid']}, cores {own['cores']}" for rank, own in enumerate(ranks)
+             if "uuid" in own]
+    more = [f"and {len(lines) - SHOWN} more in env.json"] if len(lines) > SHOWN else []
+    return {"GPUs": "\n".join(lines[:SHOWN] + more)} if lines else {}
 
 
 def write_model(path: Path, training: Training, parts: Prepared) -> None:

@@ -1,12 +1,19 @@
-"""A `world` for every law: simulated clusters of several sizes, or, under mpirun and --with-mpi, MPI's ranks."""
+"""A `world` for every law: simulated clusters of several sizes, or, under mpirun and --with-mpi, MPI's ranks.
+
+Each also with all arrays on a device (of NumPy's) on every rank, whose host stages them.
+"""
 
 import sys
 
 import pytest
+from numpy_device import NumpyDevice, on_host
 
+from dsgd_mpi.net.device import StagedHost
+from dsgd_mpi.net.direct import DirectHost
 from dsgd_mpi.net.simulated import Cluster
 
 SIZES = (1, 2, 4, 5)
+WITH_DEVICES = (2, 5)
 
 
 class SimulatedWorld:
@@ -39,10 +46,21 @@ class MpiWorld:
         return [result for result, _ in outcomes]
 
 
+class DeviceWorld:
+    """Another world, each of its ranks with a device; `over` is the class of host that uses it."""
+
+    def __init__(self, world, over):
+        self.world, self.size, self.simulated, self.over = world, world.size, False, over
+
+    def run(self, main, costs=None):
+        return self.world.run(lambda host: on_host(main(self.over(host, NumpyDevice()))), costs)
+
+
 def pytest_generate_tests(metafunc):
     if "world" in metafunc.fixturenames:
         mpi = metafunc.config.getoption("--with-mpi")
-        worlds = ["mpi"] if mpi else [f"simulated-{size}" for size in SIZES]
+        simulated = [*(f"simulated-{size}" for size in SIZES), *(f"device-{size}" for size in WITH_DEVICES)]
+        worlds = ["mpi", "staged", "direct"] if mpi else simulated
         metafunc.parametrize("world", worlds, indirect=True)
 
 
@@ -54,7 +72,11 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def world(request):
-    return MpiWorld() if request.param == "mpi" else SimulatedWorld(int(request.param.split("-")[1]))
+    kind, _, size = request.param.partition("-")
+    if kind in ("simulated", "device"):
+        world = SimulatedWorld(int(size))
+        return world if kind == "simulated" else DeviceWorld(world, StagedHost)
+    return MpiWorld() if kind == "mpi" else DeviceWorld(MpiWorld(), {"staged": StagedHost, "direct": DirectHost}[kind])
 
 
 @pytest.hookimpl(hookwrapper=True)

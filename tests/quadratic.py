@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dsgd_mpi.flat import beside
 from dsgd_mpi.sgd import LocalSgd
 
 
@@ -22,10 +23,15 @@ class Quadratic:
     def gradient(self, x, ready=None):
         draw = np.random.default_rng((self.seed, self.rank, self.calls))
         self.calls += 1
-        g = self.h * (x - self.b) + self.noise * draw.normal(size=x.size)
-        if ready:                           # in stretches, as a network would
-            for end in range(x.size, 0, -10):
-                ready(g, slice(max(end - 10, 0), end))
+        h, b, noise = (beside(x, each) for each in (self.h, self.b, self.noise * draw.normal(size=x.size)))
+        g = np.empty_like(x)
+        for end in range(x.size, 0, -10):   # in stretches, as a network would
+            part = slice(max(end - 10, 0), end)
+            np.subtract(x[part], b[part], out=g[part])
+            g[part] *= h[part]
+            g[part] += noise[part]
+            if ready:
+                ready(g, part)
         return g
 
 
@@ -33,9 +39,14 @@ def sgd_for(x, momentum=0.9, weight_decay=0.0):
     return LocalSgd(x.size, momentum, weight_decay, like=x)
 
 
+def on(host, values):
+    """`values` where the algorithms of this host have their arrays: itself, or a copy on the host's device."""
+    return host.device.array(values) if hasattr(host, "device") else values
+
+
 def train(host, algorithm, task, steps, lr=0.05, momentum=0.9, x=None):
     """A bare training loop: returns x and the optimiser."""
-    x = task.start() if x is None else x
+    x = on(host, task.start()) if x is None else x
     sgd = sgd_for(x, momentum)
     algorithm.start(host, x, sgd)
     for _ in range(steps):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quadratic import Quadratic, go_on, sgd_for, train
+from quadratic import Quadratic, go_on, on, sgd_for, train
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
@@ -136,7 +136,7 @@ def test_allreduce_equals_one_rank_with_the_whole_batch(world):
 def test_pull_gossip_keeps_the_mean_of_all_models(world):
     def main(host):
         gossip = Gossip()
-        x = np.random.default_rng(host.rank).normal(size=12)
+        x = on(host, np.random.default_rng(host.rank).normal(size=12))
         before = x.copy()
         train(host, gossip, Quadratic(host.rank, size=12), 10, lr=0.0, x=x)
         return before, x
@@ -229,7 +229,7 @@ def masses(world, algorithm, mass, steps, costs=None):
     """The sums over all ranks of `mass(algorithm, x)`, before the first step and after a rest, without gradients."""
     def main(host):
         own = copy.copy(algorithm)
-        x = np.random.default_rng(host.rank).normal(size=12)
+        x = on(host, np.random.default_rng(host.rank).normal(size=12))
         task = Quadratic(host.rank, size=12)
         own.start(host, x, sgd_for(x))
         before = mass(own, x)
@@ -299,7 +299,7 @@ def test_every_algorithm_ends_whatever_is_delayed(parameter, size, seed):
 
 def test_push_sum_without_gradients_comes_to_the_mean_of_all_models(world):
     def main(host):
-        x = np.random.default_rng(host.rank).normal(size=5)
+        x = on(host, np.random.default_rng(host.rank).normal(size=5))
         before = x.copy()
         train(host, PushSum(), Quadratic(host.rank, size=5), 120, lr=0.0, x=x)
         return before, x

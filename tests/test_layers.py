@@ -17,8 +17,9 @@ FLOORS = [                                  # lowest first; the longest prefix t
     ("job",),
     ("train", "doctor", "__main__"),
 ]
-ROOMS = {"mpi4py": ("net",), "cupy": ("kernels", "net", "build"), "simpy": ("net",), "greenlet": ("net",),
-         "rich": ("run", "study", "data"), "matplotlib": ("study",), "cffi": ("kernels",)}
+ROOMS = {"mpi4py": ("net",), "cupy": ("kernels", "net", "build"), "cupyx": ("kernels", "net"), "simpy": ("net",),
+         "greenlet": ("net",), "rich": ("run", "study", "data"), "matplotlib": ("study",),
+         "cffi": ("kernels",)}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

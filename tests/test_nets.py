@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from quadratic import on
 
 from dsgd_mpi.net.costs import Costs
 from dsgd_mpi.net.simulated import Cluster, Deadlock
@@ -14,7 +15,7 @@ def test_mean_is_the_mean_in_place_and_the_same_bits_everywhere(world, length, d
         return np.random.default_rng(rank).normal(size=length).astype(dtype)
 
     def main(host):
-        x = vector(host.rank)
+        x = on(host, vector(host.rank))
         assert host.mean(x).wait() is x
         return x
     means = world.run(main)
@@ -25,7 +26,7 @@ def test_mean_is_the_mean_in_place_and_the_same_bits_everywhere(world, length, d
 
 def test_several_means_of_slices_may_be_under_way_at_once(world):
     def main(host):
-        x = np.full(600_000, float(host.rank))
+        x = on(host, np.full(600_000, float(host.rank)))
         pending = [host.mean(x[part]) for part in (slice(500_000, 600_000), slice(3, 500_000), slice(0, 3))]
         for _ in range(50):
             host.progress()
@@ -35,10 +36,27 @@ def test_several_means_of_slices_may_be_under_way_at_once(world):
     assert all((x == (world.size - 1) / 2).all() for x in world.run(main))
 
 
+def test_means_do_not_mix_wherever_the_arrays_lie_and_however_far_a_rank_is(world):
+    def main(host):
+        arrays = [np.full(size, tens + host.rank) for size, tens in ((4, 10.0), (5, 20.0), (6, 30.0))]
+        arrays[::2] = on(host, arrays[0]), on(host, arrays[2])
+        first = host.mean(arrays[0])
+        for _ in range(5 * host.rank):
+            host.progress()
+        for pending in [host.mean(x) for x in arrays[:0:-1]] + [first]:
+            pending.wait()
+        return arrays
+    mean = (world.size - 1) / 2
+    for a, b, c in world.run(main):
+        assert (a == 10 + mean).all()
+        assert (b == 20 + mean).all()
+        assert (c == 30 + mean).all()
+
+
 def test_exchange_hands_over_what_was_there(world):
     def main(host):
         peer = host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank
-        x = np.full(100_000, float(host.rank))
+        x = on(host, np.full(100_000, float(host.rank)))
         met = host.exchange(x, peer)
         got = met.wait().copy()
         x += 1
@@ -51,7 +69,7 @@ def test_exchange_of_unequal_lengths_names_the_ranks(world):
         return                              # a law about two
 
     def main(host):
-        host.exchange(np.zeros(10 + host.rank), 1 - host.rank).wait()
+        host.exchange(on(host, np.zeros(10 + host.rank)), 1 - host.rank).wait()
     with pytest.raises(RuntimeError, match=r"rank 0.*rank 1|rank 1.*rank 0"):
         world.run(main)
 
@@ -60,7 +78,7 @@ def test_letters_arrive_whole_with_their_notes_in_the_order_sent_once_settled(wo
     def main(host):
         for turn in range(20):
             for peer in range(host.size):
-                host.post(np.full(1000, float(turn), "float32"), peer, note=host.rank + turn / 100)
+                host.post(on(host, np.full(1000, float(turn), "float32")), peer, note=host.rank + turn / 100)
         host.settle()
         letters = list(host.collect())
         assert all((letter.array == letter.array[0]).all() and letter.array.dtype == "float32" for letter in letters)
@@ -73,7 +91,7 @@ def test_letters_arrive_whole_with_their_notes_in_the_order_sent_once_settled(wo
 
 def test_broadcast_and_allgather(world):
     def main(host):
-        x = np.full(5, float(host.rank))
+        x = on(host, np.full(5, float(host.rank)))
         root = host.size - 1
         host.broadcast(x, root)
         return x[0], host.allgather(host.rank)
@@ -83,7 +101,7 @@ def test_broadcast_and_allgather(world):
 def test_all_ranks_stop_at_the_same_step_although_one_asks_in_the_middle(world):
     """The ranks are coupled by exchanges, in which a rank that stopped too early would be missed."""
     def main(host):
-        x = np.zeros(1000)
+        x = on(host, np.zeros(1000))
         for step in range(100_000):
             if host.stop_agreed(step, asked=host.rank == host.size // 2 and step >= 40):
                 return step
@@ -98,7 +116,7 @@ def test_all_ranks_stop_at_the_same_step_although_one_asks_in_the_middle(world):
 
 def test_bytes_are_counted(world):
     def main(host):
-        x = np.zeros(1000, "float32")
+        x = on(host, np.zeros(1000, "float32"))
         host.mean(x).wait()
         after_mean = host.traffic.bytes_sent
         host.exchange(x, host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank).wait()
@@ -110,12 +128,12 @@ def test_bytes_are_counted(world):
 
 def test_no_addition_to_shared_memory_is_lost_and_staleness_is_counted(world):
     def main(host):
-        shared = host.share(np.full(1000 + host.rank, 100.0 * host.rank))
+        shared = host.share(on(host, np.full(1000 + host.rank, 100.0 * host.rank)))
         added = 0
         for turn in range(20):
             owner = (host.rank + turn) % host.size
             assert (shared.read(owner) >= 100 * owner).all()
-            shared.add(owner, np.full(1000 + owner, 0.5))
+            shared.add(owner, on(host, np.full(1000 + owner, 0.5)))
             added += 1
             host.progress()
         host.settle()
@@ -133,12 +151,12 @@ def test_staleness_is_the_number_of_additions_since_the_last_read(world):
         return                              # a law about two
 
     def main(host):
-        shared = host.share(np.zeros(3))
+        shared = host.share(on(host, np.zeros(3)))
         shared.read(0)
         host.settle()
         if host.rank == 1:
             for _ in range(4):
-                shared.add(0, np.ones(3))
+                shared.add(0, on(host, np.ones(3)))
         host.settle()
         seen = shared.age(0), shared.read(0)[0], shared.age(0)
         host.settle()
@@ -150,7 +168,7 @@ def test_collect_waits_for_as_many_letters_as_asked(world):
     def main(host):
         host.compute(lambda: None)
         for peer in range(host.size):
-            host.post(np.zeros(10), peer)
+            host.post(on(host, np.zeros(10)), peer)
         letters = list(host.collect(least=host.size))
         return len(letters)
     assert world.run(main) == [world.size] * world.size
@@ -169,13 +187,14 @@ def test_counters_lose_nothing_and_give_no_number_twice(world):
 
 def test_a_part_can_be_read_into_a_piece_of_a_vector(world):
     def main(host):
-        shared = host.share(np.full(5, float(host.rank)))
-        whole = np.full((world.size, 5), -1.0)
+        shared = host.share(on(host, np.full(5, float(host.rank))))
+        whole = on(host, np.full(world.size * 5, -1.0))
         for owner in range(world.size):
-            assert shared.read(owner, whole[owner]) is not None
+            assert shared.read(owner, whole[5 * owner : 5 * owner + 5]) is not None
         host.settle()
-        return whole[:, 0].tolist()
-    assert world.run(main) == [list(range(world.size))] * world.size
+        return whole
+    for whole in world.run(main):
+        assert np.array_equal(whole, np.repeat(np.arange(world.size), 5))
 
 
 def test_who_is_idle_waits_and_all_of_it_is_communication(world):

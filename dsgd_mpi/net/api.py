@@ -44,7 +44,23 @@ class Counters(Protocol):
 class Pending(Protocol):
     """Communication under way. The array that was handed in is left alone until `wait` has returned."""
 
+    def test(self) -> bool:
+        """Goes on as far as it can without waiting: whether `wait` would return at once."""
+
     def wait(self) -> Array: ...
+
+
+class Done:
+    """Nothing to wait for."""
+
+    def __init__(self, value: Array) -> None:
+        self.value = value
+
+    def test(self) -> bool:
+        return True
+
+    def wait(self) -> Array:
+        return self.value
 
 
 @dataclass
@@ -119,8 +135,14 @@ class Host(Net, Protocol):
     def cores(self) -> int:
         """Everyone: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
 
+    def local_rank(self) -> int:
+        """Everyone: this rank's number among the ranks of its node."""
+
     def library(self) -> str:
         """What carries the messages, with its version, in one line."""
+
+    def place(self) -> dict[str, Any]:
+        """Where this rank computes: `host`, `cores`, `device`, and of a GPU `uuid`."""
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         """At every step boundary: True on all ranks at the same step, soon after one of them `asked`."""

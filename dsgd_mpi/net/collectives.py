@@ -8,6 +8,7 @@ Open MPI's own all-reduce, which add on one core what NumPy adds with vector ins
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -17,13 +18,16 @@ from dsgd_mpi.flat import Array
 
 
 class RingMean:
-    """The mean of x over the ranks of `comm`, in place. `tag` keeps it apart from other rings under way."""
+    """The mean of x over the ranks of `comm`, in place. `tag` keeps it apart from other rings under way.
 
-    def __init__(self, comm: MPI.Comm, x: Array, tag: int) -> None:
-        self.comm, self.tag, self.size = comm, tag, comm.size
+    Where x lies on a device, sums are enqueued on its current stream; `settle_sums` waits for them.
+    """
+
+    def __init__(self, comm: MPI.Comm, x: Array, tag: int, settle_sums: Callable[[], None]) -> None:
+        self.comm, self.tag, self.settle_sums, self.size = comm, tag, settle_sums, comm.size
         bounds = [x.size * part // comm.size for part in range(comm.size + 1)]
         self.parts = [x[begin:end] for begin, end in pairwise(bounds)]
-        self.arrival = np.empty(max(part.size for part in self.parts), x.dtype)
+        self.arrival = np.empty_like(x, shape=max(part.size for part in self.parts))
         self.turn = 0
         self._start()
 
@@ -43,6 +47,7 @@ class RingMean:
         outgoing = self.parts[(self.comm.rank - self.turn) % self.size]
         incoming = self._incoming()
         self.target = self.arrival[: incoming.size] if self._summing() else incoming
+        self.settle_sums()
         self.requests = [self.comm.Irecv(self.target, left, self.tag), self.comm.Isend(outgoing, right, self.tag)]
 
     def _add(self) -> None:

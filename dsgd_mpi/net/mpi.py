@@ -14,8 +14,9 @@ import numpy as np
 from mpi4py import MPI
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.net.api import Letter, Traffic
+from dsgd_mpi.net.api import Done, Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
+from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.stop import Stop
 from dsgd_mpi.net.window import Numbers, Window
 
@@ -78,16 +79,6 @@ class Waiting:
         return self.finish()
 
 
-class Done:
-    """Nothing to wait for."""
-
-    def __init__(self, value: Array) -> None:
-        self.value = value
-
-    def wait(self) -> Array:
-        return self.value
-
-
 class MpiHost:
     """This rank's end of the cluster: `Host` over an MPI communicator (the world unless told)."""
 
@@ -104,6 +95,8 @@ class MpiHost:
         self.outbox: list[tuple[MPI.Request, Array]] = []
         self.inbox: list[Letter] = []
         self.posted = self.received = self.means = 0
+        self.least_ring_bytes = self.size * RING_PART_BYTES
+        self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
 
     # everyone
 
@@ -113,8 +106,9 @@ class MpiHost:
         self.traffic.bytes_sent += 2 * (self.size - 1) * x.nbytes // self.size
         self.means += 1
         with self._timed():
-            if x.nbytes >= self.size * RING_PART_BYTES:
-                return Waiting(self, "mean", RingMean(self.comm, x, RING + self.means % RINGS), lambda: x)
+            if x.nbytes >= self.least_ring_bytes:
+                ring = RingMean(self.comm, x, RING + self.means % RINGS, self.settle_sums)
+                return Waiting(self, "mean", ring, lambda: x)
             request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
             return Waiting(self, "mean", Requests([request]), lambda: np.divide(x, self.size, out=x))
 
@@ -238,6 +232,15 @@ class MpiHost:
         node.Free()
         return max(1, len(mine) // sharing)
 
+    def local_rank(self) -> int:
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        local: int = node.rank
+        node.Free()
+        return local
+
+    def place(self) -> dict[str, Any]:
+        return cpu()
+
     @staticmethod
     def abort(status: int) -> None:
         """Ends all ranks of the job at once."""
@@ -257,7 +260,7 @@ class MpiHost:
         self.free += self.handed_out
         self.handed_out.clear()
         for place, buffer in enumerate(self.free):
-            if buffer.shape == like.shape and buffer.dtype == like.dtype:
+            if type(buffer) is type(like) and buffer.shape == like.shape and buffer.dtype == like.dtype:
                 return self.free.pop(place)
         return np.empty_like(like)
 

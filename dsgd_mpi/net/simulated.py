@@ -18,6 +18,7 @@ import simpy
 from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.costs import Costs
+from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.wires import Wires
 
 IDLE_S = 1e-3                               # between two looks at shared memory
@@ -79,6 +80,9 @@ class Waiting:
 
     def __init__(self, host: SimulatedHost, meeting: Meeting, reason: str) -> None:
         self.host, self.meeting, self.reason = host, meeting, reason
+
+    def test(self) -> bool:
+        return bool(self.meeting.done.triggered)
 
     def wait(self) -> Any:
         self.host._wait(self.meeting.done, self.reason)
@@ -250,6 +254,12 @@ class SimulatedHost:
 
     def cores(self) -> int:
         return 1                            # all simulated ranks share this process
+
+    def local_rank(self) -> int:
+        return self.rank                    # and so its node
+
+    def place(self) -> dict[str, Any]:
+        return cpu()
 
     def library(self) -> str:
         return f"a simulated cluster of {self.size} ranks"

@@ -1,0 +1,270 @@
+"""The host side of messages from GPUs, without one: who gets which, what is trusted, what waits for what."""
+
+import os
+import signal
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+from numpy_device import Array, Event, NumpyDevice, on_host
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net import gpu_aware, policy
+from dsgd_mpi.net.device import StagedHost
+from dsgd_mpi.net.direct import DirectHost
+from dsgd_mpi.net.gpu import uuid
+from dsgd_mpi.net.gpu_aware import alone, command, refusal
+from dsgd_mpi.net.nccl import NcclHost
+from dsgd_mpi.net.places import gpu_of, ranges, refuse
+from dsgd_mpi.net.simulated import Cluster
+
+# which GPU
+
+def place(host, gpu):
+    return {"host": host, "cores": "0", "device": "NumPy", "uuid": f"GPU-{host}-{gpu}", "index": gpu}
+
+
+@pytest.mark.parametrize(("ranks", "visible", "expected"), [
+    (1, 1, [0]), (4, 4, [0, 1, 2, 3]), (2, 4, [0, 1]), (4, 2, [0, 1, 0, 1]), (3, 2, [0, 1, 0]), (4, 1, [0] * 4)])
+def test_the_ranks_of_a_node_take_its_gpus_in_turn(ranks, visible, expected):
+    assert [gpu_of(rank, visible) for rank in range(ranks)] == expected
+
+
+@pytest.mark.parametrize(("places", "message"), [
+    ([place("a", 0), place("a", 1)], None),
+    ([place("a", 0), place("b", 0)], None),                             # one on each of two nodes
+    ([{**place("a", gpu), "index": 0} for gpu in range(4)], None),      # each rank is shown one of its own
+    ([place("a", 0)] * 2, "2 ranks on a, but 1 GPU for them; start 1 rank a node, or .* by --share-gpu"),
+    ([place("a", 0), place("b", 0), place("b", 1), place("b", 0)],
+     "3 ranks on b, but 2 GPUs for them; start 2 ranks a node, or .* by --share-gpu")])
+def test_several_ranks_share_a_gpu_only_if_asked(places, message):
+    refuse(places, share=True)
+    if message:
+        with pytest.raises(UsageError, match=message):
+            refuse(places, share=False)
+    else:
+        refuse(places, share=False)
+
+
+@pytest.mark.parametrize(("numbers", "text"), [
+    ([0], "0"), ([0, 1, 2, 3], "0-3"), ([0, 2], "0,2"), ([0, 1, 8, 9, 10, 12], "0-1,8-10,12")])
+def test_cores_are_written_as_ranges(numbers, text):
+    assert ranges(numbers) == text
+
+
+def test_a_uuid_reads_as_nvidia_smi_writes_it():
+    assert uuid(bytes(range(16)) + b"beyond") == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+
+# what is trusted
+
+def says(program, *text):
+    return [sys.executable, "-c", program, *text]
+
+
+def test_mpi_passes_the_trial_with_arrays_that_it_knows():
+    assert refusal(command("numpy")) is None
+
+
+@pytest.mark.parametrize(("program", "limit_s", "reason"), [
+    (f"import os; os.kill(os.getpid(), {signal.SIGSEGV:d})", 20, "died of SIGSEGV"),
+    (f"print({gpu_aware.ANSWER}, flush=True); import os; os.abort()", 20, "died of SIGABRT"),
+    ("print(499500)", 20, f"sum should have been {gpu_aware.ANSWER} and was 499500"),
+    ("", 20, "and was nothing"),
+    ("import sys; sys.exit('no CUDA here')", 20, "ended with status 1: no CUDA here"),
+    ("import time; time.sleep(60)", 0.3, "was still running after 0.3 s")])
+def test_mpi_is_not_trusted_if_the_trial_goes_wrong(program, limit_s, reason):
+    assert reason in refusal(says(program), limit_s)
+
+
+def test_the_trial_is_no_rank_of_this_job_but_keeps_the_settings():
+    given = {"PMI_RANK": "3", "PMI_FD": "9", "PMIX_NAMESPACE": "a", "OMPI_COMM_WORLD_RANK": "3", "SLURM_PROCID": "3",
+             "OMPI_MCA_ess_base_jobid": "1", "MPI_LOCALRANKID": "0", "HYDI_CONTROL_FD": "8", "PALS_RANKID": "0"}
+    settings = {"PATH": "/bin", "OMPI_MCA_pml": "ucx", "UCX_TLS": "cuda_copy", "MPICH_GPU_SUPPORT_ENABLED": "1",
+                "CUDA_VISIBLE_DEVICES": "1"}
+    assert alone({**given, **settings}) == settings
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Nodes of two GPUs, as NumPy devices; `trial` and `nccl` are what is found out about them."""
+    class Machine:
+        trial = nccl = None
+
+    def device(place):
+        made = NumpyDevice()
+        made.place = place
+        return made
+    monkeypatch.setattr(policy.gpu, "find", lambda local: place("node", gpu_of(local, 2)))
+    monkeypatch.setattr(policy.gpu, "CudaDevice", device)
+    monkeypatch.setattr(policy.gpu_aware, "refusal", lambda command: Machine.trial)
+    monkeypatch.setattr(policy.nccl, "missing", lambda: Machine.nccl)
+    monkeypatch.setattr(policy.nccl, "Nccl", lambda host: None)
+    return Machine
+
+
+def connected(ranks, way, share=False):
+    return Cluster(ranks).run(lambda host: policy.connected(host, way, share))
+
+
+def test_auto_is_direct_only_if_the_trial_says_so(machine, monkeypatch):
+    monkeypatch.setattr(DirectHost, "__init__", StagedHost.__init__)
+    assert {type(host) for host in connected(2, "auto")} == {DirectHost}
+    machine.trial = "the trial died of SIGSEGV"
+    hosts = connected(2, "auto")
+    assert {type(host) for host in hosts} == {StagedHost}
+    assert "staged through pinned host memory (GPU-aware MPI not trusted: rank 0: the trial died" in hosts[1].library()
+    assert {type(host) for host in connected(2, "direct")} == {DirectHost}      # whoever asks for it gets it
+    assert {type(host) for host in connected(2, "staged")} == {StagedHost}
+    assert [host.place()["uuid"] for host in hosts] == ["GPU-node-0", "GPU-node-1"]
+
+
+def test_one_rank_alone_tries_nothing(machine):
+    machine.trial = "never asked"
+    assert "there is one rank" in connected(1, "auto")[0].library()
+
+
+def test_nccl_is_refused_where_gpus_are_shared_or_it_is_missing(machine):
+    assert {type(host) for host in connected(2, "nccl")} == {NcclHost}
+    with pytest.raises(UsageError, match=r"--gpu-comm nccl: 2 ranks share their GPU .* on node.*--gpu-comm staged"):
+        connected(3, "nccl", share=True)
+    with pytest.raises(UsageError, match="3 ranks on node, but 2 GPUs"):
+        connected(3, "nccl")
+    machine.nccl = "its library is not installed"
+    with pytest.raises(UsageError, match=r"rank 0 on node has no NCCL: its library is not installed; use --gpu-comm"):
+        connected(2, "nccl")
+
+
+# what waits for what
+
+def buckets(inner, device, log):
+    """Four buckets of a gradient, all enqueued before anything is computed, and their means; the last one first."""
+    host, carried = StagedHost(inner, device), inner.mean
+    g = device.empty(40, "float64")
+
+    def kernel(bucket):
+        log.append(("computed", bucket))
+        np.asarray(g).view(np.ndarray)[10 * bucket : 10 * bucket + 10] = 10.0 * host.rank + bucket
+
+    def mean(x):
+        log.append(("travels", round(float(x[0])) % 10))
+        return carried(x)
+    inner.mean = mean
+    under_way = []
+    for bucket in (3, 2, 1, 0):
+        device.launch(partial(kernel, bucket))
+        under_way.append(host.mean(g[10 * bucket : 10 * bucket + 10]))
+    assert not log
+    return host, g, under_way
+
+
+def test_a_bucket_travels_before_the_next_one_is_computed():
+    def main(inner):
+        log = []
+        host, g, under_way = buckets(inner, NumpyDevice(), log)
+        while len(log) < 8:
+            host.progress()                 # nothing is waited for
+        for pending in under_way:
+            pending.wait()
+        return log, on_host(g)
+    for log, g in Cluster(2).run(main):
+        assert log == [(what, bucket) for bucket in (3, 2, 1, 0) for what in ("computed", "travels")]
+        assert np.array_equal(g, np.repeat([5.0, 6, 7, 8], 10))
+
+
+def test_a_bucket_is_back_before_the_next_one_is_computed():
+    """A device that nobody polls forward: one kernel at a time runs, and what depends on it and on no other."""
+    class Patient(Event):
+        def done(self):
+            return self.reached
+
+    class Slow(NumpyDevice):
+        event = Patient
+
+    def main(inner):
+        log, device = [], Slow()
+        host, g, under_way = buckets(inner, device, log)
+        for count, (bucket, pending) in enumerate(zip((3, 2, 1, 0), under_way, strict=True), start=1):
+            pending.buffer.copy.synchronise()       # as if it had just come to pass
+            while not pending.test():
+                host.idle()
+            pending.back.synchronise()
+            assert len([what for what, _ in log if what == "computed"]) == count
+            assert (np.asarray(g).view(np.ndarray)[10 * bucket : 10 * bucket + 10] == 5 + bucket).all()
+    Cluster(2).run(main)
+
+
+@pytest.mark.parametrize(("where", "what"), [(StagedHost, "_settled"), (NumpyDevice, "hold_kernels")])
+def test_without_its_waits_the_mean_would_be_wrong(where, what, monkeypatch):
+    """The test of the tests: on this device no missing wait goes unnoticed."""
+    def main(inner):
+        host = StagedHost(inner, NumpyDevice())
+        x = host.device.array(np.full(5, float(host.rank)))
+        return on_host(host.mean(x).wait())
+    assert all((x == 0.5).all() for x in Cluster(2).run(main))
+    monkeypatch.setattr(where, what, lambda self, given: getattr(given, "array", None))
+    assert not any((x == 0.5).all() for x in Cluster(2).run(main))
+
+
+def test_buffers_are_pinned_once():
+    def main(inner):
+        device = NumpyDevice()
+        pinned, made = device.pinned, []
+        device.pinned = lambda size, dtype: made.append(size) or pinned(size, dtype)
+        host, x = StagedHost(inner, device), device.array(np.ones(100))
+        for _ in range(20):
+            for pending in [host.mean(x[:60]), host.mean(x[60:]), host.exchange(x, 1 - host.rank)]:
+                pending.wait()
+            host.post(x, 1 - host.rank)
+            for letter in host.collect(least=1):
+                assert float(letter.array[0]) == 1
+            on_host(x)
+            device.inward.run()             # as if the time of these copies had passed
+        return sorted(made)
+    assert all(set(made) == {40, 60, 100} and len(made) <= 6 for made in Cluster(2).run(main))
+
+
+def test_what_nccl_adds_up_follows_the_gradient_and_precedes_the_step():
+    class Adder:
+        def add_up(self, x):
+            x *= 4                          # four ranks with the same numbers
+
+    def main(inner):
+        device = NumpyDevice()
+        host = NcclHost(inner, device, Adder())
+        g = device.empty(6, "float64")
+        device.launch(lambda: np.asarray(g).view(np.ndarray).fill(3))
+        pending = host.mean(g)
+        mean = pending.wait()
+        mean += 1
+        return isinstance(mean, Array), on_host(mean), host.traffic.bytes_sent
+    for on_device, mean, sent in Cluster(4).run(main):
+        assert on_device
+        assert (mean == 4).all()
+        assert sent == 2 * 3 * 48 // 4
+
+
+def test_arrays_of_a_device_and_of_the_host_travel_in_the_order_of_the_calls():
+    """However far each rank's device has come: MPI's collectives must begin in one order on all ranks."""
+    def main(inner):
+        order, carried = [], inner.mean
+        inner.mean = lambda x: order.append(x.size) or carried(x)
+        host = StagedHost(inner, NumpyDevice())
+        pending = [host.mean(host.device.array(np.zeros(size))) for size in (1, 2)]
+        for _ in range(4 * host.rank):
+            host.progress()
+        pending.append(host.mean(np.zeros(3)))
+        pending.append(host.mean(host.device.array(np.zeros(4))))
+        for each in reversed(pending):
+            each.wait()
+        return order
+    assert Cluster(3).run(main) == [[1, 2, 3, 4]] * 3
+
+
+def test_no_mpi_variable_of_this_process_reaches_the_trial(monkeypatch):
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    program = f"import os; print({gpu_aware.ANSWER} if 'PMI_RANK' not in os.environ else 0)"
+    assert refusal(says(program)) is None
+    assert os.environ["PMI_RANK"] == "1"
