@@ -43,7 +43,7 @@ class Convolution:
         _, oh, ow, o = y.value.shape
         self.g = Geometry(n, h, width, k.padded(c), k.padded(o), w.value.shape[2], stride, pad, oh, ow)
         self.sizes = (o, c, self.g.window**2, self.g.o, self.g.c)
-        self.weights = k.device.empty((self.g.o * self.sizes[2] * self.g.c,), k.storage)
+        self.weights = k.own((self.g.o * self.sizes[2] * self.g.c,), k.storage)
         self.padded_x = self.padding(x.value, self.g.c)
         self.forward_steps = self.output()
         self.backward_steps = self.gradients() if y.grad is not None else []
@@ -58,7 +58,7 @@ class Convolution:
         """x itself, or where its copy with more channels goes."""
         if x.shape[-1] == channels:
             return x
-        return self.k.device.empty((*x.shape[:-1], channels), self.k.storage)
+        return self.k.own((*x.shape[:-1], channels), self.k.storage)
 
     def copied(self, source: Array, target: Array) -> list[Launch]:
         """What brings all channels that both have from one to the other, if they are two."""
@@ -127,7 +127,7 @@ class FoldedConvolution:
     def __init__(self, k: CuDNN, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
                  y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
         channels = gamma.value.size
-        scale, bias = (k.device.empty((channels,), np.float32) for _ in range(2))
+        scale, bias = (k.own((channels,), np.float32) for _ in range(2))
         self.fold = k.each("fold", channels, 1, gamma.value, beta.value, mean.value, var.value, scale, bias,
                            i32(channels))
         self.convolution = Convolution(k, x, w, y, stride, pad, scale=scale)

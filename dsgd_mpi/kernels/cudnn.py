@@ -48,6 +48,11 @@ class CuDNN:
         self.kind, self.format, self.make_device = dtype, FORMATS[dtype], device or Gpu
         self.dtype, self.storage = "float32" if dtype == "tf32" else dtype, self.format.storage
         self.buffers: dict[str, Array] = {}
+        self.own_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return self.own_bytes + sum(int(buffer.nbytes) for buffer in self.buffers.values())
 
     @cached_property
     def device(self) -> Device:
@@ -123,7 +128,7 @@ class CuDNN:
 
     def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation:
         vec = self.vec(x.value.shape[-1])
-        winner = None if y.grad is None else self.device.empty(y.value.shape, np.uint8)
+        winner = None if y.grad is None else self.own(y.value.shape, np.uint8)
         numbers = tuple(map(i32, (*x.value.shape, *y.value.shape[1:3], window, stride, pad)))
         return Simple(
             self.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
@@ -168,6 +173,12 @@ class CuDNN:
         """As many channels as cuDNN's engines for tensor cores want."""
         most = 128 // self.format.bits
         return -(-channels // most) * most if self.plans else channels
+
+    def own(self, shape: Shape, storage: Any) -> Array:
+        """Memory of an operation's own, for as long as it lives."""
+        array = self.device.empty(shape, storage)
+        self.own_bytes += int(array.nbytes)
+        return array
 
     def scratch(self, name: str, size: int) -> Array:
         """At least `size` bytes that any operation may overwrite; it grows, and who has the smaller one keeps that."""
@@ -302,7 +313,7 @@ class BatchNorm:
         self.vec, self.grid, self.block = k.rows(rows, channels)
         self.partial = k.scratch("sums", 4 * 2 * self.grid[1] * channels).view(np.float32)
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
-            k.device.empty((channels,), np.float32) for _ in range(5))
+            k.own((channels,), np.float32) for _ in range(5))
         apply = k.affine(x.value, self.centre, self.scale, beta.value, add and add.value, y.value, relu)
         self.inference_steps = [k.each("batch_norm_running", channels, 1, gamma.value, mean.value, var.value,
                                        self.centre, self.scale, i32(channels)), apply]
