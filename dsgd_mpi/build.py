@@ -58,7 +58,8 @@ def prepare(config_: Config, ranks: int) -> Prepared:
 def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     """Everyone: the whole run, its model the same on all ranks."""
     chosen = parts.config
-    batches = Batches(parts.dataset.train, chosen.batch, host.rank, host.size, chosen.seed, chosen.augment)
+    batches = Batches(parts.dataset.train, chosen.batch, host.rank, host.size, chosen.seed, chosen.augment,
+                      as_bytes=parts.kernels.takes_bytes)
     steps = chosen.steps or chosen.epochs * batches.steps_per_epoch
     warmup = min(round(chosen.warmup * batches.steps_per_epoch), steps // 2)
     threads = chosen.threads or host.cores()

@@ -25,6 +25,7 @@ class Reference:
     """NumPy kernels in float32 or float64; other dtypes raise UsageError."""
 
     name = "reference"
+    takes_bytes = False
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
