@@ -3,6 +3,7 @@
 import re
 from contextlib import closing
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,6 +240,49 @@ def test_the_fastest_plans_are_remembered_for_each_gpu_and_version(monkeypatch, 
     assert Choices("NVIDIA H200-cudnn92800").known == {}
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     Choices("x").put("forward 1", "eng1")   # what cannot be written is timed again
+
+
+def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_again(monkeypatch, tmp_path):
+    """On a cuDNN of five plans, told by a table: seconds, workspace, whether it can be built."""
+    table = {0: (5, 0, True), 1: (1, 0, False), 2: (2, 1 << 40, True), 3: (3, 64, True), 4: (4, 0, True)}
+
+    class Graph:
+        built = None
+
+        def get_execution_plan_count(self):
+            return len(table)
+
+        def get_plan_name_at_index(self, index):
+            return f"eng{index}"
+
+        def build_plan_at_index(self, index):
+            if not table[index][2]:
+                raise RuntimeError("not supported")
+            self.built = index
+
+        def get_workspace_size(self):
+            return table[self.built][1]
+
+        def execute(self, pack, workspace, handle):
+            clock.append(table[self.built][0])
+
+    clock: list[int] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = object.__new__(plans.Plans)
+    made.cudnn, made.handle = SimpleNamespace(cudnnGraphNotSupportedError=ValueError), 0
+    made.workspace = lambda size: SimpleNamespace(data=SimpleNamespace(ptr=0))
+    made.device = SimpleNamespace(seconds=lambda launch, repeats: launch() or clock[-1])
+    made.choices, graph = Choices("gpu"), Graph()
+    assert not made.remembered(graph, "key")
+    made.choose(graph, "key", {})
+    assert graph.built == 3
+    assert len(clock) == 3
+    again = Graph()
+    made.choices = Choices("gpu")
+    assert made.remembered(again, "key")
+    assert again.built == 3
+    table[3] = (3, 64, False)               # another driver: what was chosen cannot be built any more
+    assert not made.remembered(Graph(), "key")
 
 
 @pytest.mark.parametrize(("dtype", "exact"), [("bfloat16", False), ("float16", False), ("float32", True),
