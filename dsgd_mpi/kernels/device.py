@@ -67,7 +67,7 @@ def source() -> str:
 
 
 def macros(given: Format, vec: int) -> tuple[str, ...]:
-    return "--std=c++17", f"-DBITS={given.bits}", f"-DBFLOAT={given.bfloat}", f"-DVEC={vec}"
+    return "-std=c++17", f"-DBITS={given.bits}", f"-DBFLOAT={given.bfloat}", f"-DVEC={vec}"
 
 
 @cache
@@ -106,9 +106,15 @@ class Gpu:
 
     def __init__(self, given: Format) -> None:
         check()
-        import cupy
-        self.cupy, self.format = cupy, given
+        self.format = given
         self.modules: dict[int, Any] = {}
+
+    @cached_property
+    def cupy(self) -> Any:
+        """CuPy, all of whose work goes to our stream from now on."""
+        import cupy
+        stream_on(cupy.cuda.Device().id)
+        return cupy
 
     @cached_property
     def stream(self) -> Any:
@@ -119,11 +125,9 @@ class Gpu:
         return str(self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)["name"].decode())
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
-        assert self.stream                  # memory belongs to the stream that is current
         return self.cupy.zeros(shape, dtype)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
-        assert self.stream
         return self.cupy.empty(shape, dtype)
 
     def spare_bytes(self) -> int:

@@ -1,13 +1,17 @@
 """What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
 
 import re
+from contextlib import closing
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from emulation.emulated import COMPILER, Emulated
 from jobs import run
 
+from dsgd_mpi.data import Batches, open_dataset
+from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, plans
 from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
@@ -166,6 +170,36 @@ def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first
     assert model.kernels.scaling[0] < 2.0**24
 
 
+# images
+
+@needs_compiler
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bytes_become_the_images_that_the_host_would_make_of_them(augmented, dtype):
+    draw, image, n = np.random.default_rng(0), (16, 24, 3), 9
+    transform = Transform(n, image, np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3]))
+    stored, draws = draw.integers(0, 256, (n, *image), np.uint8), draw.random((n, 3)) if augmented else None
+    expected, k = np.empty(stored.shape, np.float32), CuDNN(dtype, device=Emulated)
+    if augmented:
+        transform.augment(stored, expected, draws)
+    else:
+        transform.normalise(stored, expected)
+    found = k.empty(stored.shape)
+    k.put(transform.bytes(stored, draws), found)
+    np.testing.assert_allclose(k.get(found), expected, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
+
+
+@needs_compiler
+def test_training_on_bytes_is_training_on_floats():
+    split = open_dataset("fashion-mnist-12k").train
+    model, losses = emulated(image=(28, 28, 1), n=4), []
+    for as_bytes in (False, True):
+        with closing(Batches(split, 4, augment=True, as_bytes=as_bytes).stream(7)) as batches:
+            losses.append([model.loss_and_gradient(*next(batches)) for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != losses[0][1]
+
+
 # memory
 
 @needs_compiler
@@ -206,6 +240,49 @@ def test_the_fastest_plans_are_remembered_for_each_gpu_and_version(monkeypatch, 
     assert Choices("NVIDIA H200-cudnn92800").known == {}
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     Choices("x").put("forward 1", "eng1")   # what cannot be written is timed again
+
+
+def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_again(monkeypatch, tmp_path):
+    """On a cuDNN of five plans, told by a table: seconds, workspace, whether it can be built."""
+    table = {0: (5, 0, True), 1: (1, 0, False), 2: (2, 1 << 40, True), 3: (3, 64, True), 4: (4, 0, True)}
+
+    class Graph:
+        built = None
+
+        def get_execution_plan_count(self):
+            return len(table)
+
+        def get_plan_name_at_index(self, index):
+            return f"eng{index}"
+
+        def build_plan_at_index(self, index):
+            if not table[index][2]:
+                raise RuntimeError("not supported")
+            self.built = index
+
+        def get_workspace_size(self):
+            return table[self.built][1]
+
+        def execute(self, pack, workspace, handle):
+            clock.append(table[self.built][0])
+
+    clock: list[int] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = object.__new__(plans.Plans)
+    made.cudnn, made.handle = SimpleNamespace(cudnnGraphNotSupportedError=ValueError), 0
+    made.workspace = lambda size: SimpleNamespace(data=SimpleNamespace(ptr=0))
+    made.device = SimpleNamespace(seconds=lambda launch, repeats: launch() or clock[-1])
+    made.choices, graph = Choices("gpu"), Graph()
+    assert not made.remembered(graph, "key")
+    made.choose(graph, "key", {})
+    assert graph.built == 3
+    assert len(clock) == 3
+    again = Graph()
+    made.choices = Choices("gpu")
+    assert made.remembered(again, "key")
+    assert again.built == 3
+    table[3] = (3, 64, False)               # another driver: what was chosen cannot be built any more
+    assert not made.remembered(Graph(), "key")
 
 
 @pytest.mark.parametrize(("dtype", "exact"), [("bfloat16", False), ("float16", False), ("float32", True),
