@@ -84,7 +84,8 @@ def test_over_mpi_a_slow_rank_does_few_steps_and_the_run_is_stopped_and_goes_on(
     settings = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
     job = Job("-m", "dsgd_mpi.train", "--algorithm", name, *settings, "--lr", 0.01, "--batch", 4,
               "--steps-total", 100_000, "--slow-rank", "3:0.3", "--log-every", 20, "--out", folder, ranks=4)
-    until(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 10)
+    metrics = folder / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 10, limit_s=90)
     os.kill(pids(str(folder))[-1], signal.SIGUSR1)
     status, output, errors = job.finish()
     assert status == 75, output + errors
@@ -92,7 +93,7 @@ def test_over_mpi_a_slow_rank_does_few_steps_and_the_run_is_stopped_and_goes_on(
     assert stopped["steps"] == sum(stopped["rank_steps"]) < 100_000
     assert 0 < 5 * stopped["rank_steps"][3] < max(stopped["rank_steps"])
     goal = stopped["steps"] + 150
-    status, output, errors = train("--resume", folder, "--steps-total", goal, ranks=4)
+    status, output, errors = train("--resume", folder, "--steps-total", goal, ranks=4, limit_s=120)
     assert status == 0, output + errors
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"], sum(summary["rank_steps"])) == ("finished", goal, goal)
