@@ -47,7 +47,7 @@ test: $(READY)          ## all tests, serial and under MPI
 	$(BIN)/python -m pytest $(ARGS)
 
 test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
-	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
+	$(GPU_PYTHON) -m pytest -m gpu -W default $(ARGS)
 
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
