@@ -50,7 +50,7 @@ test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a priva
 	$(BIN)/python -m pytest -m slurm -s $(ARGS)
 
 test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
-	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
+	$(GPU_PYTHON) -m pytest -m gpu -W default $(ARGS)
 
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)

@@ -19,7 +19,7 @@ from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
 from dsgd_mpi.nn.layers import Layer, Network
 
-BESIDES = 0.85                              # the share of memory for activations: kernels need some of their own
+FOR_ACTIVATIONS = 0.85                      # share of the memory: kernels need some of their own
 
 
 class Model:
@@ -102,7 +102,7 @@ class Model:
             return Plan(self, batch)
         spare = self.kernels.spare_bytes()          # with what the failed plan has given back
         itemsize = int(self.kernels.empty((1,)).itemsize)
-        fits = int(BESIDES * spare / bytes_needed(self.network, 1, itemsize))
+        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.network, 1, itemsize))
         way_out = f"use --batch {fits} or less" if fits else "use a smaller network"
         raise UsageError(f"batch {batch}: there is not enough memory for the activations; {spare / 2**30:.1f} GiB are "
                          f"left, which hold those of about {fits} images; {way_out}")
