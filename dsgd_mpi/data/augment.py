@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.kernels.api import Bytes
 
 
 class Transform:
@@ -21,6 +22,7 @@ class Transform:
         # a row of pixels at a time: NumPy's inner loop over three channels alone would be many times slower
         self.scale = np.tile(1 / (255 * np.asarray(std)), self.width).astype(np.float32)
         self.shift = np.tile(-np.asarray(mean) / std, self.width).astype(np.float32)
+        self.channels = channels
         self.pad = self.height // 8
         # the border is written here, once
         self.padded = np.zeros((batch, self.height + 2 * self.pad, self.width + 2 * self.pad, channels), np.float32)
@@ -39,13 +41,22 @@ class Transform:
         pixels = self._pixels(draws)
         np.take(padded.reshape(-1, out.shape[-1]), pixels, axis=0, out=out, mode="clip")
 
+    def bytes(self, images: Array, draws: Array | None) -> Bytes:
+        """The same (without draws as `normalise` does it), left for a device to do."""
+        one = slice(0, self.channels)       # pixel of the row
+        return Bytes(images, None if draws is None else self.places(draws), self.scale[one], self.shift[one], self.pad)
+
+    def places(self, draws: Array) -> Array:
+        """How far down and across a window begins in the padded image, and whether it is mirrored: int32 (B, 3)."""
+        shift = draws[:, :2] * (2 * self.pad + 1)
+        return np.concatenate([shift, draws[:, 2:] < 0.5], axis=1).astype(np.int32)
+
     def _pixels(self, draws: Array) -> Array:
         """Which pixel of all padded images goes where: int (B, H, W)."""
         _, height, width, _ = self.padded.shape
-        shift = (draws[:, :2] * (2 * self.pad + 1)).astype(np.intp)
-        across = np.arange(self.width)
-        columns = shift[:, 1:] + np.where(draws[:, 2:] < 0.5, across[::-1], across)
-        rows = (np.arange(len(draws)) * height + shift[:, 0])[:, None] + np.arange(self.height)
+        places, across = self.places(draws).astype(np.intp), np.arange(self.width)
+        columns = places[:, 1:2] + np.where(places[:, 2:], across[::-1], across)
+        rows = (np.arange(len(draws)) * height + places[:, 0])[:, None] + np.arange(self.height)
         return rows[:, :, None] * width + columns[:, None, :]
 
 

@@ -21,6 +21,7 @@ from dsgd_mpi.data.augment import Transform, draw
 from dsgd_mpi.data.hdf5 import Split
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array
+from dsgd_mpi.kernels.api import Bytes
 
 AHEAD = 2                                   # batches made in advance
 STOP_S = 5.0                                # a file system that hangs shall not keep the process
@@ -28,19 +29,21 @@ STOP_S = 5.0                                # a file system that hangs shall not
 
 class _Buffers(NamedTuple):
     bytes: Array                            # uint8 (B, H, W, C)
-    images: Array                           # float32 (B, H, W, C)
+    images: Array                           # float32 (B, H, W, C), where they are made here
     labels: Array                           # int64 (B,)
 
 
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get their turn in other
+    With `as_bytes` the images are `Bytes`, for kernels that take them. Every rank has the same number of steps,
+    `steps_per_epoch`; the images that are left over get their turn in other
     epochs. UsageError where one step takes more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
-                 augment: bool = True) -> None:
+                 augment: bool = True, as_bytes: bool = False) -> None:
+        self.as_bytes = as_bytes
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
         _check(batch, size, len(split))
         self.steps_per_epoch = len(split) // (batch * size)
@@ -54,8 +57,7 @@ class Batches:
     def at(self, step: int) -> tuple[Array, Array]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
         buffers = self._buffers()
-        self._fill(step, buffers, self._transform())
-        return buffers.images, buffers.labels
+        return self._fill(step, buffers, self._transform()), buffers.labels
 
     def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
         """What `at` gives for first_step, first_step + 1 and so on without end, made ahead by one thread.
@@ -64,7 +66,7 @@ class Batches:
         with the generator (`close()`, or no more references to it) or with the process.
         """
         free: SimpleQueue[_Buffers | None] = SimpleQueue()
-        ready: SimpleQueue[_Buffers | BaseException] = SimpleQueue()
+        ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException] = SimpleQueue()
         stop = Event()
         for _ in range(1 + AHEAD):
             free.put(self._buffers())
@@ -83,39 +85,44 @@ class Batches:
                 batch = ready.get()
                 if isinstance(batch, BaseException):
                     raise batch
-                yield batch.images, batch.labels
-                free.put(batch)
+                buffers, images = batch
+                yield images, buffers.labels
+                free.put(buffers)
         finally:
             atexit.unregister(end)
             end()
 
-    def _work(self, first_step: int, free: SimpleQueue[_Buffers | None], ready: SimpleQueue[_Buffers | BaseException],
-              stop: Event) -> None:
+    def _work(self, first_step: int, free: SimpleQueue[_Buffers | None],
+              ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException], stop: Event) -> None:
         try:
             transform = self._transform()
             for step in count(first_step):
                 buffers = free.get()
                 if buffers is None or stop.is_set():
                     return
-                self._fill(step, buffers, transform)
-                ready.put(buffers)
+                ready.put((buffers, self._fill(step, buffers, transform)))
         except BaseException as error:      # the consumer waits for a batch: it must hear of anything
             ready.put(error)
 
-    def _fill(self, step: int, buffers: _Buffers, transform: Transform) -> None:
+    def _fill(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
+        """The images; all that they lie in is the buffers'."""
         indices = self.indices(step)
         self.split.read(indices, buffers.bytes)
         np.take(self.split.labels, indices, out=buffers.labels, mode="clip")
-        if self.augment:
-            epoch, t = divmod(step, self.steps_per_epoch)
-            draws = draw(self.seed, epoch, t, self.rank * self.batch, self.batch)
-            transform.augment(buffers.bytes, buffers.images, draws)
-        else:
+        epoch, t = divmod(step, self.steps_per_epoch)
+        draws = draw(self.seed, epoch, t, self.rank * self.batch, self.batch) if self.augment else None
+        if self.as_bytes:
+            return transform.bytes(buffers.bytes, draws)
+        if draws is None:
             transform.normalise(buffers.bytes, buffers.images)
+        else:
+            transform.augment(buffers.bytes, buffers.images, draws)
+        return buffers.images
 
     def _buffers(self) -> _Buffers:
         shape = (self.batch, *self.split.image)
-        return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), np.empty(self.batch, np.int64))
+        floats = np.empty((0,) if self.as_bytes else shape, np.float32)
+        return _Buffers(np.empty(shape, np.uint8), floats, np.empty(self.batch, np.int64))
 
     def _transform(self) -> Transform:
         return Transform(self.batch, self.split.image, self.split.mean, self.split.std)

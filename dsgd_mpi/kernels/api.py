@@ -21,6 +21,24 @@ class Tensor:
     grad: Array = None                      # `Array | None` would have every kernel prove what its caller promises
 
 
+@dataclass
+class Bytes:
+    """Images as they are stored, to be made floats on a device: y = byte scale + shift, per channel.
+
+    `images`: uint8 (N, H, W, C). `places`, unless None: int32 (N, 3), for each image how far down and across its window
+    of H x W begins in the image framed by `pad` zero pixels, and whether it is then mirrored.
+    """
+
+    images: Array
+    places: Array
+    scale: Array                            # float32 (C,)
+    shift: Array
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 class Operation(Protocol):
     """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself.
 
@@ -59,6 +77,8 @@ class Kernels(Protocol):
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
+    takes_bytes: bool                       # whether `put` takes `Bytes` as well, and rather than floats
+
     @property
     def held_bytes(self) -> int:
         """Memory that operations have taken besides the arrays that they were given: workspaces and scratchpads."""
@@ -83,7 +103,7 @@ class Kernels(Protocol):
         the host, wait for the event. `between()` is called until all is done. CPUs have no stream: `part` is there.
         """
 
-    def put(self, host: Array, into: Array) -> None:
+    def put(self, host: Array | Bytes, into: Array) -> None:
         """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""
 
     def get(self, x: Array) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels import device as devices
-from dsgd_mpi.kernels.api import Between, Loss, Operation, Ready, Tensor, Work
+from dsgd_mpi.kernels.api import Between, Bytes, Loss, Operation, Ready, Tensor, Work
 from dsgd_mpi.kernels.convolve import Convolution, FoldedConvolution, i32, run
 from dsgd_mpi.kernels.device import Device, Format, Gpu, Launch
 from dsgd_mpi.kernels.plans import Geometry, Plans
@@ -39,6 +39,7 @@ class CuDNN:
     """
 
     name = "cudnn"
+    takes_bytes = True
 
     def __init__(self, dtype: str = "float32", device: Callable[[Format], Device] | None = None) -> None:
         if dtype not in FORMATS:
@@ -89,14 +90,28 @@ class CuDNN:
     def program(self, work: Work) -> Work:
         return Recorded(self.device, work)
 
-    def put(self, host: Array, into: Array) -> None:
+    def put(self, host: Array | Bytes, into: Array) -> None:
+        if isinstance(host, Bytes):
+            return self.put_bytes(host, into)
         assert host.shape == into.shape, (host.shape, into.shape)
         host = np.ascontiguousarray(host, np.float32)
         if self.storage == np.float32:
             return self.device.put(host, into)
-        staged = self.scratch("images", host.nbytes).view(np.float32).reshape(host.shape)
-        self.device.put(host, staged)
-        return self.each("narrowed", host.size, 1, staged, into, np.uint32(host.size))()
+        return self.each("narrowed", host.size, 1, self.staged("images", host), into, np.uint32(host.size))()
+
+    def put_bytes(self, host: Bytes, into: Array) -> None:
+        assert host.images.shape == into.shape, (host.images.shape, into.shape)
+        places, per_channel = host.places, np.stack([host.scale, host.shift]).astype(np.float32)
+        images = self.staged("images", host.images)
+        numbers = self.staged("per channel", per_channel)
+        self.each("images_in", into.size, 1, images, None if places is None else self.staged("places", places),
+                  numbers[0], numbers[1], into, *map(i32, (*into.shape, host.pad)))()
+
+    def staged(self, name: str, host: Array) -> Array:
+        """A copy on the device, until the next of that name."""
+        copy = self.scratch(name, host.nbytes).view(host.dtype).reshape(host.shape)
+        self.device.put(host, copy)
+        return copy
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)

@@ -39,6 +39,7 @@ class OneDNN:
     """
 
     name = "onednn"
+    takes_bytes = False
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in STORAGE:

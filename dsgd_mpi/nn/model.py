@@ -13,7 +13,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Layout, fill, host
-from dsgd_mpi.kernels.api import Between, Kernels, Operation, Ready, Tensor
+from dsgd_mpi.kernels.api import Between, Bytes, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
@@ -58,7 +58,7 @@ class Model:
         for name, view in self.state.items():
             fill(view, given[name])
 
-    def loss_and_gradient(self, images: Array, labels: Array, ready: Ready | None = None,
+    def loss_and_gradient(self, images: Array | Bytes, labels: Array, ready: Ready | None = None,
                           between: Between | None = None) -> float:
         """Mean loss of a batch, float32 NHWC and int (N,); leaves its gradient in `flat_gradient`.
 

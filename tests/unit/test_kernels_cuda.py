@@ -1,6 +1,7 @@
 """What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
 
 import re
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from emulation.emulated import COMPILER, Emulated
 from jobs import run
 
+from dsgd_mpi.data import Batches, open_dataset
+from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, plans
 from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
@@ -164,6 +167,36 @@ def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first
     assert losses[0] == losses[1]
     assert losses[-1] < losses[0] / 2
     assert model.kernels.scaling[0] < 2.0**24
+
+
+# images
+
+@needs_compiler
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bytes_become_the_images_that_the_host_would_make_of_them(augmented, dtype):
+    draw, image, n = np.random.default_rng(0), (16, 24, 3), 9
+    transform = Transform(n, image, np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3]))
+    stored, draws = draw.integers(0, 256, (n, *image), np.uint8), draw.random((n, 3)) if augmented else None
+    expected, k = np.empty(stored.shape, np.float32), CuDNN(dtype, device=Emulated)
+    if augmented:
+        transform.augment(stored, expected, draws)
+    else:
+        transform.normalise(stored, expected)
+    found = k.empty(stored.shape)
+    k.put(transform.bytes(stored, draws), found)
+    np.testing.assert_allclose(k.get(found), expected, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
+
+
+@needs_compiler
+def test_training_on_bytes_is_training_on_floats():
+    split = open_dataset("fashion-mnist-12k").train
+    model, losses = emulated(image=(28, 28, 1), n=4), []
+    for as_bytes in (False, True):
+        with closing(Batches(split, 4, augment=True, as_bytes=as_bytes).stream(7)) as batches:
+            losses.append([model.loss_and_gradient(*next(batches)) for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != losses[0][1]
 
 
 # memory
