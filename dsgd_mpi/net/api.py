@@ -130,7 +130,7 @@ class Host(Net, Protocol):
         """Everyone: x becomes the root's, in place."""
 
     def allgather(self, item: Any) -> list[Any]:
-        """Everyone: small Python objects, in rank order. For the beginning and the end: it blocks inside MPI."""
+        """Everyone: small Python objects, in rank order."""
 
     def cores(self) -> int:
         """Everyone: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
