@@ -13,7 +13,7 @@ import numpy as np
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "slurm").glob("*_*.sh"))
 SMOKE = ("--config", "jobs/smoke.toml")
-LONG = (*SMOKE, "--steps", 60, "--slow-rank", "0:0.05")        # 3 s and more
+LONG = (*SMOKE, "--steps", 60, "--slow-rank", "0:0.1")         # 6 s and more
 ON_ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
 
 

@@ -31,7 +31,7 @@ def test_a_run_out_of_time_is_requeued_and_ends_as_if_never_stopped(site, run_fo
     whole, stopped = run_folder("whole"), run_folder("stopped")
     first = site.submit("allreduce_128.sh", *LONG, "--out", whole.path, sbatch=ON_ONE_NODE)
     second = site.submit("allreduce_128.sh", *LONG, "--out", stopped.path, sbatch=ON_ONE_NODE)
-    second.until(lambda: len(stopped.steps()) > 20)
+    second.until(lambda: len(stopped.steps()) > 5)
     second.signal("USR1")
     assert first.ended() == ["COMPLETED"], first.log()
     assert second.ended() == ["COMPLETED"], second.log()
