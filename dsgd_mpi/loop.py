@@ -11,11 +11,10 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
-import numpy as np
-
 from dsgd_mpi.evaluate import Training, evaluate, take_answer
 from dsgd_mpi.flat import Array
 from dsgd_mpi.run.record import Record
+from dsgd_mpi.walk import walk_of
 
 BETWEEN_S = 5e-4                            # of a slowed computation between two polls, as between two layers
 
@@ -42,7 +41,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             run.algorithm.step(x, gradient, run.schedule(step))
             (record.step if run.works else record.line)(step + 1, run.schedule(step))
 
-        walk = SharedOut(run, record, first).walk if run.shared_out else partial(together, run)
+        walk = walk_of(run, record, first)
         reached = first
         while reached < run.steps:
             goal = next_meeting(run, reached)
@@ -68,54 +67,6 @@ def next_meeting(run: Training, step: int) -> int:
     """The next step after which there is something that all do together."""
     regular = [every for every in (run.eval_every, run.checkpoint_every) if every]
     return min(run.steps, *((step // every + 1) * every for every in regular))
-
-
-def together(run: Training, start: int, goal: int, take: Callable[[int], None], stop_asked: Callable[[], bool]) -> int:
-    """Everyone: all steps from `start` to `goal`, or to the one that all agree to stop at; the step reached."""
-    for step in range(start, goal):
-        if run.host.stop_agreed(step, stop_asked()):
-            return step
-        take(step)
-    return goal
-
-
-class SharedOut:
-    """The steps of a run as tickets, of which every rank draws the next when it is free. Collective to make."""
-
-    def __init__(self, run: Training, record: Record, first: int) -> None:
-        self.run, self.record, self.first = run, record, first
-        self.drawn = run.host.counters(1)
-
-    def walk(self, start: int, goal: int, take: Callable[[int], None], stop_asked: Callable[[], bool]) -> int:
-        """Everyone: the steps before `goal` that nobody has begun; the step reached, short of it if one asked to stop.
-
-        Who is asked to stop draws all tickets that are left, so that the others find none.
-        """
-        done = 0
-        while (step := self.draw(goal) if self.run.works else self.look_on()) < goal:
-            if self.run.works:
-                take(step)
-                done += 1
-            if stop_asked():
-                self.drawn.add(0, self.run.steps)
-        mean = float(self.run.host.mean(np.array([done], np.float64)).wait()[0])
-        reached = start + round(mean * self.run.host.size)
-        self.record.line(reached, self.run.schedule(reached - 1))
-        return reached
-
-    def draw(self, goal: int) -> int:
-        """A step that nobody else has; one beyond the goal is given back at once, and none are left."""
-        step = self.first + self.drawn.add(0)
-        if step >= goal:
-            self.drawn.add(0, -1)
-        return step
-
-    def look_on(self) -> int:
-        """For a rank that only serves: the next step."""
-        self.run.host.idle()
-        step = self.first + int(self.drawn.values()[0])
-        self.record.line(min(step, self.run.steps), self.run.schedule(min(step, self.run.steps - 1)))
-        return step
 
 
 def linger(seconds: float, between: Callable[[], None]) -> None:

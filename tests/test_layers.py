@@ -12,6 +12,7 @@ FLOORS = [                                  # lowest first; the longest prefix t
     ("algorithms",),
     ("run", "study"),
     ("evaluate",),
+    ("walk",),
     ("loop",),
     ("build",),
     ("job",),
