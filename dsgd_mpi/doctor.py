@@ -22,6 +22,7 @@ import click
 from dsgd_mpi import __version__
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.launch import MPI_WAY_OUT, VARIABLES, launched
+from dsgd_mpi.net import gpu_aware
 from dsgd_mpi.run import machine
 from dsgd_mpi.run.hang import DONE, HangGuard
 from dsgd_mpi.run.report import Report
@@ -122,6 +123,9 @@ def accelerators(report: Report, libraries: dict[str, Any]) -> Iterator[tuple[st
     cupy = libraries["cupy"].get("answer")
     yield "CuPy", (f"{cupy['version']}, CUDA {cupy['runtime']}, driver's CUDA {cupy['driver']}, sees "
                    f"{counted(cupy['devices'])}") if cupy else f"none ({libraries['cupy']['error']})"
+    if cupy and cupy["devices"]:
+        no = gpu_aware.refusal(gpu_aware.command("cupy"))
+        yield "GPU-aware MPI", f"no, {no}: messages go through host memory" if no else "yes, a trial has shown"
     if names and not cupy:
         report.note(f"CuPy cannot use the GPUs of this host ({libraries['cupy']['error']}): ranks compute on the CPU; "
                     "pip install 'dsgd_mpi[cuda12]' or, for a driver of CUDA 13, 'dsgd_mpi[cuda13]'")
@@ -166,8 +170,7 @@ def question_mpi(report: Report, limit_s: float) -> None:
 def library(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "library", f"{facts['library']}, {facts['path']}"
     yield "found", facts["found"]
-    yield "GPU-aware", {True: "yes, says MPIX_Query_cuda_support",
-                        False: "no, says MPIX_Query_cuda_support: messages go through host memory",
+    yield "GPU-aware", {True: "yes, says MPIX_Query_cuda_support", False: "no, says MPIX_Query_cuda_support",
                         None: "not known: the library has no MPIX_Query_cuda_support"}[facts["cuda"]]
 
 
