@@ -134,11 +134,10 @@ def copy(started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 def bandwidth() -> float:
     """Bytes a second."""
-    contestant = Contestant("copy", 2, copy)
-    if contestant.failure:
-        raise RuntimeError(contestant.failure)
-    seconds = np.median([contestant.time("steps", 1) for _ in range(5)]) / STEPS
-    contestant.stop()
+    with Contestant("copy", 2, copy) as contestant:
+        if contestant.failure:
+            raise RuntimeError(contestant.failure)
+        seconds = np.median([contestant.time("steps", 1) for _ in range(5)]) / STEPS
     return 2 * COPIED_BYTES / float(seconds)
 
 
@@ -164,10 +163,10 @@ def measure(case: Case, dtype: str, rivals: tuple[str, ...], rate: float, rounds
                               "seconds": {}, "failed": {}, "gpu_bytes": {}, "first_losses": {}}
     for name in (OURS, *rivals):
         made = (ours, case, dtype) if name == OURS else (torchs, case, dtype, *TORCH[name])
-        contestant = Contestant(name, 2, *made)
-        if contestant.failure:
-            result["failed"][name] = contestant.failure
-        else:
+        with Contestant(name, 2, *made) as contestant:
+            if contestant.failure:
+                result["failed"][name] = contestant.failure
+                continue
             np.testing.assert_allclose(contestant.check, next(iter(result["first_losses"].values()), contestant.check),
                                        rtol=AGREE, err_msg=name)
             result["first_losses"][name] = contestant.check
@@ -176,7 +175,6 @@ def measure(case: Case, dtype: str, rivals: tuple[str, ...], rate: float, rounds
             if name == OURS:
                 result["gpu"] = contestant.result("name")
                 result["whole_seconds"] = [contestant.time("whole", STEPS) for _ in range(rounds)]
-        contestant.stop()
     moved = bytes_moved(network(case.name, case.classes, case.image), case.batch, 4 if dtype == "float32" else 2)
     return {**result, "bytes_moved": moved, "roofline_s": moved / rate}
 
