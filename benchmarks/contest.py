@@ -156,6 +156,13 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return float(np.median(np.divide(theirs, ours)))
 
 
+def timing(name: str, seconds: Mapping[str, list[float]], ours: str, width: int = 20) -> str:
+    """A contestant's median and quartiles in words, and how many times ours that is."""
+    middle, low, high = (1e3 * value for value in summary(seconds[name]))
+    against = f"   {ratio(seconds[name], seconds[ours]):5.2f} times ours" if ours in seconds and name != ours else ""
+    return f"  {name:{width}} {middle:8.2f} ms ({low:.2f} to {high:.2f}){against}"
+
+
 def usable(dtypes: str) -> list[str]:
     """Those of the dtypes, parted by commas, that our kernels know on this machine; says why of the others."""
     from dsgd_mpi.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import contest
 import numpy as np
-from contest import Contestant, Work, ratio, summary
+from contest import Contestant, Work, summary, timing
 from step import DECAY, LR, MOMENTUM, Case, batch_of, weights
 
 from dsgd_mpi.kernels import device as devices
@@ -185,10 +185,7 @@ def line(result: dict[str, Any]) -> str:
             f"{result['bytes_moved'] / 1e9:.1f} GB at {result['copy_bytes_per_s'] / 1e12:.2f} TB/s"]
     seconds = result["seconds"]
     for name, samples in seconds.items():
-        middle, low, high = (1e3 * value for value in summary(samples))
-        against = f"   {ratio(samples, seconds[OURS]):5.2f} times ours" if OURS in seconds and name != OURS else ""
-        text.append(f"  {name:26} {middle:8.2f} ms ({low:.2f} to {high:.2f}){against}"
-                    f"   {1e3 * result['batch'] / middle:7.0f} images/s"
+        text.append(f"{timing(name, seconds, OURS, 26)}   {result['batch'] / summary(samples)[0]:7.0f} images/s"
                     f"   {result['gpu_bytes'][name] / 2**30:5.1f} GiB")
     return "\n".join(text + [f"  {name:26} failed: {why}" for name, why in result["failed"].items()])
 

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import contest
 import numpy as np
-from contest import Contestant, Work, ratio, summary, take_turns
+from contest import Contestant, Work, summary, take_turns, timing
 
 from dsgd_mpi.flat import Layout
 from dsgd_mpi.nn.init import initialise
@@ -148,10 +148,8 @@ def line(result: dict[str, Any], peak: float) -> str:
     case, seconds = result["case"], result["seconds"]
     text = [f"{case['name']} b{case['batch']} {result['mode']} {result['dtype']}, {result['threads']} threads"]
     for name, samples in seconds.items():
-        middle, low, high = (1e3 * value for value in summary(samples))
-        against = f"   {ratio(samples, seconds[OURS]):5.2f} times ours" if OURS in seconds and name != OURS else ""
-        text.append(f"  {name:20} {middle:8.2f} ms ({low:.2f} to {high:.2f}){against}"
-                    f"   {result['gflop'] / middle * 1e3:4.0f} GFLOP/s of {peak:.0f}"
+        text.append(f"{timing(name, seconds, OURS)}"
+                    f"   {result['gflop'] / summary(samples)[0]:4.0f} GFLOP/s of {peak:.0f}"
                     f"   {result['peak_bytes'][name] / 2**20:5.0f} MiB")
     return "\n".join(text + [f"  {name:20} failed: {why}" for name, why in result["failed"].items()])
 
