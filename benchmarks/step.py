@@ -67,7 +67,8 @@ def ours(case: Case, training: bool, dtype: str, started: Callable[[], None]) ->
 
     if training:
         return {"step": step}, [step() for _ in range(FIRST)]
-    return {"step": lambda: model.predict(images)}, first_of(model.predict(images))
+    predict = model.predictor()
+    return {"step": lambda: predict(images)}, first_of(predict(images))
 
 
 def torchs(case: Case, training: bool, dtype: str, channels_last: bool, compiled: bool,

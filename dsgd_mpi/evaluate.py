@@ -70,9 +70,10 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
     take_answer(run, step)
+    predict = model.predictor()
     right = seen = 0
     for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size):
-        right += int((model.predict(images).argmax(1) == labels).sum())
+        right += int((predict(images).argmax(1) == labels).sum())
         seen += len(labels)
     x[:] = own
     share = host.mean(np.array([right, seen], np.float64)).wait()

@@ -52,6 +52,11 @@ class Operation(Protocol):
         """Reads the output's grad; overwrites (never adds to) the grad of every input and parameter."""
 
 
+class Folded(Operation, Protocol):
+    def fold(self) -> None:
+        """Takes the weights as they are now, for all forward passes until it is called again; to be called first."""
+
+
 class Loss(Protocol):
     def put(self, labels: Array) -> None:
         """The classes that the next passes are measured against: int (batch,), in host memory."""
@@ -122,10 +127,10 @@ class Kernels(Protocol):
         """
 
     def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Operation:
+                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
         """`batch_norm` of `convolution` for inference alone, in one pass: y = (scale w) * x + bias [+ add] [ReLU].
 
-        scale = gamma / sqrt(var + 1e-5) and bias = beta - scale mean, as they are at each forward pass.
+        scale = gamma / sqrt(var + 1e-5) and bias = beta - scale mean, as they were when `fold` was called.
         """
 
     def subsample(self, x: Tensor, y: Tensor) -> Operation:

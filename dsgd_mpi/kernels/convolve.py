@@ -38,18 +38,21 @@ class Convolution:
 
     def __init__(self, k: CuDNN, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int, bias: Tensor | None = None,
                  scale: Array | None = None) -> None:
-        self.k, self.x, self.w, self.y, self.bias, self.scale = k, x, w, y, bias, scale
+        self.k, self.x, self.w, self.y, self.bias = k, x, w, y, bias
         n, h, width, c = x.value.shape
         _, oh, ow, o = y.value.shape
         self.g = Geometry(n, h, width, k.padded(c), k.padded(o), w.value.shape[2], stride, pad, oh, ow)
         self.sizes = (o, c, self.g.window**2, self.g.o, self.g.c)
         self.weights = k.own((self.g.o * self.sizes[2] * self.g.c,), k.storage)
         self.padded_x = self.padding(x.value, self.g.c)
-        self.forward_steps = self.output()
+        self.take_weights = k.each("weights_in", self.weights.size, 1, w.value, scale, self.weights,
+                                   *map(i32, self.sizes))
+        self.output_steps = self.output()
         self.backward_steps = self.gradients() if y.grad is not None else []
 
     def forward(self, training: bool) -> None:
-        run(self.forward_steps)
+        self.take_weights()
+        run(self.output_steps)
 
     def backward(self) -> None:
         run(self.backward_steps)
@@ -70,9 +73,7 @@ class Convolution:
 
     def output(self) -> list[Launch]:
         y = self.padding(self.y.value, self.g.o)
-        steps = [self.k.each("weights_in", self.weights.size, 1, self.w.value, self.scale, self.weights,
-                             *map(i32, self.sizes)),
-                 *self.copied(self.x.value, self.padded_x),
+        steps = [*self.copied(self.x.value, self.padded_x),
                  self.step("forward", self.padded_x, self.weights, y), *self.copied(y, self.y.value)]
         if self.bias:
             steps.append(self.k.affine(self.y.value, None, None, self.bias.value, None, self.y.value, relu=False))
@@ -128,14 +129,17 @@ class FoldedConvolution:
                  y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
         channels = gamma.value.size
         scale, bias = (k.own((channels,), np.float32) for _ in range(2))
-        self.fold = k.each("fold", channels, 1, gamma.value, beta.value, mean.value, var.value, scale, bias,
-                           i32(channels))
+        self.factors = k.each("fold", channels, 1, gamma.value, beta.value, mean.value, var.value, scale, bias,
+                              i32(channels))
         self.convolution = Convolution(k, x, w, y, stride, pad, scale=scale)
         self.finish = k.affine(y.value, None, None, bias, add and add.value, y.value, relu)
 
+    def fold(self) -> None:
+        self.factors()
+        self.convolution.take_weights()
+
     def forward(self, training: bool) -> None:
-        self.fold()
-        self.convolution.forward(training)
+        run(self.convolution.output_steps)
         self.finish()
 
     def backward(self) -> None:

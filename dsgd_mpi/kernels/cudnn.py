@@ -18,7 +18,7 @@ import numpy as np
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels import device as devices
-from dsgd_mpi.kernels.api import Between, Bytes, Loss, Operation, Ready, Tensor, Work
+from dsgd_mpi.kernels.api import Between, Bytes, Folded, Loss, Operation, Ready, Tensor, Work
 from dsgd_mpi.kernels.convolve import Convolution, FoldedConvolution, i32, run
 from dsgd_mpi.kernels.device import Device, Format, Gpu, Launch
 from dsgd_mpi.kernels.plans import Geometry, Plans
@@ -131,7 +131,7 @@ class CuDNN:
         return BatchNorm(self, x, gamma, beta, mean, var, y, relu, add)
 
     def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Operation:
+                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
         return FoldedConvolution(self, x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
 
     def subsample(self, x: Tensor, y: Tensor) -> Operation:

@@ -18,7 +18,7 @@ import numpy as np
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels import reference
-from dsgd_mpi.kernels.api import Loss, Operation, Tensor, Work
+from dsgd_mpi.kernels.api import Folded, Loss, Operation, Tensor, Work
 from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library, pointer
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
@@ -53,7 +53,7 @@ class OneDNN:
         self.dtype, self.storage = dtype, STORAGE[dtype]
         self.type = {"float32": c.dnnl_f32, "bfloat16": c.dnnl_bf16}[dtype]
         self.scratchpad, self.weights, self.inputs, self.outputs = (Shared(c) for _ in range(4))
-        self.workspace_bytes = 0
+        self.own_bytes = 0
         self.sums: dict[int, Primitive] = {}
         self.workers = ThreadPoolExecutor(c.omp_get_max_threads(), "sgd")
 
@@ -66,7 +66,7 @@ class OneDNN:
     @property
     def held_bytes(self) -> int:
         shared = (self.scratchpad, self.weights, self.inputs, self.outputs)
-        return self.workspace_bytes + sum(int(buffer.array.nbytes) for buffer in shared)
+        return self.own_bytes + sum(int(buffer.array.nbytes) for buffer in shared)
 
     def zeros(self, size: int) -> Array:
         return np.zeros(size, np.float32)
@@ -96,7 +96,7 @@ class OneDNN:
         return BatchNorm(self, x, gamma, beta, mean, var, y, relu, add)
 
     def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Operation:
+                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
         return FoldedConvolution(self, x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
 
     def subsample(self, x: Tensor, y: Tensor) -> Operation:
@@ -150,10 +150,10 @@ class OneDNN:
         n, height, width, channels = x.shape
         return self.library.layout((n, channels, height, width), self.type, tag or self.c.dnnl_nhwc)
 
-    def workspace(self, layout: Handle) -> Array:
-        """Memory of an operation's own, from its forward to its backward pass."""
+    def own(self, layout: Handle) -> Array:
+        """Memory of an operation's own, for as long as it lives."""
         size = self.library.size(layout)
-        self.workspace_bytes += size
+        self.own_bytes += size
         return aligned(size)
 
     def vector(self, x: Array) -> Handle:
@@ -279,7 +279,7 @@ class Convolution:
 
 
 class FoldedConvolution:
-    """One pass; the weights are folded anew each time, which costs little against keeping a second copy of them all."""
+    """One pass over activations, with a copy of the weights, folded and in the order that oneDNN likes."""
 
     def __init__(self, kernels: OneDNN, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
                  y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
@@ -294,19 +294,23 @@ class FoldedConvolution:
             dims(stride, stride), dims(0, 0), dims(pad, pad), dims(pad, pad),
             attributes=library.attributes(relu, dst if add else None))
         inside = library.query(description, c.dnnl_query_weights_md)
-        bound = {c.DNNL_ARG_SRC: (src, x.value), c.DNNL_ARG_WEIGHTS: (inside, k.weights),
+        own = k.own(inside)
+        bound = {c.DNNL_ARG_SRC: (src, x.value), c.DNNL_ARG_WEIGHTS: (inside, own),
                  c.DNNL_ARG_BIAS: (row, self.bias), c.DNNL_ARG_DST: (dst, y.value)}
         if add:
             bound[c.DNNL_ARG_ATTR_MULTIPLE_POST_OP_BASE | c.DNNL_ARG_SRC_1] = (dst, add.value)
-        self.steps = [k.reorder(flat, self.staging, inside, k.weights), k.primitive(description, bound)]
+        self.keep, self.output = k.reorder(flat, self.staging, inside, own), k.primitive(description, bound)
 
-    def forward(self, training: bool) -> None:
+    def fold(self) -> None:
         scale = self.gamma / np.sqrt(self.var + reference.EPSILON)
         np.multiply(self.mean, -scale, out=self.bias)
         self.bias += self.beta
         folded = self.staging.array[: self.w.nbytes].view(self.w.dtype).reshape(len(scale), -1)
         np.multiply(self.w.reshape(folded.shape), scale[:, None], out=folded)
-        run(self.steps)
+        self.keep()
+
+    def forward(self, training: bool) -> None:
+        self.output()
 
     def backward(self) -> None:
         raise NotImplementedError           # of inference
@@ -354,7 +358,7 @@ class BatchNorm:
         if not self.fused:
             return {}
         layout = self.kernels.library.query(self.description, self.c.dnnl_query_workspace_md)
-        return {self.c.DNNL_ARG_WORKSPACE: (layout, self.kernels.workspace(layout))}
+        return {self.c.DNNL_ARG_WORKSPACE: (layout, self.kernels.own(layout))}
 
     def output(self, description: Handle, m: Array, s: Array, keep: dict[int, tuple[Handle, Array]]) -> Primitive:
         c = self.c
@@ -392,7 +396,7 @@ class Pool:
         forward = describe(c.dnnl_pooling_forward_primitive_desc_create, prop, algorithm, src, dst, *geometry)
         found = query(forward, c.dnnl_query_workspace_md)
         noted = found and kernels.library.size(found)
-        keep = {c.DNNL_ARG_WORKSPACE: (found, kernels.workspace(found))} if noted else {}
+        keep = {c.DNNL_ARG_WORKSPACE: (found, kernels.own(found))} if noted else {}
         self.forward_step = kernels.primitive(
             forward, {c.DNNL_ARG_SRC: (src, x.value), c.DNNL_ARG_DST: (dst, y.value), **keep})
         self.backward_steps: list[Primitive] = []

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
-from dsgd_mpi.kernels.api import Loss, Operation, Tensor, Work
+from dsgd_mpi.kernels.api import Folded, Loss, Operation, Tensor, Work
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
 BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
@@ -63,7 +63,7 @@ class Reference:
         return BatchNorm(x, gamma, beta, mean, var, y, relu, add)
 
     def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Operation:
+                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
         return FoldedConvolution(x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
 
     def subsample(self, x: Tensor, y: Tensor) -> Operation:
@@ -213,11 +213,15 @@ class FoldedConvolution:
         self.folded = Tensor(np.empty_like(w.value))
         self.convolution = Convolution(x, self.folded, y, stride, pad)
 
-    def forward(self, training: bool) -> None:
-        scale, y = self.gamma.value / np.sqrt(self.var.value + EPSILON), self.y.value
+    def fold(self) -> None:
+        scale = self.gamma.value / np.sqrt(self.var.value + EPSILON)
         self.folded.value[...] = scale[:, None, None, None] * self.w.value
+        self.bias = self.beta.value - scale * self.mean.value
+
+    def forward(self, training: bool) -> None:
+        y = self.y.value
         self.convolution.forward(training)
-        y += self.beta.value - scale * self.mean.value
+        y += self.bias
         if self.add is not None:
             y += self.add.value
         if self.relu:

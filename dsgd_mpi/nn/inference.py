@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.kernels.api import Between, Kernels, Operation, Ready, Tensor
+from dsgd_mpi.kernels.api import Between, Folded, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.layers import Layer, Network
 from dsgd_mpi.nn.memory import Memory
 
 
 class Inference:
-    """Images to logits for one batch size, with the weights and running statistics that `state` has at each call."""
+    """Images to logits for one batch size, with the weights and running statistics that `state` had at `fold`."""
 
     def __init__(self, network: Network, state: Mapping[str, Array], batch: int, kernels: Kernels) -> None:
         self.kernels, self.memory = kernels, Memory(kernels.empty)
         self.operations: list[Operation] = []
+        self.folded: list[Folded] = []
         layers = folded(network.layers)
         last = {name: i for i, layer in enumerate(layers) for name in inputs(layer)}
         self.images = self.memory.borrow((batch, *network.shapes["images"]))
@@ -24,12 +26,19 @@ class Inference:
             y = values[layer.y] = Tensor(self.memory.borrow((batch, *network.shapes[layer.y])))
             weights = [Tensor(state[name]) for name in layer.weights]
             add = values[layer.add] if layer.add else None
-            self.operations.append(layer.bound(kernels, values[layer.x], weights, y, add))
+            operation: Any = layer.bound(kernels, values[layer.x], weights, y, add)
+            self.operations.append(operation)
+            if layer.kernel == "folded_convolution":
+                self.folded.append(operation)
             for name in inputs(layer):
                 if last[name] == i:
                     self.memory.give_back(values[name].value)
         self.logits = values[layers[-1].y].value
         self.program = kernels.program(self.run)
+
+    def fold(self) -> None:
+        for operation in self.folded:
+            operation.fold()
 
     def run(self, ready: Ready | None, between: Between | None) -> None:
         for operation in self.operations:

@@ -6,8 +6,9 @@ the layer that writes them first to the layer that made the activation, and shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
@@ -73,15 +74,26 @@ class Model:
 
     def predict(self, images: Array) -> Array:
         """Logits, float32 (N, classes), with the running statistics; any number of images, float32 NHWC."""
+        return self.predictor()(images)
+
+    def predictor(self) -> Callable[[Array], Array]:
+        """`predict` for many calls: what they need of the weights is made ready once, here.
+
+        It may be used until the weights change or another is asked for.
+        """
         if self.inference is None:
             self.inference = Inference(self.network, self.state, self.batch, self.kernels)
-        logits = np.empty((len(images), *self.inference.logits.shape[1:]), self.flat.dtype)
+        self.inference.fold()
+        return partial(self._predict, self.inference)
+
+    def _predict(self, inference: Inference, images: Array) -> Array:
+        logits = np.empty((len(images), *inference.logits.shape[1:]), self.flat.dtype)
         for begin in range(0, len(images), self.batch):
             part = images[begin : begin + self.batch]
             if len(part) < self.batch:      # the rows beyond are computed and dropped
                 part = np.concatenate([part, np.zeros((self.batch - len(part), *part.shape[1:]), part.dtype)])
             end = min(begin + self.batch, len(images))
-            logits[begin:end] = self.inference(part)[: end - begin]
+            logits[begin:end] = inference(part)[: end - begin]
         return logits
 
     @property

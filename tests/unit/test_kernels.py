@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from kernel_cases import filled, flat_tensors, fresh, measured, poisoned, unscaled
 
-from dsgd_mpi.flat import host
+from dsgd_mpi.flat import fill, host
 from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.kernels.reference import Reference
 
@@ -103,16 +103,22 @@ def test_folded_convolution_is_batch_norm_of_a_convolution(fast, n, h, w, c, o, 
     x, x_ = pair(fast, rng.standard_normal((n, h, w, c)))
     shape = (n, out(h, window, stride, pad), out(w, window, stride, pad), o)
     other, other_ = pair(fast, rng.standard_normal(shape))
-    for _ in range(2):                      # the weights and statistics of the moment, not those of the first time
-        p, p_ = parameters(fast, w=rng.standard_normal((o, c, window, window)), gamma=rng.uniform(0.5, 2, o),
-                           beta=rng.standard_normal(o), mean=rng.standard_normal(o), var=rng.uniform(0.5, 2, o))
-        y, y_ = outputs(fast, shape)
-        between = poisoned(ORACLE, shape)
-        fast.folded_convolution(x, *p.values(), y, stride, pad, relu, other if add else None).forward(False)
+    p, p_ = parameters(fast, w=rng.standard_normal((o, c, window, window)), gamma=rng.uniform(0.5, 2, o),
+                       beta=rng.standard_normal(o), mean=rng.standard_normal(o), var=rng.uniform(0.5, 2, o))
+    y, y_ = outputs(fast, shape)
+    between = poisoned(ORACLE, shape)
+    operation = fast.folded_convolution(x, *p.values(), y, stride, pad, relu, other if add else None)
+    for _ in range(2):                      # the weights and statistics of the moment of folding
+        operation.fold()
         ORACLE.convolution(x_, p_["w"], between, stride, pad).forward(False)
         norm = [p_[name] for name in ("gamma", "beta", "mean", "var")]
         ORACLE.batch_norm(between, *norm, y_, relu, other_ if add else None).forward(False)
+        for name in p:
+            fill(p[name].value, host(p[name].value) + 0.5)
+        operation.forward(False)
         assert_close(fast, y.value, y_.value)
+        for name in p:
+            p_[name].value[...] = host(p[name].value)
 
 
 @pytest.mark.parametrize("relu", [False, True])
