@@ -83,6 +83,13 @@ class Kernels(Protocol):
     def held_bytes(self) -> int:
         """Memory that operations have taken besides the arrays that they were given: workspaces and scratchpads."""
 
+    @property
+    def state(self) -> dict[str, Array]:
+        """What steps change beside the flat vectors, by name: a checkpoint keeps it, and fills it in place.
+
+        Empty unless the loss is scaled. Its arrays stay where they are and depend on nothing but the updates taken.
+        """
+
     def set_threads(self, threads: int) -> None:
         """How many threads run an operation, in the thread that calls this; to be called before the first is made."""
 

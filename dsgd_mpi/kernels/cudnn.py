@@ -67,6 +67,10 @@ class CuDNN:
         self.device.put(np.array([scale, 1 / scale, 0, 0], np.float32), scaling)
         return scaling
 
+    @property
+    def state(self) -> dict[str, Array]:
+        return {"loss_scaling": self.scaling} if self.dtype == "float16" else {}
+
     @cached_property
     def plans(self) -> Plans | None:
         """cuDNN's, where it is there."""

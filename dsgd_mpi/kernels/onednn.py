@@ -68,6 +68,10 @@ class OneDNN:
         shared = (self.scratchpad, self.weights, self.inputs, self.outputs)
         return self.workspace_bytes + sum(int(buffer.array.nbytes) for buffer in shared)
 
+    @property
+    def state(self) -> dict[str, Array]:
+        return {}
+
     def zeros(self, size: int) -> Array:
         return np.zeros(size, np.float32)
 

@@ -33,6 +33,10 @@ class Reference:
             raise UsageError(f"the reference kernels know no {dtype}; use float32 or float64")
         self.dtype = dtype
 
+    @property
+    def state(self) -> dict[str, Array]:
+        return {}
+
     def set_threads(self, threads: int) -> None:
         pass                                # NumPy's library has read OPENBLAS_NUM_THREADS when it was loaded
 

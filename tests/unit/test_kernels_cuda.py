@@ -10,6 +10,7 @@ import pytest
 from emulation.emulated import COMPILER, Emulated
 from jobs import run
 
+from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.data import Batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
@@ -17,7 +18,9 @@ from dsgd_mpi.kernels import cudnn, plans
 from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
 from dsgd_mpi.kernels.device import SOURCES, macros, problem, source
 from dsgd_mpi.kernels.plans import Choices
+from dsgd_mpi.net.simulated import Cluster
 from dsgd_mpi.nn.resnet import network, resnet
+from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.sgd import LocalSgd
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed: the kernels cannot be run on this CPU")
@@ -168,6 +171,45 @@ def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first
     assert losses[0] == losses[1]
     assert losses[-1] < losses[0] / 2
     assert model.kernels.scaling[0] < 2.0**24
+
+
+@needs_compiler
+def test_float16_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path):
+    """The scale shrinks before the stop and grows after it; what goes on knows nothing but the checkpoint."""
+    def begun(host):
+        model = emulated(dtype="float16")
+        sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+        return model, sgd, Checkpoints(host, tmp_path, {}, model.kernels.state)
+
+    def take(steps, model, sgd):
+        for _ in range(steps):
+            model.loss_and_gradient(*batch((12, 12, 1), 4))
+            sgd.update(model.flat, model.flat_gradient, 0.01)
+
+    def main(host):
+        model, sgd, checkpoints = begun(host)
+        model.kernels.scaling[:2] = 2.0**24, 2.0**-24
+        take(9, model, sgd)
+        stopped_at = model.kernels.scaling[0]
+        assert stopped_at < 2.0**24
+        model.kernels.scaling[3] = 1998     # good steps in a row
+        checkpoints.save(9, model.flat, sgd, Allreduce(), {})
+        take(2, model, sgd)
+        assert model.kernels.scaling[0] == 2 * stopped_at
+        take(4, model, sgd)
+
+        again, its_sgd, checkpoints = begun(host)
+        checkpoints.restore(again.flat, its_sgd, Allreduce())
+        take(6, again, its_sgd)
+        assert np.array_equal(model.flat, again.flat)
+        assert np.array_equal(sgd.v, its_sgd.v)
+        assert np.array_equal(model.kernels.scaling, again.kernels.scaling)
+    Cluster(1).run(main)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_only_where_the_loss_is_scaled_is_there_something_to_keep(dtype):
+    assert list(CuDNN(dtype, device=Emulated).state) == ["loss_scaling"] * (dtype == "float16")
 
 
 # images
