@@ -136,10 +136,10 @@ class OneDNN:
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
         """NumPy's, on stretches side by side: it frees the interpreter while it computes."""
-        count = min(self.c.omp_get_max_threads(), x.size // WORTH_A_THREAD)
+        count = min(self.c.omp_get_max_threads(), v.size // WORTH_A_THREAD)
         if count < 2:
             return reference.nesterov(x, v, g, lr, momentum, decay)
-        cuts = np.linspace(0, x.size, count + 1, dtype=int).tolist()
+        cuts = [*np.linspace(0, v.size, count + 1, dtype=int)[:-1].tolist(), x.size]    # the last takes the statistics
         update = partial(reference.nesterov, lr=lr, momentum=momentum, decay=decay, block=SIDE_BY_SIDE)
         for done in [self.workers.submit(update, x[i:j], v[i:j], g[i:j]) for i, j in pairwise(cuts)]:
             done.result()

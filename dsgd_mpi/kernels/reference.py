@@ -14,7 +14,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
-from dsgd_mpi.kernels.api import Loss, Operation, Tensor, Work
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Loss, Operation, Tensor, Work
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
 BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
@@ -93,9 +93,12 @@ class Reference:
 
 
 def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float, block: int = BLOCK) -> None:
-    """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache."""
-    for start in range(0, x.size, block):
-        part = slice(start, start + block)
+    """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache.
+
+    What x and g hold beyond v are running statistics and their distance from the batch's.
+    """
+    for start in range(0, v.size, block):
+        part = slice(start, min(start + block, v.size))
         xp, vp = x[part], v[part]
         d = g[part] + decay * xp            # a temporary: g is the caller's
         vp *= momentum
@@ -103,6 +106,7 @@ def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: fl
         d += momentum * vp
         d *= lr
         xp -= d
+    x[v.size:] -= STATISTICS_RATE * g[v.size:]
 
 
 def spare_bytes() -> int:

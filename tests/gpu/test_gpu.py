@@ -62,6 +62,21 @@ def test_replayed_graphs_equal_eager_launches_to_the_bit(name, dtype):
         assert np.array_equal(gradient, outcomes[0][1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_replayed_update_equals_single_launches_to_the_bit_at_every_learning_rate(cupy, dtype):
+    k, draw = loaded("cudnn", dtype), np.random.default_rng(0)
+    start = [draw.standard_normal(size).astype("float32") for size in (1_000_003, 1_000_000, 1_000_003)]
+    ends = []
+    for replayed in (True, False):
+        x, v, g = map(cupy.asarray, start)
+        for step in range(6):
+            k.nesterov(x, v, g if replayed else g.copy(), 0.1 / (1 + step), 0.9, 1e-4)
+        ends.append((host(x), host(v)))
+    for one, other in zip(*ends, strict=True):
+        assert np.array_equal(one, other)
+    assert not np.array_equal(ends[0][0], start[0])
+
+
 def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_an_event(cupy):
     model = resnet("resnet18", 10, (64, 64, 3), 16, loaded("cudnn", "float32"))
     images, labels = batch((64, 64, 3), 16)

@@ -191,9 +191,11 @@ def test_accumulate_adds_in_place(fast):
 
 
 @pytest.mark.parametrize("size", [1, 100_003, 1_600_003])
-def test_nesterov(fast, size):
+@pytest.mark.parametrize("statistics", [0, 77])
+def test_nesterov(fast, size, statistics):
     rng = fresh()
-    p, p_ = parameters(fast, x=rng.standard_normal(size), v=rng.standard_normal(size), g=rng.standard_normal(size))
+    p, p_ = parameters(fast, x=rng.standard_normal(size + statistics), v=rng.standard_normal(size),
+                       g=rng.standard_normal(size + statistics))
     for k, q in ((fast, p), (ORACLE, p_)):
         k.nesterov(q["x"].value, q["v"].value, q["g"].value, 0.1, 0.9, 1e-4)
     for name in "xvg":
