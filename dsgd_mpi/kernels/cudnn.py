@@ -110,7 +110,7 @@ class CuDNN:
         if isinstance(host, Bytes):
             return self.put_bytes(host, into)
         assert host.shape == into.shape, (host.shape, into.shape)
-        host = np.ascontiguousarray(host, np.float32)
+        host = np.asarray(host, np.float32)
         if self.storage == np.float32:
             return self.device.put(host, into)
         return self.each("narrowed", host.size, 1, self.staged("images", host), into, np.uint32(host.size))()
@@ -416,7 +416,7 @@ class CrossEntropy:
     def put(self, labels: Array) -> None:
         if not 0 <= labels.min() <= labels.max() < self.classes:
             raise IndexError(f"labels from {labels.min()} to {labels.max()}, but there are {self.classes} classes")
-        self.k.device.put(np.ascontiguousarray(labels, np.int32), self.labels)
+        self.k.device.put(np.asarray(labels, np.int32), self.labels)
 
     def forward(self) -> None:
         run(self.steps)

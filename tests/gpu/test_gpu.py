@@ -77,6 +77,24 @@ def test_a_replayed_update_equals_single_launches_to_the_bit_at_every_learning_r
     assert not np.array_equal(ends[0][0], start[0])
 
 
+def test_the_host_does_not_wait_for_what_it_puts_and_each_array_gets_its_own(cupy):
+    k, stored = loaded("cudnn", "float32"), [np.full((8, 64, 64, 3), number, "float32") for number in range(6)]
+    arrays = [k.empty(values.shape) for values in stored]
+    for values, array in zip(stored, arrays, strict=True):
+        k.put(values, array)                # all that is to be made is made
+    spin = cupy.ones(1 << 26, "float32")
+    for _ in range(50):
+        cupy.sin(spin, out=spin)
+    event = cupy.cuda.get_current_stream().record()
+    for values, array in zip(stored[:2], arrays[::-1], strict=False):
+        k.put(values, array)
+        values[:] = np.nan
+    assert not event.done
+    for values, array in zip(stored[2:], arrays[3::-1], strict=True):
+        k.put(values, array)
+    assert [float(k.get(array).mean()) for array in arrays[::-1]] == list(range(6))
+
+
 def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_an_event(cupy):
     model = resnet("resnet18", 10, (64, 64, 3), 16, loaded("cudnn", "float32"))
     images, labels = batch((64, 64, 3), 16)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from emulation.emulated import COMPILER, Emulated
 from jobs import run
+from numpy_device import NumpyDevice, raw
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.data import Batches, open_dataset
@@ -17,7 +18,7 @@ from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, load, plans
 from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
-from dsgd_mpi.kernels.device import SOURCES, macros, problem, source
+from dsgd_mpi.kernels.device import SOURCES, Staging, macros, problem, source
 from dsgd_mpi.kernels.plans import Choices
 from dsgd_mpi.net.simulated import Cluster
 from dsgd_mpi.nn.resnet import network, resnet
@@ -296,6 +297,27 @@ def test_training_on_bytes_is_training_on_floats():
             losses.append([model.loss_and_gradient(*next(batches)) for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][0] != losses[0][1]
+
+
+def test_what_is_put_is_copied_while_the_host_goes_on_and_never_overwritten_before():
+    """On a device that does everything as late as it may."""
+    device, pinned = NumpyDevice(), []
+    staging = Staging(lambda size: pinned.append(size) or np.empty(size, np.uint8),
+                      lambda values, into: device.copy_in(values, into).synchronise)
+    values = [np.full((5, 7), number, np.float32) for number in range(6)]
+    into = [device.empty((5, 7), np.float32) for _ in values]
+    label = device.empty(3, np.float32)
+    for value, array in zip(values[:2], into, strict=False):
+        staging.put(value, array)
+        value[:] = -1                       # it is the caller's again
+    staging.put(np.arange(6, dtype=np.float32)[::2], label)
+    assert np.isnan(raw(into[0])).all()     # nobody has waited
+    for value, array in zip(values[2:], into[2:], strict=True):
+        staging.put(value, array)
+    device.inward.run()
+    assert [np.unique(raw(array)).tolist() for array in into] == [[number] for number in range(6)]
+    assert raw(label).tolist() == [0, 2, 4]
+    assert pinned == [140, 140, 12]
 
 
 # memory
