@@ -96,6 +96,6 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
-                    Checkpoints(host, folder, header), steps, epoch, at_once, max(1, round(chosen.eval_every * epoch)),
-                    chosen.checkpoint_every, threads, workers, host.rank >= servers,
-                    chosen.bn, seconds if host.rank == slow_rank else 0.0)      # type: ignore[arg-type]
+                    Checkpoints(host, folder, header, parts.kernels.state), steps, epoch, at_once,
+                    max(1, round(chosen.eval_every * epoch)), chosen.checkpoint_every, threads, workers,
+                    host.rank >= servers, chosen.bn, seconds if host.rank == slow_rank else 0.0)  # type: ignore[arg-type]

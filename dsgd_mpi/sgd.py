@@ -16,13 +16,11 @@ import numpy as np
 from dsgd_mpi.flat import Array
 from dsgd_mpi.kernels.reference import nesterov
 
-STATISTICS_RATE = 0.1                       # torchvision's `momentum` of a batch norm
-
 Nesterov = Callable[[Array, Array, Array, float, float, float], None]
 
 
 class LocalSgd:
-    """One rank's optimiser: its momentum `v` ((parameters,), starts at zero) and the update rule.
+    """One rank's optimiser: its momentum `v` ((parameters,), starts at zero) and the update rule, which a kernel does.
 
     `like`: a vector of the dtype and in the memory that v shall have; NumPy's float32 unless given.
     """
@@ -34,6 +32,4 @@ class LocalSgd:
 
     def update(self, x: Array, g: Array, lr: float) -> None:
         """Moves x against the gradient g, in place; both (size,), of which the first len(v) are trained."""
-        trained = slice(0, len(self.v))
-        self.kernel(x[trained], self.v, g[trained], lr, self.momentum, self.weight_decay)
-        x[len(self.v):] -= STATISTICS_RATE * g[len(self.v):]
+        self.kernel(x, self.v, g, lr, self.momentum, self.weight_decay)

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from dsgd_mpi.flat import Array, Shape
 
+STATISTICS_RATE = 0.1                       # of the moving averages: torchvision's `momentum` of a batch norm
+
 
 @dataclass
 class Tensor:
@@ -88,6 +90,13 @@ class Kernels(Protocol):
     def held_bytes(self) -> int:
         """Memory that operations have taken besides the arrays that they were given: workspaces and scratchpads."""
 
+    @property
+    def state(self) -> dict[str, Array]:
+        """What steps change beside the flat vectors, by name: a checkpoint keeps it, and fills it in place.
+
+        Empty unless the loss is scaled. Its arrays stay where they are and depend on nothing but the updates taken.
+        """
+
     def set_threads(self, threads: int) -> None:
         """How many threads run an operation, in the thread that calls this; to be called before the first is made."""
 
@@ -122,8 +131,8 @@ class Kernels(Protocol):
         """y = gamma (x - m) / sqrt(s + 1e-5) + beta [+ add] [ReLU], per channel (Ioffe and Szegedy 2015).
 
         Training takes m, s from the batch (s biased) and writes the statistics' own gradients, `mean.grad` =
-        mean.value - m and `var.grad` = var.value - unbiased s: a step of rate 0.1 along them is the usual moving
-        average. Otherwise m, s are the running statistics.
+        mean.value - m and `var.grad` = var.value - unbiased s: a step of STATISTICS_RATE along them is the usual
+        moving average. Otherwise m, s are the running statistics.
         """
 
     def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
@@ -151,4 +160,8 @@ class Kernels(Protocol):
         """total += term, for two activation gradients of one shape."""
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        """In place, on stretches of the flat vectors: g' = g + decay x; v = mu v + g'; x -= lr (g' + mu v)."""
+        """In place, on the flat vectors, of which the first v.size numbers are trained; g is left alone.
+
+        Those: g' = g + decay x; v = mu v + g'; x -= lr (g' + mu v). The running statistics behind them, if any:
+        x -= STATISTICS_RATE g.
+        """

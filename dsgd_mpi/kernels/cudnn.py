@@ -1,9 +1,10 @@
 """The kernels on an NVIDIA GPU: convolutions by cuDNN, the rest by our own CUDA kernels; float32, bfloat16 or float16.
 
-Everything is enqueued on one stream, in order, and only `get` waits. Each operation is bound once to its arrays; a step
-is recorded as CUDA graphs and replayed. Sums are taken in a fixed order: the same numbers give the same to the bit.
-float16 has its loss scaled so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740): a step whose
-gradient overflows is left out and the scale halved, all on the device; what leaves the kernels is not scaled.
+Everything is enqueued on one stream, in order, and only `get` waits. Each operation is bound once to its arrays;
+forward and backward pass are recorded as CUDA graphs and replayed, the update as another. Sums are taken in a fixed
+order: the same numbers give the same to the bit. float16 has its loss scaled so that small gradients survive
+(Micikevicius et al. 2018, arXiv:1710.03740): a step whose gradient overflows is left out and the scale halved, all on
+the device; what leaves the kernels is not scaled.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels import device as devices
-from dsgd_mpi.kernels.api import Between, Bytes, Folded, Loss, Operation, Ready, Tensor, Work
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Between, Bytes, Folded, Loss, Operation, Ready, Tensor, Work
 from dsgd_mpi.kernels.convolve import Convolution, FoldedConvolution, i32, run
 from dsgd_mpi.kernels.device import Device, Format, Gpu, Launch
 from dsgd_mpi.kernels.plans import Geometry, Plans
@@ -49,6 +50,7 @@ class CuDNN:
         self.kind, self.format, self.make_device = dtype, FORMATS[dtype], device or Gpu
         self.dtype, self.storage = "float32" if dtype == "tf32" else dtype, self.format.storage
         self.buffers: dict[str, Array] = {}
+        self.update: Update | None = None   # the last
         self.own_bytes = 0
 
     @property
@@ -66,6 +68,15 @@ class CuDNN:
         scaling = self.device.empty((4,), np.float32)
         self.device.put(np.array([scale, 1 / scale, 0, 0], np.float32), scaling)
         return scaling
+
+    @cached_property
+    def rate(self) -> Array:
+        """On the device: the learning rate of the next update."""
+        return self.zeros(1)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        return {"loss_scaling": self.scaling} if self.dtype == "float16" else {}
 
     @cached_property
     def plans(self) -> Plans | None:
@@ -99,7 +110,7 @@ class CuDNN:
         if isinstance(host, Bytes):
             return self.put_bytes(host, into)
         assert host.shape == into.shape, (host.shape, into.shape)
-        host = np.ascontiguousarray(host, np.float32)
+        host = np.asarray(host, np.float32)
         if self.storage == np.float32:
             return self.device.put(host, into)
         return self.each("narrowed", host.size, 1, self.staged("images", host), into, np.uint32(host.size))()
@@ -169,13 +180,11 @@ class CuDNN:
         self.each("accumulate", total.size, vec, total, term, np.uint32(total.size // vec))()
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        count = np.int64(x.size)
-        if self.dtype == "float16":
-            self.each("find_overflow", x.size, 1, g, count, self.scaling)()
-        self.each("nesterov", x.size, 1, x, v, g, count, np.float32(lr), np.float32(momentum), np.float32(decay),
-                  self.scaling)()
-        if self.dtype == "float16":
-            self.device.kernel("adjust_scale", 1, (1,), (1,), self.scaling)()
+        """One CUDA graph, as long as the vectors are the same as last time."""
+        self.device.put(np.array([lr], np.float32), self.rate)
+        if not (self.update and self.update.is_of(x, v, g, momentum, decay)):
+            self.update = Update(self, x, v, g, momentum, decay)
+        self.update.program(None, None)
 
     # What the operations are made of
 
@@ -302,6 +311,27 @@ class Recorded:
         return [*pieces, (last, stretch)]
 
 
+class Update:
+    """SGD's step, bound to its vectors; the rate is read from the device, so that one recording serves all steps.
+
+    With float16 one whose gradient has overflowed changes nothing but the scale of the loss.
+    """
+
+    def __init__(self, k: CuDNN, x: Array, v: Array, g: Array, momentum: float, decay: float) -> None:
+        self.vectors, self.numbers = (x, v, g), (momentum, decay)
+        steps = [k.each("nesterov", x.size, 1, x, v, g, np.int64(v.size), np.int64(x.size), k.rate,
+                        *map(np.float32, (momentum, decay, STATISTICS_RATE)), k.scaling)]
+        if k.dtype == "float16":
+            steps = [k.each("find_overflow", x.size, 1, g, np.int64(x.size), k.scaling), *steps,
+                     k.device.kernel("adjust_scale", 1, (1,), (1,), k.scaling)]
+        self.program = Recorded(k.device, lambda ready, between: run(steps))      # no cycle: it would hold the vectors
+
+    def is_of(self, x: Array, v: Array, g: Array, momentum: float, decay: float) -> bool:
+        """Whether it is bound to these: the very arrays, which stay alive, and their memory theirs, as long as it."""
+        same = all(mine is theirs for mine, theirs in zip(self.vectors, (x, v, g), strict=True))
+        return same and self.numbers == (momentum, decay)
+
+
 class Simple:
     """One kernel forward and, if there is a gradient, one backward."""
 
@@ -386,7 +416,7 @@ class CrossEntropy:
     def put(self, labels: Array) -> None:
         if not 0 <= labels.min() <= labels.max() < self.classes:
             raise IndexError(f"labels from {labels.min()} to {labels.max()}, but there are {self.classes} classes")
-        self.k.device.put(np.ascontiguousarray(labels, np.int32), self.labels)
+        self.k.device.put(np.asarray(labels, np.int32), self.labels)
 
     def forward(self) -> None:
         run(self.steps)

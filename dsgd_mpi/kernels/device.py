@@ -6,6 +6,7 @@ Nothing is asked of a device before the first array: until then `cupy.cuda.Devic
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from dsgd_mpi.flat import Array, Shape
 SOURCES = Path(__file__).parent / "cuda"
 WAY_OUT = "pip install 'dsgd_mpi[cuda13]' (or [cuda12]) on a machine with an NVIDIA driver, or use --device cpu"
 Launch = Callable[[], None]
+Wait = Callable[[], None]
 Dim = tuple[int, ...]
 
 
@@ -42,7 +44,7 @@ class Device(Protocol):
     def spare_bytes(self) -> int: ...
 
     def put(self, host: Array, into: Array) -> None:
-        """Copies from host memory; dtypes and shapes agree."""
+        """Copies from host memory, which may change at once; dtypes and shapes agree."""
 
     def get(self, x: Array) -> Array:
         """A copy in host memory, once all work is done."""
@@ -92,6 +94,29 @@ def check() -> None:
         raise UsageError(f"no GPU can be used: {reason}; {WAY_OUT}")
 
 
+class Staging:
+    """The way to a device through page-locked memory, from which it copies while the host goes on.
+
+    For each size there are two buffers, in turn; who comes for one whose copy is not done yet waits for it. `pinned`
+    makes one of so many bytes; `copied(values, into)` enqueues a copy and gives what waits for its end.
+    """
+
+    def __init__(self, pinned: Callable[[int], Array], copied: Callable[[Array, Array], Wait]) -> None:
+        self.pinned, self.copied = pinned, copied
+        self.buffers: defaultdict[int, deque[tuple[Array, Wait]]] = defaultdict(deque)
+
+    def put(self, host: Array, into: Array) -> None:
+        buffers = self.buffers[host.nbytes]
+        if len(buffers) < 2:
+            memory = self.pinned(host.nbytes)
+        else:
+            memory, wait = buffers.popleft()
+            wait()
+        values = memory.view(host.dtype).reshape(host.shape)
+        values[...] = host
+        buffers.append((memory, self.copied(values, into)))
+
+
 @cache
 def stream_on(device: int) -> Any:
     """The one stream of this process on a device; CuPy's own operations are then enqueued there too."""
@@ -135,7 +160,19 @@ class Gpu:
         return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
 
     def put(self, host: Array, into: Array) -> None:
-        into.set(np.ascontiguousarray(host), stream=self.stream)
+        self.staging.put(host, into)
+
+    @cached_property
+    def staging(self) -> Staging:
+        import cupyx
+        return Staging(lambda size: cupyx.empty_pinned(size, np.uint8), self.copied)
+
+    def copied(self, values: Array, into: Array) -> Wait:
+        """Enqueues a copy from page-locked memory."""
+        into.set(values, stream=self.stream)
+        event = self.cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return event.synchronize            # type: ignore[no-any-return]
 
     def get(self, x: Array) -> Array:
         copy: Array = x.get(stream=self.stream)

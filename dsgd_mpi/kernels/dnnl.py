@@ -31,7 +31,7 @@ typedef enum { dnnl_success, dnnl_out_of_memory, dnnl_invalid_arguments, dnnl_un
     dnnl_runtime_error, dnnl_not_required } dnnl_status_t;
 enum { dnnl_cpu = 1, dnnl_stream_in_order = 1, dnnl_scratchpad_mode_user = 1 };
 enum { dnnl_bf16 = 2, dnnl_f32 = 3 };
-enum { dnnl_format_tag_any = 1, dnnl_a = 2, dnnl_oihw = 5, dnnl_nhwc = 22 };
+enum { dnnl_format_tag_any = 1, dnnl_a = 2, dnnl_ab = 3, dnnl_oihw = 5, dnnl_ba = 14, dnnl_nhwc = 22 };
 enum { dnnl_forward_training = 64, dnnl_forward_inference = 96, dnnl_backward = 128 };
 enum { dnnl_convolution_direct = 1, dnnl_eltwise_relu = 0x20, dnnl_eltwise_relu_use_dst_for_bwd = 0x100,
     dnnl_pooling_max = 0x1ff, dnnl_pooling_avg_exclude_padding = 0x3ff, dnnl_binary_add = 0x1fff0 };
@@ -96,6 +96,8 @@ int dnnl_eltwise_forward_primitive_desc_create(void **pd, void *engine, int prop
     const void *dst, float alpha, float beta, const void *attr);
 int dnnl_eltwise_backward_primitive_desc_create(void **pd, void *engine, int alg, const void *diff_src,
     const void *diff_dst, const void *data, float alpha, float beta, const void *hint, const void *attr);
+int dnnl_matmul_primitive_desc_create(void **pd, void *engine, const void *src, const void *weights, const void *bias,
+    const void *dst, const void *attr);
 int dnnl_convolution_forward_primitive_desc_create(void **pd, void *engine, int prop, int alg, const void *src,
     const void *weights, const void *bias, const void *dst, dims strides, dims dilates, dims pad_l, dims pad_r,
     const void *attr);

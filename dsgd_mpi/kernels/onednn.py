@@ -68,6 +68,10 @@ class OneDNN:
         shared = (self.scratchpad, self.weights, self.inputs, self.outputs)
         return self.own_bytes + sum(int(buffer.array.nbytes) for buffer in shared)
 
+    @property
+    def state(self) -> dict[str, Array]:
+        return {}
+
     def zeros(self, size: int) -> Array:
         return np.zeros(size, np.float32)
 
@@ -132,10 +136,10 @@ class OneDNN:
 
     def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
         """NumPy's, on stretches side by side: it frees the interpreter while it computes."""
-        count = min(self.c.omp_get_max_threads(), x.size // WORTH_A_THREAD)
+        count = min(self.c.omp_get_max_threads(), v.size // WORTH_A_THREAD)
         if count < 2:
             return reference.nesterov(x, v, g, lr, momentum, decay)
-        cuts = np.linspace(0, x.size, count + 1, dtype=int).tolist()
+        cuts = [*np.linspace(0, v.size, count + 1, dtype=int)[:-1].tolist(), x.size]    # the last takes the statistics
         update = partial(reference.nesterov, lr=lr, momentum=momentum, decay=decay, block=SIDE_BY_SIDE)
         for done in [self.workers.submit(update, x[i:j], v[i:j], g[i:j]) for i, j in pairwise(cuts)]:
             done.result()
@@ -224,6 +228,7 @@ class Convolution:
         self.any = layout(w.value.shape, kernels.type, self.c.dnnl_format_tag_any)
         self.src, self.dst = kernels.activation(x.value), kernels.activation(y.value)
         self.row = kernels.vector(bias.value) if bias else ffi.NULL
+        self.pointwise = w.value.shape[2] == stride == 1
         self.geometry = (dims(stride, stride), dims(0, 0), dims(pad, pad), dims(pad, pad))
         self.description = self.library.describe(
             self.c.dnnl_convolution_forward_primitive_desc_create, self.c.dnnl_forward_training,
@@ -260,6 +265,8 @@ class Convolution:
 
     def weights_gradient(self) -> list[Primitive]:
         c, k = self.c, self.kernels
+        if k.avx512 and self.pointwise and not self.bias:
+            return [self.weights_product()]
         any_float = self.library.layout(self.w.value.shape, c.dnnl_f32, c.dnnl_format_tag_any)
         src, dst = self.src, self.dst
         if not k.avx512 and self.w.value.shape[1] >= BLOCKED_CHANNELS and self.w.value.shape[2] > 1:
@@ -276,6 +283,19 @@ class Convolution:
             bound[c.DNNL_ARG_DIFF_BIAS] = (self.row, self.bias.grad)
         return [*x.steps, *dy.steps, k.primitive(description, bound),
                 k.reorder(inside, k.weights, self.flat, self.w.grad)]
+
+
+    def weights_product(self) -> Primitive:
+        """dw = dy' x, over all pixels: the weights' gradient of a 1x1 convolution, in the flat vector's own order."""
+        c, k, layout = self.c, self.kernels, self.library.layout
+        out, channels = self.w.value.shape[:2]
+        x, dy = self.x.value.reshape(-1, channels), self.y.grad.reshape(-1, out)
+        pixels = len(x)
+        dy_, x_ = layout((out, pixels), k.type, c.dnnl_ba), layout((pixels, channels), k.type, c.dnnl_ab)
+        dw_ = layout((out, channels), c.dnnl_f32, c.dnnl_ab)
+        return k.primitive(
+            self.library.describe(c.dnnl_matmul_primitive_desc_create, dy_, x_, ffi.NULL, dw_),
+            {c.DNNL_ARG_SRC: (dy_, dy), c.DNNL_ARG_WEIGHTS: (x_, x), c.DNNL_ARG_DST: (dw_, self.w.grad)})
 
 
 class FoldedConvolution:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
-from dsgd_mpi.kernels.api import Folded, Loss, Operation, Tensor, Work
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Folded, Loss, Operation, Tensor, Work
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
 BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
@@ -32,6 +32,10 @@ class Reference:
         if dtype not in ("float32", "float64"):
             raise UsageError(f"the reference kernels know no {dtype}; use float32 or float64")
         self.dtype = dtype
+
+    @property
+    def state(self) -> dict[str, Array]:
+        return {}
 
     def set_threads(self, threads: int) -> None:
         pass                                # NumPy's library has read OPENBLAS_NUM_THREADS when it was loaded
@@ -89,9 +93,12 @@ class Reference:
 
 
 def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float, block: int = BLOCK) -> None:
-    """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache."""
-    for start in range(0, x.size, block):
-        part = slice(start, start + block)
+    """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache.
+
+    What x and g hold beyond v are running statistics and their distance from the batch's.
+    """
+    for start in range(0, v.size, block):
+        part = slice(start, min(start + block, v.size))
         xp, vp = x[part], v[part]
         d = g[part] + decay * xp            # a temporary: g is the caller's
         vp *= momentum
@@ -99,6 +106,7 @@ def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: fl
         d += momentum * vp
         d *= lr
         xp -= d
+    x[v.size:] -= STATISTICS_RATE * g[v.size:]
 
 
 def spare_bytes() -> int:

@@ -3,6 +3,7 @@
     checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
                          rank1.h5 ...   v      (parameters,) momentum
                                         keeps/ what the algorithm keeps beside them
+                                        kernels/ what the kernels keep: the scale of the loss in float16
                                         attributes: format, step, ranks, algorithm, seed, config (TOML), totals (JSON),
                                                     shared_out (whether steps are counted of all ranks together)
 
@@ -17,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,14 @@ log = logging.getLogger("dsgd_mpi")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in its folder; the last `kept` of them stay. `header`: attributes of every file."""
+    """The checkpoints of one run, in its folder; the last `kept` of them stay.
 
-    def __init__(self, host: Host, folder: Path, header: dict[str, Any], kept: int = 2) -> None:
-        self.host, self.folder, self.header, self.kept = host, folder, header, kept
+    `header`: attributes of every file. `state`: the kernels', as `Kernels.state` has it.
+    """
+
+    def __init__(self, host: Host, folder: Path, header: dict[str, Any], state: Mapping[str, Array] | None = None,
+                 kept: int = 2) -> None:
+        self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
 
     def save(self, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Everyone, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
@@ -59,7 +65,8 @@ class Checkpoints:
                 required: bool = True) -> tuple[int, dict[str, Any]]:
         """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
-        Overwrites x, momentum and what the algorithm keeps; returns the step to go on with and the totals so far.
+        Overwrites x, momentum and what the algorithm and the kernels keep; of the kernels' what the file does not hold
+        (another dtype wrote it) stays as it is. Returns the step to go on with and the totals so far.
         UsageError if there is none, or it is of another number of ranks (unless all are alike) or another network.
         Where none is `required` and none was ever completed, it is step 0 and nothing is overwritten.
         """
@@ -99,6 +106,8 @@ class Checkpoints:
                 file.create_dataset("v", data=host(sgd.v), chunks=True, fletcher32=True)
                 for name in algorithm.keeps:
                     file[f"keeps/{name}"] = host(getattr(algorithm, name))
+                for name, array in self.state.items():
+                    file[f"kernels/{name}"] = host(array)
         except OSError as error:
             log.warning("no checkpoint at step %d: %s; the run goes on", attributes["step"], error)
             return False
@@ -129,6 +138,9 @@ class Checkpoints:
             for name in algorithm.keeps:
                 kept = file["keeps"][name][()]
                 setattr(algorithm, name, beside(x, kept) if kept.shape else kept)
+            for name, array in self.state.items():
+                if f"kernels/{name}" in file:
+                    fill(array, file[f"kernels/{name}"][()])
             return int(file.attrs["step"]), json.loads(file.attrs["totals"])
 
 

@@ -85,12 +85,14 @@ class Emulated:
         dims = [(ctypes.c_uint * 3)(*(*map(int, size), 1, 1)[:3]) for size in (grid, block)]
         assert np.prod(block) <= 1024
 
+        def work(keeps=(cells, arguments)):         # alive as long as the launch
+            function(*dims, pointers)
+
         def launch():
             if self.recording is None:
-                function(*dims, pointers)
+                work()
             else:
-                self.recording.append(launch)
-        launch.keeps = cells, arguments     # alive as long as the launch
+                self.recording.append(work)
         return launch
 
     def begin(self):

@@ -62,6 +62,39 @@ def test_replayed_graphs_equal_eager_launches_to_the_bit(name, dtype):
         assert np.array_equal(gradient, outcomes[0][1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_replayed_update_equals_single_launches_to_the_bit_at_every_learning_rate(cupy, dtype):
+    k, draw = loaded("cudnn", dtype), np.random.default_rng(0)
+    start = [draw.standard_normal(size).astype("float32") for size in (1_000_003, 1_000_000, 1_000_003)]
+    ends = []
+    for replayed in (True, False):
+        x, v, g = map(cupy.asarray, start)
+        for step in range(6):
+            k.nesterov(x, v, g if replayed else g.copy(), 0.1 / (1 + step), 0.9, 1e-4)
+        ends.append((host(x), host(v)))
+    for one, other in zip(*ends, strict=True):
+        assert np.array_equal(one, other)
+    assert not np.array_equal(ends[0][0], start[0])
+
+
+def test_the_host_does_not_wait_for_what_it_puts_and_each_array_gets_its_own(cupy):
+    k, stored = loaded("cudnn", "float32"), [np.full((8, 64, 64, 3), number, "float32") for number in range(6)]
+    arrays = [k.empty(values.shape) for values in stored]
+    for values, array in zip(stored, arrays, strict=True):
+        k.put(values, array)                # all that is to be made is made
+    spin = cupy.ones(1 << 26, "float32")
+    for _ in range(50):
+        cupy.sin(spin, out=spin)
+    event = cupy.cuda.get_current_stream().record()
+    for values, array in zip(stored[:2], arrays[::-1], strict=False):
+        k.put(values, array)
+        values[:] = np.nan
+    assert not event.done
+    for values, array in zip(stored[2:], arrays[3::-1], strict=True):
+        k.put(values, array)
+    assert [float(k.get(array).mean()) for array in arrays[::-1]] == list(range(6))
+
+
 def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_an_event(cupy):
     model = resnet("resnet18", 10, (64, 64, 3), 16, loaded("cudnn", "float32"))
     images, labels = batch((64, 64, 3), 16)

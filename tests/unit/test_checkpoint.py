@@ -14,13 +14,13 @@ from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.sgd import LocalSgd
 
 
-def on_cluster(tmp_path, size, algorithm, act, **header):
+def on_cluster(tmp_path, size, algorithm, act, state=None, **header):
     """`act(checkpoints, x, sgd, algorithm)` on each rank, x and v being full of the rank's number."""
     def main(host):
         x, sgd, own = np.full(6, float(host.rank), "float32"), LocalSgd(5), algorithm()
         own.start(host, x, sgd)
         sgd.v[:] = host.rank
-        return act(Checkpoints(host, tmp_path, {"seed": 1, **header}), x, sgd, own)
+        return act(Checkpoints(host, tmp_path, {"seed": 1, **header}, state), x, sgd, own)
     return Cluster(size).run(main)
 
 
@@ -50,6 +50,16 @@ def test_replicated_models_are_kept_once_and_fit_any_number_of_ranks(tmp_path):
     on_cluster(tmp_path, 3, Allreduce, save(10))
     assert [path.name for path in tmp_path.rglob("*.h5")] == ["rank0.h5"]
     assert on_cluster(tmp_path, 5, Allreduce, restore) == [(10, 5, 100, 0, None)] * 5
+
+
+@pytest.mark.parametrize("algorithm", [Gossip, Allreduce])
+def test_what_the_kernels_keep_comes_back_in_place_and_stays_where_the_file_does_not_hold_it(tmp_path, algorithm):
+    scale, other = np.float32([8, 1 / 8, 0, 7]), np.float32([5])
+    on_cluster(tmp_path, 1, algorithm, save(10), {"scale": scale})
+    scale[:] = -1
+    on_cluster(tmp_path, 1, algorithm, restore, {"scale": scale, "other": other})
+    assert [*scale, *other] == [8, 1 / 8, 0, 7, 5]
+    on_cluster(tmp_path, 1, algorithm, restore)         # kernels that keep nothing read it too
 
 
 def test_a_run_does_not_change_whose_steps_it_counts(tmp_path):

@@ -73,7 +73,7 @@ def out(size, window, stride, pad):
     (2, 8, 8, 16, 16, 3, 1, 1), (4, 14, 14, 32, 64, 3, 2, 1), (2, 7, 9, 17, 33, 3, 2, 1), (3, 28, 28, 1, 16, 3, 1, 1),
     (2, 32, 32, 3, 16, 3, 1, 1), (1, 15, 13, 3, 5, 7, 2, 3), (2, 64, 64, 3, 64, 7, 2, 3), (2, 8, 8, 16, 32, 1, 2, 0),
     (2, 7, 7, 64, 256, 1, 1, 0), (1, 1, 1, 8, 8, 1, 1, 0), (1, 5, 5, 1, 1, 3, 1, 1), (1, 9, 7, 13, 4, 1, 2, 0),
-    (2, 9, 7, 64, 72, 3, 2, 1), (3, 6, 6, 68, 33, 3, 1, 1)])
+    (2, 9, 7, 64, 72, 3, 2, 1), (3, 6, 6, 68, 33, 3, 1, 1), (3, 5, 7, 13, 9, 1, 1, 0)])
 def test_convolution(fast, n, h, w, c, o, window, stride, pad):
     rng = fresh()
     x, x_ = pair(fast, rng.standard_normal((n, h, w, c)))
@@ -197,9 +197,11 @@ def test_accumulate_adds_in_place(fast):
 
 
 @pytest.mark.parametrize("size", [1, 100_003, 1_600_003])
-def test_nesterov(fast, size):
+@pytest.mark.parametrize("statistics", [0, 77])
+def test_nesterov(fast, size, statistics):
     rng = fresh()
-    p, p_ = parameters(fast, x=rng.standard_normal(size), v=rng.standard_normal(size), g=rng.standard_normal(size))
+    p, p_ = parameters(fast, x=rng.standard_normal(size + statistics), v=rng.standard_normal(size),
+                       g=rng.standard_normal(size + statistics))
     for k, q in ((fast, p), (ORACLE, p_)):
         k.nesterov(q["x"].value, q["v"].value, q["g"].value, 0.1, 0.9, 1e-4)
     for name in "xvg":

@@ -1,6 +1,7 @@
 """What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
 
 import re
+import weakref
 from contextlib import closing
 from itertools import pairwise
 from types import SimpleNamespace
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 from emulation.emulated import COMPILER, Emulated
 from jobs import run
+from numpy_device import NumpyDevice, raw
 
+from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.data import Batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels import cudnn, plans
+from dsgd_mpi.kernels import cudnn, load, plans
 from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
-from dsgd_mpi.kernels.device import SOURCES, macros, problem, source
+from dsgd_mpi.kernels.device import SOURCES, Staging, macros, problem, source
 from dsgd_mpi.kernels.plans import Choices
+from dsgd_mpi.net.simulated import Cluster
 from dsgd_mpi.nn.resnet import network, resnet
+from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.sgd import LocalSgd
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed: the kernels cannot be run on this CPU")
@@ -123,6 +128,59 @@ def test_a_batch_of_another_size_and_predictions_do_not_disturb_a_recording():
     assert [model.loss_and_gradient(images, labels) for _ in range(2)] == first
 
 
+class Counted(Emulated):
+    """`recordings`: how often a recording has begun; `launches`: single ones since."""
+
+    recordings = launches = 0
+
+    def begin(self):
+        self.recordings += 1
+        super().begin()
+
+    def kernel(self, *arguments):
+        launch = super().kernel(*arguments)
+
+        def counted():
+            self.launches += 1
+            launch()
+        return counted
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_one_recording_of_the_update_serves_every_learning_rate(dtype):
+    k, reference = CuDNN(dtype, device=Counted), load("reference", "float32")
+    draw = np.random.default_rng(0)
+    x, v, g = (draw.standard_normal(size).astype("float32") for size in (1000, 900, 1000))
+    x_, v_ = x.copy(), v.copy()
+    for step in range(6):
+        g[:] = draw.standard_normal(1000)
+        k.nesterov(x, v, g, 0.1 / (1 + step), 0.9, 1e-4)
+        reference.nesterov(x_, v_, g, 0.1 / (1 + step), 0.9, 1e-4)
+        np.testing.assert_allclose(x, x_, atol=1e-5)
+        np.testing.assert_allclose(v, v_, atol=1e-5)
+    one_by_one = 1 if dtype == "bfloat16" else 3
+    assert (k.device.recordings, k.device.launches) == (1, 2 * one_by_one)      # the first step, and the recording
+
+
+@needs_compiler
+def test_an_update_of_other_vectors_is_no_replay_and_keeps_only_the_last_alive():
+    k = CuDNN("float32", device=Counted)
+    x, v = np.zeros(1000, np.float32), np.zeros(900, np.float32)
+    gone = []
+    for step in range(5):
+        g = np.full(1000, step, np.float32)
+        before = x.copy()
+        k.nesterov(x, v, g, 1.0, 0.0, 0.0)
+        np.testing.assert_allclose(before - x, [step] * 900 + [0.1 * step] * 100, rtol=1e-5)
+        gone.append(weakref.ref(g))
+    assert k.device.recordings == 0
+    del g
+    assert [reference() is None for reference in gone] == [True] * 4 + [False]
+    k.nesterov(x, v, gone[-1](), 1.0, 0.5, 0.0)         # the same, but for the momentum
+    assert k.device.recordings == 0
+
+
 # loss scaling
 
 @needs_compiler
@@ -139,16 +197,18 @@ def test_float16_gradients_are_not_scaled_when_they_leave_the_kernels():
 @needs_compiler
 def test_a_step_that_overflows_is_left_out_and_the_scale_halved():
     k = CuDNN("float16", device=Emulated)
-    x, v, g = (np.full(1000, value, np.float32) for value in (1, 0, 0.5))
+    x, v, g = (np.full(size, value, np.float32) for size, value in ((1000, 1), (900, 0), (1000, 0.5)))
     k.nesterov(x, v, g, 0.1, 0.9, 0.0)
-    np.testing.assert_allclose(x, 1 - 0.1 * (0.5 + 0.9 * 0.5), rtol=1e-6)
+    np.testing.assert_allclose(x[:900], 1 - 0.1 * (0.5 + 0.9 * 0.5), rtol=1e-6)
+    np.testing.assert_allclose(x[900:], 1 - 0.1 * 0.5, rtol=1e-6)
     before = x.copy(), v.copy()
-    for bad in (np.inf, -np.inf, np.nan):
-        g[777] = bad
+    for place, bad in ((777, np.inf), (777, -np.inf), (999, np.nan)):
+        g[place] = bad
         k.nesterov(x, v, g, 0.1, 0.9, 0.0)
-        assert np.array_equal(before, (x, v))
+        g[place] = 0.5
+        assert np.array_equal(before[0], x)
+        assert np.array_equal(before[1], v)
     np.testing.assert_array_equal(k.scaling, [65536 / 8, 8 / 65536, 0, 0])
-    g[777] = 0.5
     k.nesterov(x, v, g, 0.1, 0.9, 0.0)
     assert (x < before[0]).all()
     k.scaling[3] = 1999                     # good steps in a row
@@ -168,6 +228,45 @@ def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first
     assert losses[0] == losses[1]
     assert losses[-1] < losses[0] / 2
     assert model.kernels.scaling[0] < 2.0**24
+
+
+@needs_compiler
+def test_float16_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path):
+    """The scale shrinks before the stop and grows after it; what goes on knows nothing but the checkpoint."""
+    def begun(host):
+        model = emulated(dtype="float16")
+        sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+        return model, sgd, Checkpoints(host, tmp_path, {}, model.kernels.state)
+
+    def take(steps, model, sgd):
+        for _ in range(steps):
+            model.loss_and_gradient(*batch((12, 12, 1), 4))
+            sgd.update(model.flat, model.flat_gradient, 0.01)
+
+    def main(host):
+        model, sgd, checkpoints = begun(host)
+        model.kernels.scaling[:2] = 2.0**24, 2.0**-24
+        take(9, model, sgd)
+        stopped_at = model.kernels.scaling[0]
+        assert stopped_at < 2.0**24
+        model.kernels.scaling[3] = 1998     # good steps in a row
+        checkpoints.save(9, model.flat, sgd, Allreduce(), {})
+        take(2, model, sgd)
+        assert model.kernels.scaling[0] == 2 * stopped_at
+        take(4, model, sgd)
+
+        again, its_sgd, checkpoints = begun(host)
+        checkpoints.restore(again.flat, its_sgd, Allreduce())
+        take(6, again, its_sgd)
+        assert np.array_equal(model.flat, again.flat)
+        assert np.array_equal(sgd.v, its_sgd.v)
+        assert np.array_equal(model.kernels.scaling, again.kernels.scaling)
+    Cluster(1).run(main)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_only_where_the_loss_is_scaled_is_there_something_to_keep(dtype):
+    assert list(CuDNN(dtype, device=Emulated).state) == ["loss_scaling"] * (dtype == "float16")
 
 
 # images
@@ -198,6 +297,27 @@ def test_training_on_bytes_is_training_on_floats():
             losses.append([model.loss_and_gradient(*next(batches)) for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][0] != losses[0][1]
+
+
+def test_what_is_put_is_copied_while_the_host_goes_on_and_never_overwritten_before():
+    """On a device that does everything as late as it may."""
+    device, pinned = NumpyDevice(), []
+    staging = Staging(lambda size: pinned.append(size) or np.empty(size, np.uint8),
+                      lambda values, into: device.copy_in(values, into).synchronise)
+    values = [np.full((5, 7), number, np.float32) for number in range(6)]
+    into = [device.empty((5, 7), np.float32) for _ in values]
+    label = device.empty(3, np.float32)
+    for value, array in zip(values[:2], into, strict=False):
+        staging.put(value, array)
+        value[:] = -1                       # it is the caller's again
+    staging.put(np.arange(6, dtype=np.float32)[::2], label)
+    assert np.isnan(raw(into[0])).all()     # nobody has waited
+    for value, array in zip(values[2:], into[2:], strict=True):
+        staging.put(value, array)
+    device.inward.run()
+    assert [np.unique(raw(array)).tolist() for array in into] == [[number] for number in range(6)]
+    assert raw(label).tolist() == [0, 2, 4]
+    assert pinned == [140, 140, 12]
 
 
 # memory

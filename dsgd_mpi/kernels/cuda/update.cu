@@ -3,15 +3,21 @@
 #define GROWTH_STEPS 2000                   // without an overflow, after which the loss is scaled twice as much
 #define LARGEST_SCALE 16777216.f            // 2^24
 
+// On `count` numbers, the first of which are trained; those behind them are batch norm's running statistics.
 extern "C" __global__ void nesterov(float* __restrict__ x, float* __restrict__ v, const float* __restrict__ g,
-                                    long long count, float lr, float momentum, float decay,
-                                    const float* __restrict__ scaling) {
+                                    long long trained, long long count, const float* __restrict__ lr, float momentum,
+                                    float decay, float statistics_rate, const float* __restrict__ scaling) {
     if (scaling[OVERFLOW] != 0) return;     // this gradient is lost; the next is scaled less
+    const float rate = *lr;
     const long long stride = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
-        const float d = fmaf(decay, x[i], g[i]), velocity = fmaf(momentum, v[i], d);
-        v[i] = velocity;
-        x[i] -= lr * fmaf(momentum, velocity, d);
+        if (i < trained) {
+            const float d = fmaf(decay, x[i], g[i]), velocity = fmaf(momentum, v[i], d);
+            v[i] = velocity;
+            x[i] -= rate * fmaf(momentum, velocity, d);
+        } else {
+            x[i] -= statistics_rate * g[i];
+        }
     }
 }
 
