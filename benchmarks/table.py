@@ -14,7 +14,7 @@ from step import CASES, OURS, TORCH
 
 README = HERE / "README.rst"
 KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence")
-TARGET = 0.85                               # test accuracy
+TARGET = {"fashion-mnist": 0.85, "cifar10": 0.55}           # test accuracy
 BEGIN, END = ".. {0}: made by table.py\n", ".. end of {0}\n"
 
 
@@ -118,7 +118,7 @@ def straggler() -> str:
 
 def convergence() -> str:
     head = ["task", "algorithm", "seeds", "test accuracy", "spread", "less than allreduce, points",
-            f"steps to {TARGET:.0%}", "time to it, s"]
+            "target", "steps to it", "time to it, s"]
     return rst((row for result in files("convergence") for row in convergence_rows(result)), head)
 
 
@@ -129,17 +129,18 @@ def convergence_rows(result: dict[str, Any]) -> Iterable[list[str]]:
     for algorithm, runs in result["runs"].items():
         accuracies = [run["accuracy"] for run in runs]
         less = 100 * (np.mean(reference[: len(runs)]) - np.mean(accuracies))
-        there = [row for run in runs if (row := arrival(run))]
+        there = [row for run in runs if (row := arrival(run, TARGET[result["data"]]))]
         steps, seconds = ([f"{np.median([row[i] for row in there]):,.0f}" for i in (0, 1)] if there else ("", ""))
         reached = f" ({len(there)} of {len(runs)} runs)" if len(there) < len(runs) else ""
         yield [task, algorithm, str(len(runs)), f"{np.mean(accuracies):.2%}",
-               f"{min(accuracies):.2%} to {max(accuracies):.2%}", f"{less:+.2f}", steps + reached, seconds]
+               f"{min(accuracies):.2%} to {max(accuracies):.2%}", f"{less:+.2f}", f"{TARGET[result['data']]:.0%}",
+               steps + reached, seconds]
 
 
-def arrival(run: dict[str, Any]) -> tuple[float, float] | None:
+def arrival(run: dict[str, Any], target: float) -> tuple[float, float] | None:
     """Steps and seconds of training at the first evaluation that has reached the target."""
     return next(((row["step"], row["wall_s"] - row["eval_s"]) for row in run["evaluations"]
-                 if row["accuracy"] >= TARGET), None)
+                 if row["accuracy"] >= target), None)
 
 
 def origin() -> str:
