@@ -54,6 +54,9 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if config_.steps_total and not algorithm.independent:
         raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} needs those of other "
                          f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
+    if config_.dtype == "float16" and config_.algorithm == "backup":
+        raise UsageError("--dtype float16: its scale of the loss is found by a rank's own updates, and the workers of "
+                         "backup make none; use --dtype bfloat16")
     kernels = load(config_.kernels, config_.dtype, config_.device)
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
