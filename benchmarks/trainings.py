@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "push_sum",
-              "push_sum graph=random", "parameter_server", "easgd", "adpsgd")
+              "push_sum graph=random", "parameter_server", "easgd", "adpsgd", "topk")
 EVALUATION = ("step", "epoch", "accuracy", "train_loss", "consensus_distance", "wall_s", "eval_s")
 
 
 def trained(algorithm: str, ranks: int, *options: object) -> dict[str, Any]:
-    """summary.json of a run of `algorithm` ("name", or "name KEY=VALUE") with other options, and its evaluations."""
+    """summary.json of a run of `algorithm` ("name KEY=VALUE --OPTION=VALUE ...") with options, and its evaluations."""
     name, *settings = algorithm.split()
     mpirun = shutil.which(str(Path(sys.executable).with_name("mpirun"))) or "mpirun"
     with tempfile.TemporaryDirectory() as folder:
         words = [mpirun, "-n", ranks, sys.executable, "-m", "dsgd_mpi.train", "--quiet", "--threads", 1,
                  "--out", f"{folder}/run", "--algorithm", name, *options]
         for setting in settings:
-            words += ["--set", setting]
+            words += [setting] if setting.startswith("--") else ["--set", setting]
         subprocess.run(list(map(str, words)), check=True)
         result: dict[str, Any] = json.loads(Path(folder, "run", "summary.json").read_text())
         with open(Path(folder, "run", "summary.csv"), newline="") as file:

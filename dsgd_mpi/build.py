@@ -15,6 +15,7 @@ from dsgd_mpi.evaluate import Training
 from dsgd_mpi.kernels import load
 from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.compression import Compressed
 from dsgd_mpi.nn import Model
 from dsgd_mpi.nn.layers import Network
 from dsgd_mpi.nn.resnet import network
@@ -97,7 +98,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
-    return Training(host, model, batches, parts.dataset.test, parts.algorithm, sgd,
+    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host      # type: ignore[arg-type]
+    return Training(host, net, model, batches, parts.dataset.test, parts.algorithm, sgd,
                     Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
                     Checkpoints(host, folder, header, parts.kernels.state), steps, epoch, at_once,
                     max(1, round(chosen.eval_every * epoch)), chosen.checkpoint_every, threads, workers,

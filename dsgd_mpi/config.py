@@ -46,6 +46,8 @@ class Config:
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
+    compress: str = option("Experiment", "none", "What the algorithm sends travels in 16 bits a number.",
+                           choices=("none", "float16", "bfloat16"))
     bn: str = option("Experiment", "average", "Batch norm's statistics in the model that is evaluated and kept: as the "
                      "algorithm averages them, measured anew on training images, or each rank's own.",
                      choices=("average", "recalibrate", "local"))

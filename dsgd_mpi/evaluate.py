@@ -10,7 +10,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.data import Batches, Split, evaluation_batches
 from dsgd_mpi.flat import Array
-from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.api import Host, Net
 from dsgd_mpi.nn import Model
 from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.schedule import Schedule
@@ -24,6 +24,7 @@ class Training:
     """All that takes part in a run, as `build` puts it together."""
 
     host: Host
+    net: Net                                # what the algorithm sees of it
     model: Model
     batches: Batches
     test: Split

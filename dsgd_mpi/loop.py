@@ -22,7 +22,7 @@ BETWEEN_S = 5e-4                            # of a slowed computation between tw
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
     """Everyone, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
     host, model, x = run.host, run.model, run.model.flat
-    run.algorithm.start(host, x, run.sgd)
+    run.algorithm.start(run.net, x, run.sgd)
 
     with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
         def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:

@@ -65,10 +65,10 @@ class NumpyDevice:
         return isinstance(x, Array)
 
     def empty(self, size, dtype):
-        return self.wrap(np.full(size, np.nan, dtype))
+        return self.wrap(poisoned(size, dtype))
 
     def pinned(self, size, dtype):
-        return np.full(size, np.nan, dtype)
+        return poisoned(size, dtype)
 
     def copy_out(self, x, into):
         self.outward.queue += [self.event(self.current).synchronise, lambda: np.copyto(into, raw(x))]
@@ -136,6 +136,9 @@ class Array(np.ndarray):
         values = values.copy()
         self.device.launch(lambda: np.copyto(raw(self), values))
 
+    def astype(self, dtype, **how):
+        return self.device.wrap(self.get().astype(dtype, **how))
+
     def copy(self):
         return self.device.wrap(self.get())
 
@@ -150,6 +153,10 @@ class Array(np.ndarray):
 
     def __bool__(self):
         return bool(self.get())
+
+
+def poisoned(size, dtype):
+    return np.full(size, np.nan if np.dtype(dtype).kind == "f" else 99, dtype)
 
 
 def raw(x):

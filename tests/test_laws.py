@@ -19,7 +19,10 @@ from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.push_sum import PushSum
+from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.flat import host as host_array
+from dsgd_mpi.net.compression import Compressed
 from dsgd_mpi.net.costs import Costs
 from dsgd_mpi.net.simulated import Cluster, Deadlock
 from dsgd_mpi.topology import exponential_peer, matching, neighbours
@@ -35,8 +38,9 @@ VARIANTS = {
                          {"staleness": "compensate"}, {"max_staleness": 1}],
     "push_sum": [{}, {"overlap": 0}, {"overlap": 2}, {"graph": "random", "probability": 0.5}],
     "backup": [{}, {"backups": 0}],
+    "topk": [{"share": 0.1}, {"share": 1.0}],
 }
-ORDERED = ("allreduce", "local_sgd", "dpsgd", "gossip")      # over MPI, what others have seen when is chance
+ORDERED = ("allreduce", "local_sgd", "dpsgd", "gossip", "topk")      # over MPI, what others have seen when is chance
 LR = {"parameter_server": 0.01}             # where the updates of all ranks add up
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
        for name in algorithms.names() for options in VARIANTS.get(name, [{}])]
@@ -58,7 +62,8 @@ def plain_sgd(gradients, steps, lr=0.05):
 
 @every_algorithm
 def test_one_rank_alone_does_plain_sgd(name, options, world):
-    if world.size > 1 or name == "easgd" or options.get("slow_momentum") or options.get("pull_every"):
+    if world.size > 1 or name == "easgd" or options.get("slow_momentum") or options.get("pull_every") \
+            or options.get("share", 1) < 1:
         return                              # pulled to a centre, carried on, late on purpose
     x, = world.run(lambda host: train(host, make(name, options), Quadratic(), 20)[0])
     assert np.allclose(x, plain_sgd([Quadratic().gradient], 20), rtol=0, atol=1e-13)
@@ -131,6 +136,57 @@ def test_allreduce_equals_one_rank_with_the_whole_batch(world):
     models = world.run(lambda host: train(host, Allreduce(), Quadratic(host.rank), 25)[0])
     alone = plain_sgd([Quadratic(rank).gradient for rank in range(world.size)], 25)
     assert np.allclose(models[0], alone, rtol=0, atol=1e-12)
+
+
+def test_topk_with_all_of_the_gradient_is_allreduce(world):
+    def main(host):
+        return [train(host, algorithm, Quadratic(host.rank), 25)[0] for algorithm in (TopK(share=1.0), Allreduce())]
+    for sparse, dense in world.run(main):
+        assert np.allclose(sparse, dense, rtol=0, atol=1e-12)
+
+
+def test_what_topk_does_not_send_it_remembers(world):
+    """Sent or remembered: with steps of rate 1 and no momentum x has moved by all gradients but what is remembered."""
+    def main(host):
+        task, algorithm = Quadratic(host.rank), TopK(share=0.1)
+        seen = np.zeros(task.b.size)
+
+        def gradient(x, ready=None):
+            g = task.gradient(on(host, task.b))     # noise alone
+            seen[:] += host_array(g)
+            return g
+        x = on(host, task.start())
+        algorithm.start(host, x, sgd_for(x, momentum=0))
+        for _ in range(9):
+            algorithm.step(x, gradient, 1.0)
+        algorithm.rest(x)
+        assert np.count_nonzero(host_array(algorithm.error)) >= 32
+        return host_array(x), seen - host_array(algorithm.error)
+    found = world.run(main)
+    moved = -np.mean([sent for _, sent in found], 0)
+    for x, _ in found:
+        assert np.allclose(x, moved, rtol=0, atol=1e-12)
+
+
+@every_algorithm
+def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
+    if name in ("parameter_server", "easgd", "adpsgd"):
+        with pytest.raises(Exception, match="works in shared memory, which is not compressed; use none"):
+            world.run(lambda host: train(Compressed(host, "bfloat16"), make(name, options), Quadratic(), 1))
+        return
+
+    def main(host):
+        net, algorithm, task = Compressed(host, "bfloat16"), make(name, options), Quadratic(host.rank)
+        x = on(host, task.start())
+        algorithm.start(net, x, sgd_for(x))
+        for _ in range(150):
+            go_on(host, algorithm, task, x)
+        algorithm.rest(x)
+        return host_array(algorithm.answer(x)).copy()
+    answers = world.run(main)
+    task = Quadratic()
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert task.loss(answers[0]) < 0.1 * task.loss(task.start())
 
 
 def test_pull_gossip_keeps_the_mean_of_all_models(world):

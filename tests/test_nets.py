@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from quadratic import on
 
+from dsgd_mpi.flat import host as host_array
+from dsgd_mpi.net.compression import Compressed
 from dsgd_mpi.net.costs import Costs
 from dsgd_mpi.net.simulated import Cluster, Deadlock
 
@@ -51,6 +53,35 @@ def test_means_do_not_mix_wherever_the_arrays_lie_and_however_far_a_rank_is(worl
         assert (a == 10 + mean).all()
         assert (b == 20 + mean).all()
         assert (c == 30 + mean).all()
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("length", [1, 7, 1000, 300_001])
+def test_16_bits_on_the_wire_change_no_number_that_they_hold_and_round_the_others_alike_everywhere(world, half, length):
+    def main(host):
+        whole = np.random.default_rng(host.rank).integers(0, 8, length).astype("float32")
+        once, rough = on(host, whole * host.size), on(host, np.full(length, np.float32(1 + host.rank / 3)))
+        compressed, before = Compressed(host, half), host.traffic.bytes_sent
+        compressed.mean(once).wait()
+        sent = host.traffic.bytes_sent - before
+        compressed.mean(rough).wait()
+        peer = host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank
+        met = compressed.exchange(on(host, whole), peer).wait()
+        compressed.post(on(host, whole), peer)
+        host.settle()
+        letter, = compressed.collect()
+        return whole, once, sent, rough, met, letter.array
+    found = world.run(main)
+    total = sum(each[0] for each in found)
+    error = 2.0**-7 if half == "bfloat16" else 2.0**-10
+    for rank, (_, once, sent, rough, met, posted) in enumerate(found):
+        peer = rank ^ 1 if rank ^ 1 < world.size else rank
+        assert np.array_equal(host_array(once), total)
+        assert np.array_equal(host_array(met), found[peer][0])
+        assert np.array_equal(host_array(posted), found[peer][0])
+        assert np.array_equal(rough, found[0][3])
+        assert np.allclose(host_array(rough), 1 + (world.size - 1) / 6, rtol=error)
+        assert sent == 2 * (world.size - 1) * 2 * length // world.size
 
 
 def test_exchange_hands_over_what_was_there(world):

@@ -42,8 +42,8 @@ def simulated(folder, name, options, steps, ask=None, resume=False):
         batches = Batches(dataset.train, 2, max(0, host.rank - servers), host.size - servers, 0, False)
         sgd = LocalSgd(model.parameters, 0.9)
         checkpoints = Checkpoints(host, folder, {})
-        run = Training(host, model, batches, few, algorithm, sgd, Schedule(0.01, "constant", steps), checkpoints, steps,
-                       1000, 1, 10**9, 25, 1, host.size - servers, host.rank >= servers)
+        run = Training(host, host, model, batches, few, algorithm, sgd, Schedule(0.01, "constant", steps), checkpoints,
+                       steps, 1000, 1, 10**9, 25, 1, host.size - servers, host.rank >= servers)
         first, totals = checkpoints.restore(model.flat, sgd, algorithm) if resume else (0, None)
         record = Record(host, folder, Display(False), 1000, 2, 1, 5, first, totals)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.halves import narrow, widen
 from dsgd_mpi.kernels import reference
 from dsgd_mpi.kernels.api import Folded, Loss, Operation, Tensor, Work
 from dsgd_mpi.kernels.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library, pointer
@@ -87,10 +88,10 @@ class OneDNN:
 
     def put(self, host: Array, into: Array) -> None:
         assert host.shape == into.shape, (host.shape, into.shape)
-        into[...] = host if self.dtype == "float32" else to_bfloat16(host)
+        into[...] = host if self.dtype == "float32" else narrow(host, "bfloat16")
 
     def get(self, x: Array) -> Array:
-        return x.copy() if self.dtype == "float32" else from_bfloat16(x)
+        return x.copy() if self.dtype == "float32" else widen(x, "bfloat16")
 
     def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
         return Convolution(self, x, w, y, stride, pad)
@@ -200,16 +201,6 @@ class Liked(NamedTuple):
 
 def reshaped(x: Tensor, shape: Shape) -> Tensor:
     return Tensor(x.value.reshape(shape), None if x.grad is None else x.grad.reshape(shape))
-
-
-def to_bfloat16(x: Array) -> Array:
-    """The upper halves of float32 numbers, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def from_bfloat16(x: Array) -> Array:
-    return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 def run(steps: Sequence[Primitive]) -> None:

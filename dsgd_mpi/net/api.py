@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import Half
 
 
 class Letter(NamedTuple):
@@ -84,8 +85,11 @@ class Net(Protocol):
     rank: int
     size: int
 
-    def mean(self, x: Array) -> Pending:
-        """Everyone, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all."""
+    def mean(self, x: Array, half: Half | None = None) -> Pending:
+        """Everyone, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all.
+
+        Where `half` is given, numbers travel in it: what a rank hands in, sums on their way and the mean are rounded.
+        """
 
     def exchange(self, x: Array, peer: int) -> Pending:
         """Both: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.

@@ -15,19 +15,23 @@ import numpy as np
 from mpi4py import MPI
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import Half, narrow, widen
 
 
 class RingMean:
     """The mean of x over the ranks of `comm`, in place. `tag` keeps it apart from other rings under way.
 
-    Where x lies on a device, sums are enqueued on its current stream; `settle_sums` waits for them.
+    Where `half` is given, parts travel in it, and are widened before they are added. Where x lies on a device, sums
+    are enqueued on its current stream; `settle_sums` waits for them.
     """
 
-    def __init__(self, comm: MPI.Comm, x: Array, tag: int, settle_sums: Callable[[], None]) -> None:
-        self.comm, self.tag, self.settle_sums, self.size = comm, tag, settle_sums, comm.size
+    def __init__(self, comm: MPI.Comm, x: Array, tag: int, settle_sums: Callable[[], None],
+                 half: Half | None = None) -> None:
+        self.comm, self.tag, self.settle_sums, self.size, self.half = comm, tag, settle_sums, comm.size, half
         bounds = [x.size * part // comm.size for part in range(comm.size + 1)]
         self.parts = [x[begin:end] for begin, end in pairwise(bounds)]
-        self.arrival = np.empty_like(x, shape=max(part.size for part in self.parts))
+        longest = max(part.size for part in self.parts)
+        self.arrival = np.empty_like(x, dtype=np.uint16 if half else x.dtype, shape=longest)
         self.turn = 0
         self._start()
 
@@ -46,16 +50,23 @@ class RingMean:
         right, left = (self.comm.rank + 1) % self.size, (self.comm.rank - 1) % self.size
         outgoing = self.parts[(self.comm.rank - self.turn) % self.size]
         incoming = self._incoming()
-        self.target = self.arrival[: incoming.size] if self._summing() else incoming
+        self.target = self.arrival[: incoming.size] if self._summing() or self.half else incoming
+        if self.half:
+            outgoing = narrow(outgoing, self.half)
         self.settle_sums()
         self.requests = [self.comm.Irecv(self.target, left, self.tag), self.comm.Isend(outgoing, right, self.tag)]
 
     def _add(self) -> None:
         incoming = self._incoming()
+        arrived = widen(self.target, self.half, incoming.dtype) if self.half else self.target
         if self._summing():
-            incoming += self.target
+            incoming += arrived
+        elif self.half:
+            incoming[:] = arrived
         if self.turn == self.size - 2:      # this part has been everywhere
             incoming /= self.size
+            if self.half:                   # as it will arrive
+                incoming[:] = widen(narrow(incoming, self.half), self.half)
 
     def _summing(self) -> bool:
         return self.turn < self.size - 1

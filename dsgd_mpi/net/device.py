@@ -14,9 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import Half
 from dsgd_mpi.net.api import Counters, Done, Host, Letter, Pending, Shared
 from dsgd_mpi.net.places import Place
 
@@ -163,14 +165,14 @@ class StagedHost:
 
     # everyone
 
-    def mean(self, x: Array) -> Pending:
+    def mean(self, x: Array, half: Half | None = None) -> Pending:
         if not self.device.holds(x):
             self._start_all()
-            return self.host.mean(x)
+            return self.host.mean(x, half)
         if self.size == 1:
             return Done(x)
         buffer = self._copied_out(x)
-        return Carried(self, x, x, buffer, self.host.mean, lambda _: self._copied_in(buffer, x))
+        return Carried(self, x, x, buffer, partial(self.host.mean, half=half), lambda _: self._copied_in(buffer, x))
 
     def settle(self) -> None:
         self._start_all()

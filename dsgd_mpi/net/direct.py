@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import Half
 from dsgd_mpi.net.api import Pending
 from dsgd_mpi.net.device import Buffer, Carried, Device, StagedHost
 
@@ -27,9 +28,9 @@ class DirectHost(StagedHost):
         self.least_bytes = host.least_ring_bytes
         host.settle_sums = lambda: device.beside_done().synchronise()
 
-    def mean(self, x: Array) -> Pending:
-        if not self.device.holds(x) or x.nbytes < self.least_bytes or self.size == 1:
-            return super().mean(x)
+    def mean(self, x: Array, half: Half | None = None) -> Pending:
+        if not self.device.holds(x) or half or x.nbytes < self.least_bytes or self.size == 1:
+            return super().mean(x, half)
         buffer = Buffer(x, self.device.kernels_done())
         return Carried(self, x, x, buffer, self.host.mean, lambda _: self.device.beside_done())
 

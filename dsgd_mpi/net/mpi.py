@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import HALF_BYTES, Half
 from dsgd_mpi.net.api import Done, Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
 from dsgd_mpi.net.places import cpu
@@ -23,7 +24,7 @@ from dsgd_mpi.net.window import Numbers, Window
 
 EXCHANGE = 1
 LETTER = 100                                # + the index of the dtype on the wire
-WIRE_DTYPES = ("float32", "float64")
+WIRE_DTYPES = ("float32", "float64", "uint16", "int32", "int64")
 RING, RINGS = 1000, 1000                    # tags of the rings under way, used in turn
 RING_PART_BYTES = 1 << 15                   # below, latency counts more than bandwidth, and MPI's own tree is faster
 IDLE_S = 2e-4                               # of sleep between two looks at shared memory
@@ -101,14 +102,14 @@ class MpiHost:
 
     # everyone
 
-    def mean(self, x: Array) -> Waiting | Done:
+    def mean(self, x: Array, half: Half | None = None) -> Waiting | Done:
         if self.size == 1:
             return Done(x)
-        self.traffic.bytes_sent += 2 * (self.size - 1) * x.nbytes // self.size
+        self.traffic.bytes_sent += 2 * (self.size - 1) * x.size * (HALF_BYTES if half else x.itemsize) // self.size
         self.means += 1
         with self._timed():
-            if x.nbytes >= self.least_ring_bytes:
-                ring = RingMean(self.comm, x, RING + self.means % RINGS, self.settle_sums)
+            if half or x.nbytes >= self.least_ring_bytes:
+                ring = RingMean(self.comm, x, RING + self.means % RINGS, self.settle_sums, half)
                 return Waiting(self, "mean", ring, lambda: x)
             request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
             return Waiting(self, "mean", Requests([request]), lambda: np.divide(x, self.size, out=x))

@@ -6,6 +6,7 @@ import warnings
 from typing import Protocol
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import Half
 from dsgd_mpi.net.api import Host, Pending
 from dsgd_mpi.net.device import Device, Event, StagedHost
 
@@ -54,9 +55,9 @@ class NcclHost(StagedHost):
         super().__init__(host, device)
         self.adder = adder
 
-    def mean(self, x: Array) -> Pending:
-        if not self.device.holds(x):
-            return super().mean(x)
+    def mean(self, x: Array, half: Half | None = None) -> Pending:
+        if half or not self.device.holds(x):
+            return super().mean(x, half)
         self.traffic.bytes_sent += 2 * (self.size - 1) * x.nbytes // self.size
         self.device.hold_beside(self.device.kernels_done())
         with self.device.beside():

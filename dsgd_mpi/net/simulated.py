@@ -16,6 +16,7 @@ import numpy as np
 import simpy
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.halves import HALF_BYTES, Half, narrow, widen
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.costs import Costs
 from dsgd_mpi.net.places import cpu
@@ -151,12 +152,16 @@ class SimulatedHost:
 
     # everyone
 
-    def mean(self, x: Array) -> Waiting:
-        nbytes = self._wire_bytes(x)
+    def mean(self, x: Array, half: Half | None = None) -> Waiting:
+        nbytes = self._wire_bytes(x) * (HALF_BYTES if half else x.itemsize) // x.itemsize
+
+        def rounded(values: Array) -> Array:
+            return widen(narrow(values, half), half, x.dtype) if half and self.size > 1 else values
+
         self.traffic.bytes_sent += 2 * (self.size - 1) * nbytes // self.size
 
         def combine(arrays: dict[int, Array]) -> dict[int, Array]:
-            mean = sum(arrays[rank] for rank in range(self.size)) / self.size
+            mean = rounded(sum(rounded(arrays[rank]) for rank in range(self.size)) / self.size)
             for array in arrays.values():
                 array[:] = mean
             return arrays
