@@ -55,6 +55,8 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if config_.steps_total and not algorithm.independent:
         raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} needs those of other "
                          f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
+    if config_.compress != "none" and algorithm.one_sided:
+        raise UsageError(f"--compress: {config_.algorithm} works in shared memory, which is not compressed; use none")
     if config_.dtype == "float16" and config_.algorithm == "backup":
         raise UsageError("--dtype float16: its scale of the loss is found by a rank's own updates, and the workers of "
                          "backup make none; use --dtype bfloat16")

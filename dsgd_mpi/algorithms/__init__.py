@@ -27,6 +27,7 @@ class Algorithm(Protocol):
 
     keeps: ClassVar[tuple[str, ...]]        # attributes that a checkpoint holds beside x and momentum: numbers, arrays
     replicated: ClassVar[bool]              # whether x and all that is kept are the same on all ranks after each step
+    one_sided: ClassVar[bool]               # whether it works in memory that the ranks share
     traffic: ClassVar[str]                  # what a rank communicates in a step
     offers: ClassVar[str]                   # which model `answer` gives
     servers: int                            # how many ranks, the first ones, work for the others and have no data

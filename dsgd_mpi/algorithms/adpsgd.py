@@ -24,6 +24,7 @@ class AsynchronousDecentralised:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = True
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = True
     traffic: ClassVar[str] = "the model of a random rank read and added to, one-sided"

@@ -22,6 +22,7 @@ class Allreduce:
 
     keeps: ClassVar[tuple[str, ...]] = ()
     replicated: ClassVar[bool] = True
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = False
     traffic: ClassVar[str] = "one mean of the gradient over all, in buckets as it becomes ready"

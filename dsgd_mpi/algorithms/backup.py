@@ -23,6 +23,7 @@ class Backup:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "version")
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 1
     independent: ClassVar[bool] = False
     traffic: ClassVar[str] = "a worker's gradient to rank 0, its model to each worker"

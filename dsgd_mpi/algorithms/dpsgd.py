@@ -25,6 +25,7 @@ class Decentralised:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = False
     traffic: ClassVar[str] = "an exchange of models with each neighbour"

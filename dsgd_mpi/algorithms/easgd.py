@@ -28,6 +28,7 @@ class Elastic:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "c")
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = True
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = True
     traffic: ClassVar[str] = "one model read and one added to, one-sided, every `period` steps"

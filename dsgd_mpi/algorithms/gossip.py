@@ -30,6 +30,7 @@ class Gossip:
 
     keeps: ClassVar[tuple[str, ...]] = ("t",)
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     traffic: ClassVar[str] = "an exchange of models, or one model sent, every `period` steps"
     offers: ClassVar[str] = "the mean of all models"

@@ -30,6 +30,7 @@ class Local:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "u", "x0")
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = False
     traffic: ClassVar[str] = "one mean of the model over all every `period` steps; until post_local, of the gradient"

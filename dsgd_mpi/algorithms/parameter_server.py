@@ -35,6 +35,7 @@ class ParameterServer:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "c")
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = True
     traffic: ClassVar[str] = "one model read and one added to, one-sided, every pull_every and push_every steps"
     offers: ClassVar[str] = "c, the model in shared memory"
     t = 0                                   # steps done

@@ -32,6 +32,7 @@ class PushSum:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "w", "received")
     replicated: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     traffic: ClassVar[str] = "one model sent and, as a rule, one received"
     offers: ClassVar[str] = "the mean of all models by their weights, sum w x / sum w"

@@ -1,11 +1,10 @@
-"""Sparsified SGD with memory (Stich et al. 2018, arXiv:1809.07599; Lin et al. 2018, arXiv:1712.01887): a share of the
-gradient is sent, the rest remembered.
+"""Sparsified SGD with memory (Stich et al. 2018, arXiv:1809.07599): only the largest numbers of a gradient are sent.
 
     u_i = g_i(x) + e_i;   s_i = the k numbers of u_i that are largest in size, else 0;   e_i <- u_i - s_i
     g = 1/n sum_i s_i;   v <- mu v + g;   x <- x - eta (g + mu v)
 
-Lin et al. correct the momentum as well and clip; here momentum follows the mean, so that all of it sent is `allreduce`.
-The running statistics behind the trained numbers are averaged whole: remembered, they would overshoot.
+Lin et al. 2018 (arXiv:1712.01887) correct the momentum as well and clip; here momentum follows the mean, so that with
+all of u sent it is `allreduce`. Batch norm's statistics are averaged whole: remembered, they would overshoot.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ class TopK:
 
     keeps: ClassVar[tuple[str, ...]] = ("t", "error")
     replicated: ClassVar[bool] = False      # x is the same on all ranks, but what is remembered is not
+    one_sided: ClassVar[bool] = False
     servers: ClassVar[int] = 0
     independent: ClassVar[bool] = False
     traffic: ClassVar[str] = "a share of the gradient, with its places, to each other rank"

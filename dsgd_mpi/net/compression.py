@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array
 from dsgd_mpi.halves import Half, narrow, widen
 from dsgd_mpi.net.api import Counters, Done, Letter, Net, Pending, Shared
@@ -37,7 +36,7 @@ class Compressed:
             yield letter._replace(array=widen(letter.array, self.half)) if halves else letter
 
     def share(self, x: Array) -> Shared:
-        raise UsageError("--compress: this algorithm works in shared memory, which is not compressed; use none")
+        raise NotImplementedError("shared memory is not compressed")
 
     def counters(self, count: int) -> Counters:
         return self.net.counters(count)
