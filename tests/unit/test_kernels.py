@@ -9,7 +9,7 @@ from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.kernels.reference import Reference
 
 ORACLE = Reference("float64")
-TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}        # largest error over largest value
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}        # largest error over largest value
 KINK = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 0.1}      # so close to zero, rounding decides what ReLU does
 HERE = [("onednn", "float32"), ("onednn", "bfloat16"), *(("emulated", dtype) for dtype in TOLERANCE)]
 
