@@ -57,9 +57,9 @@ def prepare(config_: Config, ranks: int) -> Prepared:
                          f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
     if config_.compress != "none" and algorithm.one_sided:
         raise UsageError(f"--compress: {config_.algorithm} works in shared memory, which is not compressed; use none")
-    if config_.dtype == "float16" and config_.algorithm == "backup":
-        raise UsageError("--dtype float16: its scale of the loss is found by a rank's own updates, and the workers of "
-                         "backup make none; use --dtype bfloat16")
+    if config_.dtype == "float16" and config_.algorithm in ("backup", "topk"):
+        raise UsageError(f"--dtype float16: {config_.algorithm} cannot leave out a step whose gradient overflows, as "
+                         "float16 must; use --dtype bfloat16")
     kernels = load(config_.kernels, config_.dtype, config_.device)
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))

@@ -288,7 +288,7 @@ def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
      "max_staleness=2 needs those of other ranks"),
     (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),
     (("--algorithm", "easgd", "--compress", "float16"), "easgd works in shared memory, which is not compressed"),
-    (("--algorithm", "backup", "--dtype", "float16"), "the workers of backup make none; use --dtype bfloat16"),
+    (("--algorithm", "backup", "--dtype", "float16"), "backup cannot leave out a step whose gradient overflows"),
     (("--device", "gpu"), "no GPU can be used"),
     (("--kernels", "onednn", "--dtype", "float64"), "float64"),
     (("--out", "/proc/nowhere"), "cannot be made"),
