@@ -194,7 +194,7 @@ FAULTS = {
     "before training": "import dsgd_mpi.job as m; m.assemble = on_rank(m.assemble)",
     "in a gradient": "import dsgd_mpi.nn.model as m; m.Model.loss_and_gradient = on_rank(m.Model.loss_and_gradient, 3)",
     "in the data thread": "import dsgd_mpi.data.loader as m; m.Batches._fill = on_rank(m.Batches._fill, 3)",
-    "in evaluation": "import dsgd_mpi.nn.model as m; m.Model.predict = on_rank(m.Model.predict)",
+    "in evaluation": "import dsgd_mpi.nn.model as m; m.Model.predictor = on_rank(m.Model.predictor)",
     "in another thread": """
         import threading, dsgd_mpi.loop as m
         def start(*args, train=m.train): threading.Thread(target=on_rank(lambda: None)).start(); return train(*args)

@@ -48,8 +48,7 @@ class PushSum:
         self.letters: list[Letter] = []     # that have come and wait for their turn
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
-        g = gradient(x)                     # x is z
-        self.sgd.update(x, g, lr)
+        self.sgd.update(x, gradient(x), lr)     # x is z
         x *= self.w                         # and now y
         peer = self.peer()
         self.t += 1

@@ -147,7 +147,7 @@ def buckets(inner, device, log):
         log.append(("computed", bucket))
         np.asarray(g).view(np.ndarray)[10 * bucket : 10 * bucket + 10] = 10.0 * host.rank + bucket
 
-    def mean(x):
+    def mean(x, half):
         log.append(("travels", round(float(x[0])) % 10))
         return carried(x)
     inner.mean = mean
@@ -249,7 +249,7 @@ def test_arrays_of_a_device_and_of_the_host_travel_in_the_order_of_the_calls():
     """However far each rank's device has come: MPI's collectives must begin in one order on all ranks."""
     def main(inner):
         order, carried = [], inner.mean
-        inner.mean = lambda x: order.append(x.size) or carried(x)
+        inner.mean = lambda x, half: order.append(x.size) or carried(x)
         host = StagedHost(inner, NumpyDevice())
         pending = [host.mean(host.device.array(np.zeros(size))) for size in (1, 2)]
         for _ in range(4 * host.rank):
