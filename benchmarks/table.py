@@ -13,7 +13,7 @@ from kernels import rate
 from step import CASES, OURS, TORCH
 
 README = HERE / "README.rst"
-KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence")
+KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire")
 TARGET = {"fashion-mnist": 0.85, "cifar10": 0.55}           # test accuracy
 BEGIN, END = ".. {0}: made by table.py\n", ".. end of {0}\n"
 
@@ -116,6 +116,19 @@ def straggler() -> str:
     return rst(rows, ["algorithm", "rate (median of 3)", "range"])
 
 
+def wire() -> str:
+    """Means whole and in 16 bits, and the bandwidth below which halving the bytes wins back the time."""
+    def rows(result: dict[str, Any]) -> Iterable[list[str]]:
+        whole, ranks = np.median(result["seconds"]["float32"]), result["ranks"]
+        saved = 2 * (ranks - 1) / ranks * 2 * result["numbers"]
+        for kind, samples in result["seconds"].items():
+            middle, low, high = (1e3 * value for value in summary(samples))
+            pays = f"{saved / (np.median(samples) - whole) / 1e9:.1f}" if kind != "float32" else ""
+            yield [kind, str(ranks), f"{middle:.1f} ({low:.1f} to {high:.1f})", pays]
+    head = ["on the wire", "ranks", "mean, ms (quartiles)", "pays below, GB/s a rank"]
+    return rst((row for result in files("wire") for row in rows(result)), head)
+
+
 def convergence() -> str:
     head = ["task", "algorithm", "seeds", "test accuracy", "spread", "less than allreduce, points",
             "target", "steps to it", "time to it, s"]
@@ -160,7 +173,7 @@ def put(text: str, name: str, table: str) -> str:
 
 def main(readme: Path = README) -> None:
     text = readme.read_text()
-    for table in (origin, steps, shares, waiting, straggler, convergence, layers):
+    for table in (origin, steps, shares, waiting, straggler, convergence, wire, layers):
         text = put(text, table.__name__, table())
     readme.write_text(text)
 

@@ -9,6 +9,7 @@ import numpy as np
 from dsgd_mpi.flat import Array
 
 HALF_BYTES = 2
+BLOCK = 1 << 14                             # numbers that are rounded at a time, in a processor's cache
 Half = Literal["float16", "bfloat16"]
 
 
@@ -18,12 +19,23 @@ def narrow(x: Array, kind: Half) -> Array:
     if kind == "float16":
         with np.errstate(over="ignore"):    # what is too large becomes infinite, as on any processor
             return x.astype(np.float16).view(np.uint16)
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    bits, narrowed = x.reshape(-1).view(np.uint32), np.empty_like(x, dtype=np.uint16)
+    upper, block = narrowed.reshape(-1), BLOCK if isinstance(x, np.ndarray) else x.size
+    for start in range(0, x.size, block):
+        part = slice(start, start + block)
+        rounded = bits[part] >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits[part]
+        rounded >>= 16
+        upper[part] = rounded
+    return narrowed
 
 
 def widen(bits: Array, kind: Half, dtype: Any = np.float32) -> Array:
     """The numbers, exactly."""
     if kind == "float16":
         return bits.view(np.float16).astype(dtype)
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32).astype(dtype, copy=False)

@@ -1,0 +1,44 @@
+"""What 16 bits on the wire cost where the wire costs nothing: `mpirun -n 2 python benchmarks/wire.py`, on one node.
+
+A mean of a vector as long as ResNet-18's gradient, whole and in 16 bits. The difference is what rounding takes; it is
+won back where the bytes that are saved take longer.
+"""
+
+from __future__ import annotations
+
+import time
+
+import click
+import numpy as np
+from contest import save, summary
+
+from dsgd_mpi.net.mpi import MpiHost
+
+NUMBERS = 11_689_512
+
+
+@click.command()
+@click.option("--rounds", default=15, show_default=True)
+def main(rounds: int) -> None:
+    """Time means in turns, print and keep them."""
+    host = MpiHost()
+    x = np.random.default_rng(host.rank).normal(size=NUMBERS).astype("float32")
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": [], "float16": []}
+    for _ in range(rounds + 1):             # the first warms up
+        for kind, samples in seconds.items():
+            host.settle()
+            start = time.perf_counter()
+            host.mean(x, None if kind == "float32" else kind).wait()    # type: ignore[arg-type]
+            samples.append(time.perf_counter() - start)
+    if host.rank == 0:
+        for kind, samples in seconds.items():
+            del samples[0]
+            middle, low, high = (1e3 * value for value in summary(samples))
+            print(f"mean of {NUMBERS:,} numbers over {host.size} ranks in {kind:8}: {middle:5.1f} ms "
+                  f"({low:.1f} to {high:.1f})")
+        print(save(f"wire-{host.size}", {"numbers": NUMBERS, "ranks": host.size, "seconds": seconds}))
+    host.close()
+
+
+if __name__ == "__main__":
+    main()
