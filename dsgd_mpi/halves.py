@@ -20,7 +20,7 @@ def narrow(x: Array, kind: Half) -> Array:
         with np.errstate(over="ignore"):    # what is too large becomes infinite, as on any processor
             return x.astype(np.float16).view(np.uint16)
     bits, narrowed = x.reshape(-1).view(np.uint32), np.empty_like(x, dtype=np.uint16)
-    upper, block = narrowed.reshape(-1), BLOCK if isinstance(x, np.ndarray) else x.size
+    upper, block = narrowed.reshape(-1), BLOCK if isinstance(x, np.ndarray) else max(x.size, 1)
     for start in range(0, x.size, block):
         part = slice(start, start + block)
         rounded = bits[part] >> 16

@@ -277,7 +277,10 @@ class Convolution:
 
 
     def weights_product(self) -> Primitive:
-        """dw = dy' x, over all pixels: the weights' gradient of a 1x1 convolution, in the flat vector's own order."""
+        """dw = dy' x, over all pixels: the weights' gradient of a 1x1 convolution, in the flat vector's own order.
+
+        With AVX-512 that is faster than oneDNN's convolution, as a rule, and saves putting dw into order.
+        """
         c, k, layout = self.c, self.kernels, self.library.layout
         out, channels = self.w.value.shape[:2]
         x, dy = self.x.value.reshape(-1, channels), self.y.grad.reshape(-1, out)
