@@ -119,12 +119,12 @@ def straggler() -> str:
 def wire() -> str:
     """Means whole and in 16 bits, and the bandwidth below which halving the bytes wins back the time."""
     def rows(result: dict[str, Any]) -> Iterable[list[str]]:
-        whole, ranks = np.median(result["seconds"]["float32"]), result["ranks"]
+        whole, ranks = summary(result["seconds"]["float32"])[0], result["ranks"]
         saved = 2 * (ranks - 1) / ranks * 2 * result["numbers"]
         for kind, samples in result["seconds"].items():
-            middle, low, high = (1e3 * value for value in summary(samples))
-            pays = f"{saved / (np.median(samples) - whole) / 1e9:.1f}" if kind != "float32" else ""
-            yield [kind, str(ranks), f"{middle:.1f} ({low:.1f} to {high:.1f})", pays]
+            middle, low, high = summary(samples)
+            pays = f"{saved / (middle - whole) / 1e9:.1f}" if kind != "float32" else ""
+            yield [kind, str(ranks), f"{1e3 * middle:.1f} ({1e3 * low:.1f} to {1e3 * high:.1f})", pays]
     head = ["on the wire", "ranks", "mean, ms (quartiles)", "pays below, GB/s a rank"]
     return rst((row for result in files("wire") for row in rows(result)), head)
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from dsgd_mpi.flat import Array
 
-HALF_BYTES = 2
 BLOCK = 1 << 14                             # numbers that are rounded at a time, in a processor's cache
 Half = Literal["float16", "bfloat16"]
 
@@ -39,3 +38,13 @@ def widen(bits: Array, kind: Half, dtype: Any = np.float32) -> Array:
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32).astype(dtype, copy=False)
+
+
+def rounded(x: Array, kind: Half) -> Array:
+    """A copy of the numbers as they arrive where they travel in 16 bits."""
+    return widen(narrow(x, kind), kind, x.dtype)
+
+
+def wire_bytes(x: Array, kind: Half | None) -> int:
+    """What x takes where it travels in 16 bits or, without a kind, as it is."""
+    return int(x.nbytes) if kind is None else 2 * int(x.size)

@@ -161,7 +161,7 @@ def test_what_topk_does_not_send_it_remembers(world):
             algorithm.step(x, gradient, 1.0)
         algorithm.rest(x)
         assert np.count_nonzero(host_array(algorithm.error)) >= 32
-        return host_array(x), seen - host_array(algorithm.error)
+        return x, seen - host_array(algorithm.error)
     found = world.run(main)
     moved = -np.mean([sent for _, sent in found], 0)
     for x, _ in found:
@@ -182,7 +182,7 @@ def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
         for _ in range(150):
             go_on(host, algorithm, task, x)
         algorithm.rest(x)
-        return host_array(algorithm.answer(x)).copy()
+        return algorithm.answer(x).copy()
     answers = world.run(main)
     task = Quadratic()
     assert all(np.array_equal(answer, answers[0]) for answer in answers)

@@ -37,8 +37,8 @@ class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
     With `as_bytes` the images are `Bytes`, for kernels that take them. Every rank has the same number of steps,
-    `steps_per_epoch`; the images that are left over get their turn in other
-    epochs. UsageError where one step takes more images than there are.
+    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError where one step takes
+    more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,

@@ -18,6 +18,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.halves import widen
 from dsgd_mpi.kernels import device as devices
 from dsgd_mpi.kernels.api import STATISTICS_RATE, Between, Bytes, Folded, Loss, Operation, Ready, Tensor, Work
 from dsgd_mpi.kernels.convolve import Convolution, FoldedConvolution, i32, run
@@ -131,8 +132,7 @@ class CuDNN:
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)
-        bfloat16 = self.dtype == "bfloat16"
-        return (found.astype(np.uint32) << 16).view(np.float32) if bfloat16 else found.astype(np.float32)
+        return widen(found, "bfloat16") if self.dtype == "bfloat16" else found.astype(np.float32)
 
     def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
         return Convolution(self, x, w, y, stride, pad)

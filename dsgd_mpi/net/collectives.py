@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.halves import Half, narrow, widen
+from dsgd_mpi.halves import Half, narrow, rounded, widen
 
 
 class RingMean:
@@ -66,7 +66,7 @@ class RingMean:
         if self.turn == self.size - 2:      # this part has been everywhere
             incoming /= self.size
             if self.half:                   # as it will arrive
-                incoming[:] = widen(narrow(incoming, self.half), self.half)
+                incoming[:] = rounded(incoming, self.half)
 
     def _summing(self) -> bool:
         return self.turn < self.size - 1

@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.halves import HALF_BYTES, Half
+from dsgd_mpi.halves import Half, wire_bytes
 from dsgd_mpi.net.api import Done, Letter, Traffic
 from dsgd_mpi.net.collectives import RingMean
 from dsgd_mpi.net.places import cpu
@@ -105,7 +105,7 @@ class MpiHost:
     def mean(self, x: Array, half: Half | None = None) -> Waiting | Done:
         if self.size == 1:
             return Done(x)
-        self.traffic.bytes_sent += 2 * (self.size - 1) * x.size * (HALF_BYTES if half else x.itemsize) // self.size
+        self.traffic.bytes_sent += 2 * (self.size - 1) * wire_bytes(x, half) // self.size
         self.means += 1
         with self._timed():
             if half or x.nbytes >= self.least_ring_bytes:

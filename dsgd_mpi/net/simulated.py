@@ -16,7 +16,7 @@ import numpy as np
 import simpy
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.halves import HALF_BYTES, Half, narrow, widen
+from dsgd_mpi.halves import Half, rounded, wire_bytes
 from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.costs import Costs
 from dsgd_mpi.net.places import cpu
@@ -153,15 +153,15 @@ class SimulatedHost:
     # everyone
 
     def mean(self, x: Array, half: Half | None = None) -> Waiting:
-        nbytes = self._wire_bytes(x) * (HALF_BYTES if half else x.itemsize) // x.itemsize
+        nbytes = self._wire_bytes(x, half)
 
-        def rounded(values: Array) -> Array:
-            return widen(narrow(values, half), half, x.dtype) if half and self.size > 1 else values
+        def arriving(values: Array) -> Array:
+            return rounded(values, half) if half and self.size > 1 else values
 
         self.traffic.bytes_sent += 2 * (self.size - 1) * nbytes // self.size
 
         def combine(arrays: dict[int, Array]) -> dict[int, Array]:
-            mean = rounded(sum(rounded(arrays[rank]) for rank in range(self.size)) / self.size)
+            mean = arriving(sum(arriving(arrays[rank]) for rank in range(self.size)) / self.size)
             for array in arrays.values():
                 array[:] = mean
             return arrays
@@ -333,5 +333,5 @@ class SimulatedHost:
     def _barrier(self) -> simpy.Event:
         return self.cluster.environment.timeout(self.cluster.costs.barrier_s(self.size))
 
-    def _wire_bytes(self, x: Array) -> int:
-        return round(self.cluster.costs.scale * int(x.nbytes))
+    def _wire_bytes(self, x: Array, half: Half | None = None) -> int:
+        return round(self.cluster.costs.scale * wire_bytes(x, half))
