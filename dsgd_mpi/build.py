@@ -86,7 +86,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     workers = host.size - servers
     worker = max(0, host.rank - servers)
     batches = Batches(parts.dataset.train, chosen.batch, worker, workers, chosen.seed, chosen.augment,
-                      as_bytes=parts.kernels.takes_bytes)
+                      byte_memory=parts.kernels.byte_memory)
     at_once = 1 if chosen.steps_total else workers
     epoch = batches.steps_per_epoch * workers // at_once
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch

@@ -8,7 +8,7 @@ so n ranks with batches of b see together what one rank with batches of n b sees
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from itertools import count
 from queue import SimpleQueue
@@ -20,7 +20,7 @@ import numpy as np
 from dsgd_mpi.data.augment import Transform, draw
 from dsgd_mpi.data.hdf5 import Split
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array
+from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels.api import Bytes
 
 AHEAD = 2                                   # batches made in advance
@@ -36,14 +36,14 @@ class _Buffers(NamedTuple):
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    With `as_bytes` the images are `Bytes`, for kernels that take them. Every rank has the same number of steps,
+    With `byte_memory` the images are `Bytes`, in memory that it makes. Every rank has the same number of steps,
     `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError where one step takes
     more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
-                 augment: bool = True, as_bytes: bool = False) -> None:
-        self.as_bytes = as_bytes
+                 augment: bool = True, byte_memory: Callable[[Shape], Array] | None = None) -> None:
+        self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
         _check(batch, size, len(split))
         self.steps_per_epoch = len(split) // (batch * size)
@@ -111,7 +111,7 @@ class Batches:
         np.take(self.split.labels, indices, out=buffers.labels, mode="clip")
         epoch, t = divmod(step, self.steps_per_epoch)
         draws = draw(self.seed, epoch, t, self.rank * self.batch, self.batch) if self.augment else None
-        if self.as_bytes:
+        if self.byte_memory:
             return transform.bytes(buffers.bytes, draws)
         if draws is None:
             transform.normalise(buffers.bytes, buffers.images)
@@ -121,8 +121,10 @@ class Batches:
 
     def _buffers(self) -> _Buffers:
         shape = (self.batch, *self.split.image)
-        floats = np.empty((0,) if self.as_bytes else shape, np.float32)
-        return _Buffers(np.empty(shape, np.uint8), floats, np.empty(self.batch, np.int64))
+        labels = np.empty(self.batch, np.int64)
+        if self.byte_memory:
+            return _Buffers(self.byte_memory(shape), np.empty(0, np.float32), labels)
+        return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), labels)
 
     def _transform(self) -> Transform:
         return Transform(self.batch, self.split.image, self.split.mean, self.split.std)

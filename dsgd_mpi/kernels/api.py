@@ -84,7 +84,9 @@ class Kernels(Protocol):
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
-    takes_bytes: bool                       # whether `put` takes `Bytes` as well, and rather than floats
+    # None, unless `put` takes `Bytes` as well, and rather than floats: then memory for their images, uint8 of a shape,
+    # from which it copies while the host goes on. What lies there must stay until a loss, or what `get` gives, is had
+    byte_memory: Callable[[Shape], Array] | None
 
     @property
     def held_bytes(self) -> int:

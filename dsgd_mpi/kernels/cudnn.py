@@ -41,7 +41,6 @@ class CuDNN:
     """
 
     name = "cudnn"
-    takes_bytes = True
 
     def __init__(self, dtype: str = "float32", device: Callable[[Format], Device] | None = None) -> None:
         if dtype not in FORMATS:
@@ -100,6 +99,9 @@ class CuDNN:
 
     def empty(self, shape: Shape) -> Array:
         return self.device.empty(shape, self.storage)
+
+    def byte_memory(self, shape: Shape) -> Array:
+        return self.device.page_locked(shape)
 
     def spare_bytes(self) -> int:
         return self.device.spare_bytes()

@@ -44,7 +44,10 @@ class Device(Protocol):
     def spare_bytes(self) -> int: ...
 
     def put(self, host: Array, into: Array) -> None:
-        """Copies from host memory, which may change at once; dtypes and shapes agree."""
+        """Copies from host memory, which may change at once unless it is page-locked; dtypes and shapes agree."""
+
+    def page_locked(self, shape: Shape) -> PageLocked:
+        """Uninitialised bytes in host memory, from which `put` enqueues a copy without making another."""
 
     def get(self, x: Array) -> Array:
         """A copy in host memory, once all work is done."""
@@ -94,21 +97,29 @@ def check() -> None:
         raise UsageError(f"no GPU can be used: {reason}; {WAY_OUT}")
 
 
-class Staging:
-    """The way to a device through page-locked memory, from which it copies while the host goes on.
+class PageLocked(np.ndarray):
+    """Host memory from which a device copies while the host goes on; it is to be left as it is until that is done."""
 
-    For each size there are two buffers, in turn; who comes for one whose copy is not done yet waits for it. `pinned`
-    makes one of so many bytes; `copied(values, into)` enqueues a copy and gives what waits for its end.
+
+class Staging:
+    """The way to a device through page-locked memory.
+
+    For each size there are two buffers, in turn; who comes for one whose copy is not done yet waits for it. What lies
+    in such memory already goes from there. `page_locked` makes it, bytes of a shape; `copied(values, into)` enqueues a
+    copy and gives what waits for its end.
     """
 
-    def __init__(self, pinned: Callable[[int], Array], copied: Callable[[Array, Array], Wait]) -> None:
-        self.pinned, self.copied = pinned, copied
+    def __init__(self, page_locked: Callable[[Shape], PageLocked], copied: Callable[[Array, Array], Wait]) -> None:
+        self.page_locked, self.copied = page_locked, copied
         self.buffers: defaultdict[int, deque[tuple[Array, Wait]]] = defaultdict(deque)
 
     def put(self, host: Array, into: Array) -> None:
+        if isinstance(host, PageLocked):
+            self.copied(host, into)
+            return
         buffers = self.buffers[host.nbytes]
         if len(buffers) < 2:
-            memory = self.pinned(host.nbytes)
+            memory: Array = self.page_locked((host.nbytes,))
         else:
             memory, wait = buffers.popleft()
             wait()
@@ -162,10 +173,14 @@ class Gpu:
     def put(self, host: Array, into: Array) -> None:
         self.staging.put(host, into)
 
+    def page_locked(self, shape: Shape) -> PageLocked:
+        import cupyx
+        memory: PageLocked = cupyx.empty_pinned(shape, np.uint8).view(PageLocked)
+        return memory
+
     @cached_property
     def staging(self) -> Staging:
-        import cupyx
-        return Staging(lambda size: cupyx.empty_pinned(size, np.uint8), self.copied)
+        return Staging(self.page_locked, self.copied)
 
     def copied(self, values: Array, into: Array) -> Wait:
         """Enqueues a copy from page-locked memory."""

@@ -40,7 +40,7 @@ class OneDNN:
     """
 
     name = "onednn"
-    takes_bytes = False
+    byte_memory = None
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in STORAGE:

@@ -25,7 +25,7 @@ class Reference:
     """NumPy kernels in float32 or float64; other dtypes raise UsageError."""
 
     name = "reference"
-    takes_bytes = False
+    byte_memory = None
     held_bytes = 0                          # operations take memory as they run, and give it back
 
     def __init__(self, dtype: str = "float32") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgd_mpi.kernels.device import macros, source
+from dsgd_mpi.kernels.device import PageLocked, macros, source
 from dsgd_mpi.kernels.dnnl import aligned
 
 SHIM = Path(__file__).parent / "cuda_on_cpu.hpp"
@@ -65,6 +65,9 @@ class Emulated:
         array = self.empty(shape, dtype)
         array[...] = 0
         return array
+
+    def page_locked(self, shape):
+        return np.full(shape, 99, np.uint8).view(PageLocked)
 
     def spare_bytes(self):
         return self.room - self.given

@@ -9,6 +9,7 @@ from kernel_cases import loaded
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import host
+from dsgd_mpi.kernels.api import Bytes
 from dsgd_mpi.nn.resnet import resnet
 from dsgd_mpi.sgd import LocalSgd
 
@@ -25,6 +26,14 @@ def cupy():
 def batch(image, n, classes=10):
     draw = np.random.default_rng(0)
     return draw.standard_normal((n, *image)).astype("float32"), draw.integers(0, classes, n)
+
+
+def busy(cupy):
+    """Milliseconds of work, enqueued; the event of its end."""
+    spin = cupy.ones(1 << 26, "float32")
+    for _ in range(50):
+        cupy.sin(spin, out=spin)
+    return cupy.cuda.get_current_stream().record()
 
 
 def trained(model, images, labels, steps, lr=0.01):
@@ -82,10 +91,7 @@ def test_the_host_does_not_wait_for_what_it_puts_and_each_array_gets_its_own(cup
     arrays = [k.empty(values.shape) for values in stored]
     for values, array in zip(stored, arrays, strict=True):
         k.put(values, array)                # all that is to be made is made
-    spin = cupy.ones(1 << 26, "float32")
-    for _ in range(50):
-        cupy.sin(spin, out=spin)
-    event = cupy.cuda.get_current_stream().record()
+    event = busy(cupy)
     for values, array in zip(stored[:2], arrays[::-1], strict=False):
         k.put(values, array)
         values[:] = np.nan
@@ -93,6 +99,18 @@ def test_the_host_does_not_wait_for_what_it_puts_and_each_array_gets_its_own(cup
     for values, array in zip(stored[2:], arrays[3::-1], strict=True):
         k.put(values, array)
     assert [float(k.get(array).mean()) for array in arrays[::-1]] == list(range(6))
+
+
+def test_the_host_does_not_wait_for_the_bytes_of_a_batch(cupy):
+    k, shape = loaded("cudnn", "float32"), (8, 64, 64, 3)
+    images, ones, into = k.byte_memory(shape), np.ones(3, "float32"), k.empty(shape)
+    k.put(Bytes(images, None, ones, 0 * ones, 0), into)         # all that is to be made is made
+    k.get(into)
+    images[...] = np.random.default_rng(0).integers(0, 256, shape)
+    event = busy(cupy)
+    k.put(Bytes(images, None, ones, 0 * ones, 0), into)
+    assert not event.done
+    assert np.array_equal(k.get(into), images)
 
 
 def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_an_event(cupy):

@@ -105,6 +105,27 @@ def test_a_batch_of_a_stream_stays_until_the_next_is_asked_for():
     stream.close()
 
 
+def test_bytes_lie_in_the_memory_made_for_them_and_stay_until_the_next_batch_is_asked_for():
+    made = []
+
+    def memory(shape):
+        made.append(np.zeros(shape, np.uint8))
+        return made[-1]
+
+    x = split(30)
+    batches = Batches(x, 4, augment=False, byte_memory=memory)
+    stream = batches.stream()
+    for step in range(2 * (1 + AHEAD)):
+        got, _ = next(stream)
+        time.sleep(0.01)
+        assert any(got.images is each for each in made)
+        expected = np.empty_like(got.images)
+        x.read(batches.indices(step), expected)
+        np.testing.assert_array_equal(got.images, expected)
+    assert len(made) == 1 + AHEAD
+    stream.close()
+
+
 def test_a_stream_is_made_only_so_far_ahead():
     x, reads = split(30), []
     read = x.read

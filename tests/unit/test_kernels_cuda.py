@@ -18,7 +18,7 @@ from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, load, plans
 from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
-from dsgd_mpi.kernels.device import SOURCES, Staging, macros, problem, source
+from dsgd_mpi.kernels.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.plans import Choices
 from dsgd_mpi.net.simulated import Cluster
 from dsgd_mpi.nn.resnet import network, resnet
@@ -292,8 +292,8 @@ def test_bytes_become_the_images_that_the_host_would_make_of_them(augmented, dty
 def test_training_on_bytes_is_training_on_floats():
     split = open_dataset("fashion-mnist-12k").train
     model, losses = emulated(image=(28, 28, 1), n=4), []
-    for as_bytes in (False, True):
-        with closing(Batches(split, 4, augment=True, as_bytes=as_bytes).stream(7)) as batches:
+    for memory in (None, model.kernels.byte_memory):
+        with closing(Batches(split, 4, augment=True, byte_memory=memory).stream(7)) as batches:
             losses.append([model.loss_and_gradient(*next(batches)) for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][0] != losses[0][1]
@@ -302,8 +302,12 @@ def test_training_on_bytes_is_training_on_floats():
 def test_what_is_put_is_copied_while_the_host_goes_on_and_never_overwritten_before():
     """On a device that does everything as late as it may."""
     device, pinned = NumpyDevice(), []
-    staging = Staging(lambda size: pinned.append(size) or np.empty(size, np.uint8),
-                      lambda values, into: device.copy_in(values, into).synchronise)
+
+    def page_locked(shape):
+        pinned.append(shape)
+        return np.empty(shape, np.uint8).view(PageLocked)
+
+    staging = Staging(page_locked, lambda values, into: device.copy_in(values, into).synchronise)
     values = [np.full((5, 7), number, np.float32) for number in range(6)]
     into = [device.empty((5, 7), np.float32) for _ in values]
     label = device.empty(3, np.float32)
@@ -317,7 +321,18 @@ def test_what_is_put_is_copied_while_the_host_goes_on_and_never_overwritten_befo
     device.inward.run()
     assert [np.unique(raw(array)).tolist() for array in into] == [[number] for number in range(6)]
     assert raw(label).tolist() == [0, 2, 4]
-    assert pinned == [140, 140, 12]
+    assert pinned == [(140,), (140,), (12,)]
+
+
+def test_what_is_put_from_page_locked_memory_is_copied_from_there_and_nowhere_else():
+    device = NumpyDevice()
+    staging = Staging(lambda shape: pytest.fail("a buffer was made"),
+                      lambda values, into: device.copy_in(values, into).synchronise)
+    values, into = np.zeros((3, 4), np.uint8).view(PageLocked), device.empty((3, 4), np.uint8)
+    staging.put(values, into)
+    values[:] = 7                           # its owner should not, and here sees when it is read
+    device.inward.run()
+    assert raw(into).tolist() == [[7] * 4] * 3
 
 
 # memory
