@@ -28,7 +28,8 @@ from dsgd_mpi.kernels.plans import Geometry, Plans
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
 THREADS = 256                               # of a block
-ROWS_A_THREAD, SLABS = 8, 1024              # of sums over rows: at least so many rows, at most so many blocks
+CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first where it divides, the second at least
+BLOCKS_A_PROCESSOR = 12                     # at most, of the same: whole rounds of the 3, 4 or 6 that run at a time
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 RECORDED_BYTES = 4_000_000                  # of gradient, before what is listened to is handed out
 log = logging.getLogger("dsgd_mpi")
@@ -221,12 +222,13 @@ class CuDNN:
 
     def rows(self, rows: int, channels: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
         """vec, grid and block of a kernel over (rows, channels): neighbouring threads take neighbouring channels."""
-        vec = self.vec(channels)
+        vec = 1 if channels % CHANNELS_A_THREAD else CHANNELS_A_THREAD
         groups = channels // vec
         across = min(32, 1 << (groups - 1).bit_length())
         down = THREADS // across
         chunks = -(-groups // across)
-        slabs = max(1, min(-(-rows // (down * ROWS_A_THREAD)), SLABS // chunks))
+        most = BLOCKS_A_PROCESSOR * self.device.processors // chunks
+        slabs = max(1, min(-(-rows // (down * ROWS_A_THREAD)), most))
         return vec, (chunks, slabs), (across, down)
 
     def affine(self, x: Array, centre: Array | None, scale: Array | None, shift: Array, add: Array | None, y: Array,

@@ -36,6 +36,10 @@ class Format(NamedTuple):
 class Device(Protocol):
     """What the kernels ask of a device. All but `get` may return before the work is done; all work is in order."""
 
+    @property
+    def processors(self) -> int:
+        """Multiprocessors, on each of which some blocks run at a time."""
+
     def zeros(self, shape: Shape, dtype: Any) -> Array: ...
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
@@ -157,8 +161,17 @@ class Gpu:
         return stream_on(self.cupy.cuda.Device().id)
 
     @cached_property
+    def properties(self) -> dict[str, Any]:
+        about: dict[str, Any] = self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        return about
+
+    @property
     def name(self) -> str:
-        return str(self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)["name"].decode())
+        return str(self.properties["name"].decode())
+
+    @property
+    def processors(self) -> int:
+        return int(self.properties["multiProcessorCount"])
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
         return self.cupy.zeros(shape, dtype)

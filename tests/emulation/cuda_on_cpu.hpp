@@ -18,7 +18,7 @@ using std::min;
 #define __device__
 #define __global__
 #define __shared__ static                   // one block runs at a time
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index { unsigned x, y, z; };
 static Index threadIdx, blockIdx, blockDim, gridDim;

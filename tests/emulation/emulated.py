@@ -24,7 +24,7 @@ FOLDER = tempfile.TemporaryDirectory(prefix="dsgd-emulation-")       # gone at t
 def library(given, vec):
     """All kernels for a format, compiled once a process."""
     text = source()
-    names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)', text)
+    names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', text)
     entries = [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
                f"{{ launch({name}, grid, block, arguments); }}" for name in names]
     program = "\n".join([f'#include "{SHIM}"', text, *entries])
@@ -41,7 +41,7 @@ def library(given, vec):
 class Emulated:
     """`Device`; `room`: bytes that it can give, `given`: those that it has."""
 
-    name = "emulated"
+    name, processors = "emulated", 1
 
     def __init__(self, format_, room=1 << 34):
         self.format, self.room, self.given = format_, room, 0

@@ -17,7 +17,7 @@ from dsgd_mpi.data import Batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, load, plans
-from dsgd_mpi.kernels.cudnn import FORMATS, CuDNN
+from dsgd_mpi.kernels.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN
 from dsgd_mpi.kernels.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.plans import Choices
 from dsgd_mpi.net.simulated import Cluster
@@ -44,9 +44,9 @@ def emulated(name="resnet8", image=(12, 12, 1), n=4, dtype="float32", **device):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
     pytest.importorskip("cuda.bindings.nvrtc", reason=NOT_RUN.format("cuda-bindings"))
-    expected = set(re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)', source()))
+    expected = set(re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', source()))
     assert len(expected) == sum(path.read_text().count('extern "C"') for path in SOURCES.glob("*.cu")) > 20
-    for vec in (1, 128 // FORMATS[dtype].bits):
+    for vec in {1, CHANNELS_A_THREAD, 128 // FORMATS[dtype].bits}:
         log = compiled(arch, *macros(FORMATS[dtype], vec))
         used = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                           r"(\d+) bytes spill loads", log)

@@ -2,13 +2,31 @@
 //
 // A block is (x, y) threads: x of them next to each other in a row with VEC channels each, y rows at a time. Sums over
 // rows go through one partial sum a block, in a fixed order, so that the same numbers give the same result to the bit.
+// What reads again what the pass before has read begins at the end, which is still in the cache.
 
 #define THREADS 256
+#define RESIDENT (VEC > 4 ? 2 : 4)            // blocks on a multiprocessor: their registers are bounded accordingly
 
-// c: the first of this thread's channels. What follows is done for each row r of this block's.
+// c: the first of this thread's channels.
 #define CHANNELS const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VEC; const bool mine = c < channels;
-#define FOR_ROWS(r) \
-    for (int r = blockIdx.y * blockDim.y + threadIdx.y; mine && r < rows; r += gridDim.y * blockDim.y)
+
+// use(r, fetch(r)) for all rows r of this thread's, AHEAD of which are fetched before the first is used: only many loads
+// under way keep memory busy, and only so many have room in registers.
+#define FEW 2
+#define MANY (sizeof(Pack) > 8 ? 2 : 4)
+template <int AHEAD, class Fetch, class Use>
+__device__ inline void over_rows(int rows, Fetch fetch, Use use) {
+    const int step = gridDim.y * blockDim.y;
+    for (int r = blockIdx.y * blockDim.y + threadIdx.y; r < rows; r += AHEAD * step) {
+        decltype(fetch(r)) fetched[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k)
+            if (r + k * step < rows) fetched[k] = fetch(r + k * step);
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k)
+            if (r + k * step < rows) use(r + k * step, fetched[k]);
+    }
+}
 
 // Adds a and b over the block's rows; partial: (slabs, 2, channels).
 __device__ inline void block_sums(const float* a, const float* b, float* partial, int c, bool mine, int channels) {
@@ -49,21 +67,20 @@ __device__ inline void slab_sums(const float* partial, int slabs, int c, int cha
 }
 
 // Sums of x - p and (x - p)^2, p being the first row: near the mean, so that no digits cancel.
-extern "C" __global__ void batch_norm_sums(const real* __restrict__ x, float* __restrict__ partial, int rows,
-                                           int channels) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+batch_norm_sums(const real* __restrict__ x, float* __restrict__ partial, int rows, int channels) {
     CHANNELS
     float a[VEC] = {}, b[VEC] = {}, pivot[VEC] = {};
     if (mine) {
         const Pack first = load(x + c);
         for (int v = 0; v < VEC; ++v) pivot[v] = wide(first.at[v]);
-    }
-    FOR_ROWS(r) {
-        const Pack pack = load(x + (size_t)r * channels + c);
-        for (int v = 0; v < VEC; ++v) {
-            const float d = wide(pack.at[v]) - pivot[v];
-            a[v] += d;
-            b[v] = fmaf(d, d, b[v]);
-        }
+        over_rows<MANY>(rows, [&](int r) { return load(x + (size_t)r * channels + c); }, [&](int, const Pack& in) {
+            for (int v = 0; v < VEC; ++v) {
+                const float d = wide(in.at[v]) - pivot[v];
+                a[v] += d;
+                b[v] = fmaf(d, d, b[v]);
+            }
+        });
     }
     block_sums(a, b, partial, c, mine, channels);
 }
@@ -96,56 +113,66 @@ extern "C" __global__ void batch_norm_running(
 }
 
 // y = scale (x - centre) + shift [+ add] [ReLU]; y may be x; centre and scale may be null for 0 and 1.
-extern "C" __global__ void batch_norm_apply(const real* x, const float* __restrict__ centre,
-                                            const float* __restrict__ scale, const float* __restrict__ shift,
-                                            const real* add, real* y, int rows, int channels, int relu) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+batch_norm_apply(const real* x, const float* __restrict__ centre, const float* __restrict__ scale,
+                 const float* __restrict__ shift, const real* add, real* y, int rows, int channels, int relu) {
     CHANNELS
+    if (!mine) return;
+    struct Row { Pack in, add; };
     float m[VEC], s[VEC], b[VEC];
-    for (int v = 0; mine && v < VEC; ++v) {
+    for (int v = 0; v < VEC; ++v) {
         m[v] = centre ? centre[c + v] : 0;
         s[v] = scale ? scale[c + v] : 1;
         b[v] = shift[c + v];
     }
-    FOR_ROWS(r) {
-        const size_t at = (size_t)r * channels + c;
-        const Pack in = load(x + at);
-        Pack other = in, out;
-        if (add) other = load(add + at);
+    const auto place = [&](int r) { return (size_t)(rows - 1 - r) * channels + c; };
+    over_rows<MANY>(rows, [&](int r) {
+        Row row;
+        row.in = load(x + place(r));
+        if (add) row.add = load(add + place(r));
+        return row;
+    }, [&](int r, const Row& row) {
+        Pack out;
         for (int v = 0; v < VEC; ++v) {
-            float value = fmaf(wide(in.at[v]) - m[v], s[v], b[v]);
-            if (add) value += wide(other.at[v]);
+            float value = fmaf(wide(row.in.at[v]) - m[v], s[v], b[v]);
+            if (add) value += wide(row.add.at[v]);
             out.at[v] = narrow(relu && value < 0 ? 0 : value);
         }
-        store(y + at, out);
-    }
+        store(y + place(r), out);
+    });
 }
 
 // Sums of g and g (x - centre), where g is dy where the ReLU lets it pass: where y > 0, y being computed anew from x
 // unless it is given. g is kept where there is a `kept`.
-extern "C" __global__ void batch_norm_gradient_sums(
-        const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
-        const float* __restrict__ centre, const float* __restrict__ scale, const float* __restrict__ shift,
-        real* __restrict__ kept, float* __restrict__ partial, int rows, int channels, int relu) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+batch_norm_gradient_sums(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
+                         const float* __restrict__ centre, const float* __restrict__ scale,
+                         const float* __restrict__ shift, real* __restrict__ kept, float* __restrict__ partial,
+                         int rows, int channels, int relu) {
     CHANNELS
+    struct Row { Pack in, g, made; };
     float a[VEC] = {}, b[VEC] = {}, m[VEC], s[VEC], z[VEC];
     for (int v = 0; mine && v < VEC; ++v) {
         m[v] = centre[c + v];
         s[v] = scale[c + v];
         z[v] = shift[c + v];
     }
-    FOR_ROWS(r) {
-        const size_t at = (size_t)r * channels + c;
-        const Pack in = load(x + at);
-        Pack g = load(dy + at), made = in;
-        if (y) made = load(y + at);
+    const auto place = [&](int r) { return (size_t)r * channels + c; };
+    if (mine) over_rows<FEW>(rows, [&](int r) {
+        Row row;
+        row.in = load(x + place(r));
+        row.g = load(dy + place(r));
+        if (y) row.made = load(y + place(r));
+        return row;
+    }, [&](int r, Row& row) {
         for (int v = 0; v < VEC; ++v) {
-            const float d = wide(in.at[v]) - m[v];
-            if (relu && !((y ? wide(made.at[v]) : fmaf(d, s[v], z[v])) > 0)) g.at[v] = narrow(0);
-            a[v] += wide(g.at[v]);
-            b[v] = fmaf(wide(g.at[v]), d, b[v]);
+            const float d = wide(row.in.at[v]) - m[v];
+            if (relu && !((y ? wide(row.made.at[v]) : fmaf(d, s[v], z[v])) > 0)) row.g.at[v] = narrow(0);
+            a[v] += wide(row.g.at[v]);
+            b[v] = fmaf(wide(row.g.at[v]), d, b[v]);
         }
-        if (kept) store(kept + at, g);
-    }
+        if (kept) store(kept + place(r), row.g);
+    });
     block_sums(a, b, partial, c, mine, channels);
 }
 
@@ -166,28 +193,30 @@ extern "C" __global__ void batch_norm_gradient_statistics(
 }
 
 // dx = scale (g - mean g - normal x mean (g normal x))
-extern "C" __global__ void batch_norm_gradient(
-        const real* __restrict__ dy, const real* __restrict__ x, const float* __restrict__ centre,
-        const float* __restrict__ scale, const float* __restrict__ shift, const float* __restrict__ offset,
-        const float* __restrict__ slope, real* __restrict__ dx, int rows, int channels, int relu) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+batch_norm_gradient(const real* __restrict__ dy, const real* __restrict__ x, const float* __restrict__ centre,
+                    const float* __restrict__ scale, const float* __restrict__ shift,
+                    const float* __restrict__ offset, const float* __restrict__ slope, real* __restrict__ dx, int rows,
+                    int channels, int relu) {
     CHANNELS
+    if (!mine) return;
+    struct Row { Pack in, dy; };
     float m[VEC], s[VEC], z[VEC], o[VEC], p[VEC];
-    for (int v = 0; mine && v < VEC; ++v) {
+    for (int v = 0; v < VEC; ++v) {
         m[v] = centre[c + v];
         s[v] = scale[c + v];
         z[v] = shift[c + v];
         o[v] = offset[c + v];
         p[v] = slope[c + v];
     }
-    FOR_ROWS(r) {
-        const size_t at = (size_t)r * channels + c;
-        const Pack in = load(x + at), pack = load(dy + at);
+    const auto place = [&](int r) { return (size_t)(rows - 1 - r) * channels + c; };
+    over_rows<MANY>(rows, [&](int r) { return Row{load(x + place(r)), load(dy + place(r))}; }, [&](int r, const Row& row) {
         Pack out;
         for (int v = 0; v < VEC; ++v) {
-            const float d = wide(in.at[v]) - m[v];
-            const float g = relu && !(fmaf(d, s[v], z[v]) > 0) ? 0 : wide(pack.at[v]);
+            const float d = wide(row.in.at[v]) - m[v];
+            const float g = relu && !(fmaf(d, s[v], z[v]) > 0) ? 0 : wide(row.dy.at[v]);
             out.at[v] = narrow(s[v] * (g - o[v] - d * p[v]));
         }
-        store(dx + at, out);
-    }
+        store(dx + place(r), out);
+    });
 }

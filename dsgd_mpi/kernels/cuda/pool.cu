@@ -1,5 +1,8 @@
 // Pooling and the shortcut of option A, VEC channels a thread; every element of a result is written by one thread.
 
+// Which taps of a window won, moved as one.
+struct alignas(VEC) Taps { unsigned char at[VEC]; };
+
 // The first of the largest, row by row, as `winner` notes for the backward pass.
 extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict__ y, unsigned char* __restrict__ winner,
                                     int n, int h, int w, int c, int oh, int ow, int window, int stride, int pad) {
@@ -7,10 +10,10 @@ extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict
     FOR_EACH(i, (unsigned)n * oh * ow * groups) {
         const int group = i % groups, column = i / groups % ow, row = i / groups / ow % oh, image = i / groups / ow / oh;
         float best[VEC];
-        unsigned char found[VEC];
+        Taps found;
         for (int v = 0; v < VEC; ++v) {
             best[v] = -INFINITY;
-            found[v] = 0;
+            found.at[v] = 0;
         }
         for (int tap = 0; tap < window * window; ++tap) {
             const int up = row * stride - pad + tap / window, left = column * stride - pad + tap % window;
@@ -19,15 +22,13 @@ extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict
             for (int v = 0; v < VEC; ++v)
                 if (wide(in.at[v]) > best[v]) {
                     best[v] = wide(in.at[v]);
-                    found[v] = (unsigned char)tap;
+                    found.at[v] = (unsigned char)tap;
                 }
         }
         Pack out;
-        for (int v = 0; v < VEC; ++v) {
-            out.at[v] = narrow(best[v]);
-            if (winner) winner[(size_t)i * VEC + v] = found[v];
-        }
+        for (int v = 0; v < VEC; ++v) out.at[v] = narrow(best[v]);
         store(y + (size_t)i * VEC, out);
+        if (winner) *reinterpret_cast<Taps*>(winner + (size_t)i * VEC) = found;
     }
 }
 
@@ -45,8 +46,9 @@ extern "C" __global__ void max_pool_gradient(
             if (up >= oh || left >= ow) continue;
             const size_t at = (((size_t)image * oh + up) * ow + left) * c + group * VEC;
             const Pack in = load(dy + at);
+            const Taps won = *reinterpret_cast<const Taps*>(winner + at);
             for (int v = 0; v < VEC; ++v)
-                if (winner[at + v] == tap) sum[v] += wide(in.at[v]);
+                if (won.at[v] == tap) sum[v] += wide(in.at[v]);
         }
         Pack out;
         for (int v = 0; v < VEC; ++v) out.at[v] = narrow(sum[v]);
