@@ -73,7 +73,8 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
     take_answer(run, step)
     predict = model.predictor()
     right = seen = 0
-    for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size):
+    as_bytes = model.kernels.byte_memory is not None
+    for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size, as_bytes):
         right += int((predict(images).argmax(1) == labels).sum())
         seen += len(labels)
     x[:] = own

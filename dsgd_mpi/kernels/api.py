@@ -40,6 +40,10 @@ class Bytes:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, part: slice) -> Bytes:
+        places = None if self.places is None else self.places[part]
+        return Bytes(self.images[part], places, self.scale, self.shift, self.pad)
+
 
 class Operation(Protocol):
     """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself.

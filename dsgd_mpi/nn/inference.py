@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsgd_mpi.flat import Array
-from dsgd_mpi.kernels.api import Between, Folded, Kernels, Operation, Ready, Tensor
+from dsgd_mpi.kernels.api import Between, Bytes, Folded, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.layers import Layer, Network
 from dsgd_mpi.nn.memory import Memory
 
@@ -44,11 +44,11 @@ class Inference:
         for operation in self.operations:
             operation.forward(training=False)
 
-    def __call__(self, images: Array) -> Array:
-        """Logits, float32 (batch, classes), of as many images, float32 NHWC."""
-        self.kernels.put(images, self.images)
-        self.program(None, None)
-        return self.kernels.get(self.logits)
+    def __call__(self, images: Array | Bytes) -> Array:
+        """Logits, float32 (images, classes), of up to a batch of images, float32 NHWC."""
+        self.kernels.put(images, self.images[: len(images)])
+        self.program(None, None)            # of what lay behind them too
+        return self.kernels.get(self.logits)[: len(images)]
 
 
 def inputs(layer: Layer) -> set[str]:

@@ -72,11 +72,11 @@ class Model:
         plan.program(ready, between)
         return plan.loss.get()
 
-    def predict(self, images: Array) -> Array:
+    def predict(self, images: Array | Bytes) -> Array:
         """Logits, float32 (N, classes), with the running statistics; any number of images, float32 NHWC."""
         return self.predictor()(images)
 
-    def predictor(self) -> Callable[[Array], Array]:
+    def predictor(self) -> Callable[[Array | Bytes], Array]:
         """`predict` for many calls: what they need of the weights is made ready once, here.
 
         It may be used until the weights change or another is asked for.
@@ -86,14 +86,11 @@ class Model:
         self.inference.fold()
         return partial(self._predict, self.inference)
 
-    def _predict(self, inference: Inference, images: Array) -> Array:
+    def _predict(self, inference: Inference, images: Array | Bytes) -> Array:
         logits = np.empty((len(images), *inference.logits.shape[1:]), self.flat.dtype)
         for begin in range(0, len(images), self.batch):
-            part = images[begin : begin + self.batch]
-            if len(part) < self.batch:      # the rows beyond are computed and dropped
-                part = np.concatenate([part, np.zeros((self.batch - len(part), *part.shape[1:]), part.dtype)])
-            end = min(begin + self.batch, len(images))
-            logits[begin:end] = inference(part)[: end - begin]
+            part = slice(begin, begin + self.batch)
+            logits[part] = inference(images[part])
         return logits
 
     @property

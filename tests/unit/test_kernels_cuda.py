@@ -13,7 +13,7 @@ from jobs import run
 from numpy_device import NumpyDevice, raw
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
-from dsgd_mpi.data import Batches, open_dataset
+from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, load, plans
@@ -297,6 +297,17 @@ def test_training_on_bytes_is_training_on_floats():
             losses.append([model.loss_and_gradient(*next(batches)) for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][0] != losses[0][1]
+
+
+@needs_compiler
+def test_predictions_from_bytes_are_those_from_floats():
+    split = open_dataset("fashion-mnist-12k").test
+    model, logits = emulated(image=(28, 28, 1), n=4), []
+    for as_bytes in (False, True):
+        images, _ = next(evaluation_batches(split, 7, as_bytes=as_bytes))       # a batch and a part
+        logits.append(model.predict(images))
+    assert logits[0].shape == (7, 10)
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_put_is_copied_while_the_host_goes_on_and_never_overwritten_before():
