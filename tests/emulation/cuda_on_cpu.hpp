@@ -1,5 +1,6 @@
 // CUDA's words for a C++ compiler, so that the kernels run on a CPU: block after block, the threads of a block being
-// fibers, each of which runs until it comes to a barrier. All must come to the same number of barriers.
+// fibers, each of which runs until it comes to a barrier. All must come to the same number of barriers. Every second
+// launch runs blocks and threads from the last to the first: nothing may depend on their order.
 
 #include <algorithm>
 #include <cmath>
@@ -22,6 +23,14 @@ using std::min;
 
 struct Index { unsigned x, y, z; };
 static Index threadIdx, blockIdx, blockDim, gridDim;
+static bool backwards;
+
+// Number `i` of `count` in the order of this launch.
+inline unsigned in_order(unsigned i, unsigned count) { return backwards ? count - 1 - i : i; }
+
+inline Index index(unsigned i, const Index& sizes) {
+    return {i % sizes.x, i / sizes.x % sizes.y, i / sizes.x / sizes.y};
+}
 
 inline float bfloat16_to_float(unsigned short bits) {
     const unsigned whole = (unsigned)bits << 16;
@@ -78,7 +87,7 @@ inline int resume(bool first) {
 
 inline void place(unsigned thread) {
     current = thread;
-    threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
+    threadIdx = index(thread, blockDim);
 }
 
 inline void run_block() {
@@ -86,7 +95,7 @@ inline void run_block() {
     count = blockDim.x * blockDim.y * blockDim.z;
     for (ended = round = 0; ended == 0; ++round) {
         for (thread = 0; thread < count; ++thread) {
-            place(thread);
+            place(in_order(thread, count));
             if (resume(round == 0) == ENDED) ++ended;
         }
         if (ended && ended < count) {
@@ -117,7 +126,9 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, v
     fibers::argument = &what;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
-        for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
-            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) fibers::run_block();
+    backwards = !backwards;
+    for (unsigned block = 0, blocks = grid[0] * grid[1] * grid[2]; block < blocks; ++block) {
+        blockIdx = index(in_order(block, blocks), gridDim);
+        fibers::run_block();
+    }
 }

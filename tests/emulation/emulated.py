@@ -1,7 +1,11 @@
-"""A CUDA device made of NumPy arrays and a C++ compiler: our kernels run on the CPU, word for word, one by one."""
+"""A CUDA device made of NumPy arrays and a C++ compiler: our kernels run on the CPU, word for word, one by one.
+
+Behind each array lies memory that nobody may touch: a kernel that goes beyond its arrays ends the process.
+"""
 
 import ctypes
 import hashlib
+import mmap
 import re
 import shutil
 import subprocess
@@ -13,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from dsgd_mpi.kernels.device import PageLocked, macros, source
-from dsgd_mpi.kernels.dnnl import aligned
 
 SHIM = Path(__file__).parent / "cuda_on_cpu.hpp"
 COMPILER = shutil.which("g++")
+LIBC, NO_ACCESS = ctypes.CDLL(None), 0
 FOLDER = tempfile.TemporaryDirectory(prefix="dsgd-emulation-")       # gone at the end of the process
 
 
@@ -53,7 +57,7 @@ class Emulated:
         if self.given + size > self.room:
             raise MemoryError
         self.given += size
-        array = aligned(max(size, 1))[:size]
+        array = fenced(size)
         array[:] = 0xff                     # NaN in every format, until somebody writes it
         weakref.finalize(array.base, self.free, size)
         return array.view(dtype).reshape(shape)
@@ -112,6 +116,15 @@ class Emulated:
 
     def mark(self):
         return lambda: True
+
+
+def fenced(size):
+    """`size` bytes, 16-aligned, with no more than alignment between their end and memory that cannot be used."""
+    room = -(-size // 16) * 16
+    before = -(-max(room, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, before + mmap.PAGESIZE), np.uint8)
+    assert not LIBC.mprotect(ctypes.c_void_p(memory.ctypes.data + before), mmap.PAGESIZE, NO_ACCESS)
+    return memory[before - room : before - room + size]
 
 
 def cell(argument):

@@ -1,9 +1,14 @@
 """What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import weakref
 from contextlib import closing
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +31,7 @@ from dsgd_mpi.run.checkpoint import Checkpoints
 from dsgd_mpi.sgd import LocalSgd
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed: the kernels cannot be run on this CPU")
+TESTS = Path(__file__).parent.parent
 NOT_RUN = "this Python has no package {}: the CUDA sources cannot be compiled here"
 
 
@@ -77,6 +83,25 @@ def compiled(arch, *options):
     call(nvrtc.nvrtcGetCUBIN, program, cubin)
     assert cubin[:4] == b"\x7fELF"
     return log_of(program)
+
+
+BEYOND = """
+import sys
+import numpy as np
+from emulation.emulated import Emulated
+from dsgd_mpi.kernels.cudnn import FORMATS
+device = Emulated(FORMATS["float32"])
+x, y = (device.zeros((1000,), np.float32) for _ in range(2))
+device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]))()
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(("count", "status"), [(1000, 0), (1001, -signal.SIGSEGV)])
+def test_a_kernel_that_goes_beyond_its_arrays_is_found_out(count, status):
+    done = subprocess.run([sys.executable, "-c", BEYOND, str(count)], env={**os.environ, "PYTHONPATH": str(TESTS)},
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
 
 
 # recording
