@@ -20,6 +20,7 @@ from dsgd_mpi.flat import Array, Shape
 
 SOURCES = Path(__file__).parent / "cuda"
 WAY_OUT = "pip install 'dsgd_mpi[cuda13]' (or [cuda12]) on a machine with an NVIDIA driver, or use --device cpu"
+NOT_READY = 600                             # CUDA's number for it
 Launch = Callable[[], None]
 Wait = Callable[[], None]
 Dim = tuple[int, ...]
@@ -141,6 +142,15 @@ def stream_on(device: int) -> Any:
     return stream
 
 
+def passed(event: Any) -> bool:
+    """Whether the work before an event of CuPy's is done. Its own `done` is false for ever once a GPU has failed."""
+    from cupy.cuda import runtime
+    status = runtime.eventQuery(event.ptr)
+    if status not in (0, NOT_READY):
+        raise runtime.CUDARuntimeError(status)
+    return bool(status == 0)
+
+
 class Gpu:
     """`Device` on the device that is CuPy's current one; for one thread, the one that makes the first array."""
 
@@ -235,4 +245,4 @@ class Gpu:
     def mark(self) -> Callable[[], bool]:
         event = self.cupy.cuda.Event(disable_timing=True)
         event.record(self.stream)
-        return lambda: bool(event.done)
+        return lambda: passed(event)

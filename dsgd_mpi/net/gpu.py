@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsgd_mpi.flat import Array
+from dsgd_mpi.kernels.device import passed
 from dsgd_mpi.net.device import Event
 from dsgd_mpi.net.places import Place, cpu, gpu_of
 
@@ -34,7 +35,7 @@ class CudaEvent:
         event.record(stream)
 
     def done(self) -> bool:
-        return bool(self.event.done)
+        return passed(self.event)
 
     def synchronise(self) -> None:
         self.event.synchronize()

@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy_device import Array, Event, NumpyDevice, on_host
 
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.device import passed
 from dsgd_mpi.net import gpu_aware, policy
 from dsgd_mpi.net.device import StagedHost
 from dsgd_mpi.net.direct import DirectHost
@@ -51,6 +53,20 @@ def test_several_ranks_share_a_gpu_only_if_asked(places, message):
     ([0], "0"), ([0, 1, 2, 3], "0-3"), ([0, 2], "0,2"), ([0, 1, 8, 9, 10, 12], "0-1,8-10,12")])
 def test_cores_are_written_as_ranges(numbers, text):
     assert ranges(numbers) == text
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, True), (600, False)])
+def test_an_event_has_passed_or_not(monkeypatch, status, expected):
+    runtime = pytest.importorskip("cupy.cuda", reason="CuPy is not installed").runtime
+    monkeypatch.setattr(runtime, "eventQuery", lambda event: status if event == 7 else None)
+    assert passed(SimpleNamespace(ptr=7)) is expected
+
+
+def test_who_waits_for_a_gpu_that_has_failed_hears_of_it(monkeypatch):
+    runtime = pytest.importorskip("cupy.cuda", reason="CuPy is not installed").runtime
+    monkeypatch.setattr(runtime, "eventQuery", lambda event: 700)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        passed(SimpleNamespace(ptr=7))
 
 
 def test_a_uuid_reads_as_nvidia_smi_writes_it():
