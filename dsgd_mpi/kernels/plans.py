@@ -6,11 +6,11 @@ taken, nor, where `exact`, those that round float32 inputs (TF32). https://docs.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from dsgd_mpi.flat import Array
@@ -95,67 +95,79 @@ class Plans:
         made, tensors = graph(self.cudnn, direction, g, self.dtype, self.exact, handle=self.handle)
         arrays = (a, b, out)
         pack = {tensor: int(array.data.ptr) for tensor, array in zip(tensors, arrays, strict=True)}
-        key = " ".join(map(str, (direction, self.dtype, "exact" if self.exact else "fast", *g)))
-        if not self.remembered(made, key):
-            self.choose(made, key, pack)
+        self.select(made, "-".join(map(str, (direction, self.dtype, "exact" if self.exact else "fast", *g))), pack)
         space = self.workspace(max(1, made.get_workspace_size()))
 
         def launch(kept: Any = (arrays, space)) -> None:
             made.execute(pack, int(space.data.ptr), handle=self.handle)
         return launch
 
-    def remembered(self, made: Any, key: str) -> bool:
-        """Builds the plan that was the fastest once, if it is there."""
-        name = self.choices.get(key)
-        for index in range(made.get_execution_plan_count()) if name else ():
-            if made.get_plan_name_at_index(index) == name:
-                with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
-                    made.build_plan_at_index(index)
-                    return True
-        return False
+    def select(self, made: Any, key: str, pack: dict[Any, int]) -> None:
+        """Builds the plan that whoever was first found the fastest."""
+        places = {made.get_plan_name_at_index(index): index for index in range(made.get_execution_plan_count())}
+        known = self.choices.get(key)
+        if self.builds(made, places.get(known)):
+            return
+        if known:                           # with another driver
+            self.choices.forget(key)
+        fastest = self.fastest(made, pack)
+        if not self.builds(made, places.get(self.choices.agreed(key, fastest))):
+            made.build_plan_at_index(places[fastest])
 
-    def choose(self, made: Any, key: str, pack: dict[Any, int]) -> None:
-        """Times the first plans that can be built, and builds the fastest."""
-        seconds: dict[int, float] = {}
-        for index in range(made.get_execution_plan_count()):
+    def builds(self, made: Any, index: int | None) -> bool:
+        if index is not None:
             with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
                 made.build_plan_at_index(index)
-                needed = made.get_workspace_size()
-                if needed <= WORKSPACE_BYTES:
-                    space = self.workspace(max(1, needed))
-                    seconds[index] = self.device.seconds(
+                return True
+        return False
+
+    def fastest(self, made: Any, pack: dict[Any, int]) -> str:
+        """The name of the fastest of the first plans that can be built."""
+        seconds: dict[str, float] = {}
+        for index in range(made.get_execution_plan_count()):
+            if self.builds(made, index) and (needed := made.get_workspace_size()) <= WORKSPACE_BYTES:
+                space = self.workspace(max(1, needed))
+                with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
+                    seconds[made.get_plan_name_at_index(index)] = self.device.seconds(
                         lambda: made.execute(pack, int(space.data.ptr), handle=self.handle), REPEATS)   # noqa: B023
             if len(seconds) == CANDIDATES:
                 break
         if not seconds:
             raise RuntimeError("none of cuDNN's plans can be built")
-        best = min(seconds, key=lambda index: seconds[index])
-        made.build_plan_at_index(best)
-        self.choices.put(key, made.get_plan_name_at_index(best))
+        return min(seconds, key=lambda name: seconds[name])
 
 
 class Choices:
-    """What was found the fastest, in a file of its own for each GPU and version: without it all is timed again."""
+    """What was found the fastest: a folder for each GPU and version of cuDNN, and in it a file for each shape.
+
+    Who comes first decides for all ranks and later runs, so that these round as it does: a run that was stopped and
+    resumed could not equal one that was not if every rank took what its own clock said.
+    """
 
     def __init__(self, name: str) -> None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsgd_mpi"
-        self.path = folder / f"{name.replace(' ', '-')}.json"
-        self.known = self.read()
-
-    def read(self) -> dict[str, str]:
-        with suppress(OSError, ValueError):
-            found = json.loads(self.path.read_text())
-            if isinstance(found, dict):
-                return found
-        return {}
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.folder = cache / "dsgd_mpi" / name.replace(" ", "-")
 
     def get(self, key: str) -> str | None:
-        return self.known.get(key)
+        with suppress(OSError, ValueError):
+            return (self.folder / key).read_text()
+        return None
 
-    def put(self, key: str, name: str) -> None:
-        self.known = {**self.read(), **self.known, key: name}          # other ranks write too
+    def agreed(self, key: str, name: str) -> str:
+        """What now holds: `name`, unless somebody was faster."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("w", dir=self.folder, prefix=".") as file:
+                file.write(name)
+                file.flush()
+                os.fsync(file.fileno())
+                os.link(file.name, self.folder / key)       # whole or not at all, on network file systems too
+        except FileExistsError:
+            return self.get(key) or name
+        except OSError:                     # where nothing can be kept all is timed again
+            pass
+        return name
+
+    def forget(self, key: str) -> None:
         with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(self.known, indent=1))
-            temporary.replace(self.path)
+            (self.folder / key).unlink()

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -403,14 +405,34 @@ def test_memory_is_flat_from_the_second_step_on():
 def test_the_fastest_plans_are_remembered_for_each_gpu_and_version(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     one, other = Choices("NVIDIA H200-cudnn92800"), Choices("NVIDIA H200-cudnn92800")
-    one.put("forward 1", "eng1")
-    other.put("forward 2", "eng2")          # another rank, at the same time: nothing is lost
-    assert Choices("NVIDIA H200-cudnn92800").known == {"forward 1": "eng1", "forward 2": "eng2"}
-    assert Choices("NVIDIA H200-cudnn90000").get("forward 1") is None
-    (tmp_path / "dsgd_mpi" / "NVIDIA-H200-cudnn92800.json").write_text("{broken")
-    assert Choices("NVIDIA H200-cudnn92800").known == {}
+    assert one.agreed("forward-1", "eng1") == "eng1"
+    assert other.agreed("forward-1", "eng2") == "eng1"          # another rank, which was later
+    assert other.agreed("forward-2", "eng2") == "eng2"
+    again = Choices("NVIDIA H200-cudnn92800")
+    assert (again.get("forward-1"), again.get("forward-2"), again.get("data-1")) == ("eng1", "eng2", None)
+    assert sorted(path.name for path in again.folder.iterdir()) == ["forward-1", "forward-2"]
+    assert Choices("NVIDIA H200-cudnn90000").get("forward-1") is None
+    again.forget("forward-1")
+    assert again.agreed("forward-1", "eng3") == "eng3"
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    Choices("x").put("forward 1", "eng1")   # what cannot be written is timed again
+    nowhere = Choices("x")                  # what cannot be written is timed again
+    assert (nowhere.agreed("forward-1", "eng1"), nowhere.get("forward-1")) == ("eng1", None)
+
+
+def test_ranks_that_time_a_shape_at_the_same_time_agree_on_a_plan(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    together = Barrier(8)
+
+    def rank(number):
+        choices = Choices("gpu")
+
+        def agreed(key):
+            together.wait(30)
+            return choices.agreed(f"forward-{key}", f"eng{number}")
+        return [agreed(key) for key in range(50)]
+    with ThreadPoolExecutor(8) as ranks:
+        found = list(ranks.map(rank, range(8)))
+    assert all(each == found[0] for each in found)
 
 
 def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_again(monkeypatch, tmp_path):
@@ -444,16 +466,21 @@ def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_agai
     made.workspace = lambda size: SimpleNamespace(data=SimpleNamespace(ptr=0))
     made.device = SimpleNamespace(seconds=lambda launch, repeats: launch() or clock[-1])
     made.choices, graph = Choices("gpu"), Graph()
-    assert not made.remembered(graph, "key")
-    made.choose(graph, "key", {})
+    made.select(graph, "key", {})
     assert graph.built == 3
     assert len(clock) == 3
     again = Graph()
     made.choices = Choices("gpu")
-    assert made.remembered(again, "key")
+    made.select(again, "key", {})
     assert again.built == 3
+    assert len(clock) == 3                  # nothing is timed again
     table[3] = (3, 64, False)               # another driver: what was chosen cannot be built any more
-    assert not made.remembered(Graph(), "key")
+    made.select(again := Graph(), "key", {})
+    assert again.built == 4
+    made.choices.forget("key")
+    made.choices.agreed("key", "eng0")      # another rank's clock says otherwise
+    made.select(again := Graph(), "key", {})
+    assert again.built == 0
 
 
 @pytest.mark.parametrize(("dtype", "exact"), [("bfloat16", False), ("float16", False), ("float32", True),
