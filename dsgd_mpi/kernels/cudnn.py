@@ -10,6 +10,7 @@ the device; what leaves the kernels is not scaled.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -289,6 +290,7 @@ class Recorded:
             done = self.device.mark()
             while not done():
                 between()
+                time.sleep(0)               # lets go of Python's lock, for the thread that makes batches
 
     def recorded(self, listened: bool) -> list[tuple[Launch, slice | None]]:
         if listened not in self.pieces:

@@ -5,12 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import cudnn, load, plans
-from dsgd_mpi.kernels.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN
+from dsgd_mpi.kernels.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN, Recorded
 from dsgd_mpi.kernels.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.plans import Choices
 from dsgd_mpi.net.simulated import Cluster
@@ -143,6 +144,21 @@ def test_finished_stretches_are_handed_out_between_the_pieces_of_a_recording(pie
     sizes = [4 * len(values) for _, values in seen]
     assert all(size >= piece for size in sizes[:-1])
     assert len(seen) == 1 if piece == 10**9 else len(seen) > 3
+
+
+def test_other_threads_go_on_while_a_rank_waits_for_the_gpu():
+    """One that needs Python's lock again and again would get it every 5 ms only."""
+    end, turns = time.perf_counter() + 0.5, []
+
+    def others_work():
+        while time.perf_counter() < end:
+            turns.append(time.sleep(0))
+    thread = Thread(target=others_work)
+    thread.start()
+    busy = SimpleNamespace(mark=lambda: lambda: time.perf_counter() > end)
+    Recorded(busy, lambda ready, between: None)(None, lambda: None)
+    thread.join()
+    assert len(turns) > 500
 
 
 @needs_compiler
