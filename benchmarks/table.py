@@ -13,7 +13,7 @@ from kernels import rate
 from step import CASES, OURS, TORCH
 
 README = HERE / "README.rst"
-KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire")
+KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire", "feeding")
 TARGET = {"fashion-mnist": 0.85, "cifar10": 0.55}           # test accuracy
 BEGIN, END = ".. {0}: made by table.py\n", ".. end of {0}\n"
 
@@ -129,6 +129,17 @@ def wire() -> str:
     return rst((row for result in files("wire") for row in rows(result)), head)
 
 
+def feeding() -> str:
+    """Steps of a rank on devices of several speeds, and what is missing to the device's own rate."""
+    def rows(result: dict[str, Any]) -> Iterable[list[str]]:
+        for each, samples in result["seconds"].items():
+            middle, low, high = (1e3 * value for value in summary(samples))
+            share = f"{float(each) / middle:.0%}" if float(each) else ""
+            yield [each, f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{1e3 * result['batch'] / middle:,.0f}", share]
+    head = ["device, ms a step", "rank, ms a step (quartiles)", "images/s", "of the device's rate"]
+    return rst((row for result in files("feeding") for row in rows(result)), head)
+
+
 def convergence() -> str:
     head = ["task", "algorithm", "seeds", "test accuracy", "spread", "less than allreduce, points",
             "target", "steps to it", "time to it, s"]
@@ -173,7 +184,7 @@ def put(text: str, name: str, table: str) -> str:
 
 def main(readme: Path = README) -> None:
     text = readme.read_text()
-    for table in (origin, steps, shares, waiting, straggler, convergence, wire, layers):
+    for table in (origin, steps, shares, waiting, straggler, convergence, wire, feeding, layers):
         text = put(text, table.__name__, table())
     readme.write_text(text)
 
