@@ -99,7 +99,7 @@ def software(report: Report, libraries: dict[str, Any]) -> Iterator[tuple[str, s
 
 def on_gpus(libraries: dict[str, Any]) -> bool:
     """Whether the GPUs here, if there are any, can be trained on."""
-    return bool(machine.gpus()) and "answer" in libraries["cupy"] and "answer" in libraries["cudnn"]
+    return bool(machine.gpus()) and "answer" in libraries["cupy"]
 
 
 def version_of(name: str) -> str | None:
@@ -130,8 +130,8 @@ def accelerators(report: Report, libraries: dict[str, Any]) -> Iterator[tuple[st
         report.note(f"CuPy cannot use the GPUs of this host ({libraries['cupy']['error']}): ranks compute on the CPU; "
                     "pip install 'dsgd_mpi[cuda12]' or, for a driver of CUDA 13, 'dsgd_mpi[cuda13]'")
     elif names and "error" in libraries["cudnn"]:
-        report.note(f"cuDNN is missing ({libraries['cudnn']['error']}): ranks compute on the CPU; pip install "
-                    "'dsgd_mpi[cuda12]' or 'dsgd_mpi[cuda13]'")
+        report.note(f"cuDNN is missing ({libraries['cudnn']['error']}): convolutions on GPUs are our own, which are "
+                    "slower; pip install 'dsgd_mpi[cuda12]' or 'dsgd_mpi[cuda13]'")
 
 
 def counted(names: list[str]) -> str:

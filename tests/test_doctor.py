@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jobs import run
 
-from dsgd_mpi.doctor import folders, judge_cores
+from dsgd_mpi.doctor import accelerators, folders, judge_cores, on_gpus
 from dsgd_mpi.net.simulated import Cluster
 from dsgd_mpi.run import machine
 from dsgd_mpi.run.report import Report
@@ -157,6 +157,22 @@ def test_ranks_without_a_core_of_their_own_are_told(ranks, cores, there, wrong, 
     report = Report(talking=False)
     judge_cores(report, "node1", [{"cores": range(cores), "cores_there": there}] * ranks)
     assert (len(report.problems), len(report.notes)) == (wrong, noted)
+
+
+CUPY = {"answer": {"version": "14", "runtime": "13.0", "driver": "13.0", "devices": []}}
+
+
+@pytest.mark.parametrize(("cupy", "cudnn", "noted"), [
+    (CUPY, {"answer": "9.28"}, ""), (CUPY, {"error": "no cudnn"}, "convolutions on GPUs are our own"),
+    ({"error": "no cupy"}, {"error": "no cudnn"}, "ranks compute on the CPU"),
+])
+def test_what_gpus_lack_is_told_with_what_serves_instead(monkeypatch, cupy, cudnn, noted):
+    monkeypatch.setattr(machine, "gpus", lambda: ["NVIDIA H200"])
+    report, libraries = Report(talking=False), {"cupy": cupy, "cudnn": cudnn}
+    assert dict(accelerators(report, libraries))["found"] == "1 x NVIDIA H200"
+    assert len(report.notes) == bool(noted)
+    assert all(noted in note for note in report.notes)
+    assert on_gpus(libraries) is (cupy is CUPY)
 
 
 # parts
