@@ -30,7 +30,7 @@ FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
 THREADS = 256                               # of a block
 CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first where it divides, the second at least
-BLOCKS_A_PROCESSOR = 12                     # at most, of the same: whole rounds of the 3, 4 or 6 that run at a time
+ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # of the same: so many run at a time, and more only make longer sums of sums
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 RECORDED_BYTES = 4_000_000                  # of gradient, before what is listened to is handed out
 log = logging.getLogger("dsgd_mpi")
@@ -226,7 +226,7 @@ class CuDNN:
         vec = 1 if channels % CHANNELS_A_THREAD else CHANNELS_A_THREAD
         groups = channels // vec
         across = min(32, 1 << (groups - 1).bit_length())
-        down = THREADS // across
+        down = ROW_THREADS // across
         chunks = -(-groups // across)
         most = BLOCKS_A_PROCESSOR * self.device.processors // chunks
         slabs = max(1, min(-(-rows // (down * ROWS_A_THREAD)), most))
@@ -363,6 +363,7 @@ class BatchNorm:
         self.numbers = i32(rows), i32(channels)
         self.vec, self.grid, self.block = k.rows(rows, channels)
         self.partial = k.scratch("sums", 4 * 2 * self.grid[1] * channels).view(np.float32)
+        self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks of each group of channels
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
             k.own((channels,), np.float32) for _ in range(5))
         apply = k.affine(x.value, self.centre, self.scale, beta.value, add and add.value, y.value, relu)
@@ -380,26 +381,20 @@ class BatchNorm:
     def over_rows(self, name: str, *arguments: Any) -> Launch:
         return self.k.device.kernel(name, self.vec, self.grid, self.block, *arguments)
 
-    def over_slabs(self, name: str, *arguments: Any) -> Launch:
-        """The end of a sum: a block for each 32 channels."""
-        blocks = -(-self.gamma.value.size // 32)
-        return self.k.device.kernel(name, 1, (blocks,), (32, 16), self.partial, i32(self.grid[1]), *arguments,
-                                    *self.numbers)
-
     def statistics(self) -> list[Launch]:
-        return [self.over_rows("batch_norm_sums", self.x.value, self.partial, *self.numbers),
-                self.over_slabs("batch_norm_statistics", self.x.value, self.gamma.value, self.mean.value,
-                                self.var.value, self.mean.grad, self.var.grad, self.centre, self.inverse, self.scale)]
+        return [self.over_rows("batch_norm_statistics", self.x.value, self.gamma.value, self.mean.value, self.var.value,
+                               self.mean.grad, self.var.grad, self.centre, self.inverse, self.scale, self.partial,
+                               self.arrived, *self.numbers)]
 
     def gradients(self) -> list[Launch]:
         per_channel = self.centre, self.scale, self.beta.value
         dy, y, relu = self.y.grad, None, self.relu
         if self.add:
             dy, y, relu = self.add.grad, self.y.value, False       # the first pass writes it there
-        steps = [self.over_rows("batch_norm_gradient_sums", self.y.grad, self.x.value, y, *per_channel,
-                                self.add and self.add.grad, self.partial, *self.numbers, i32(self.relu)),
-                 self.over_slabs("batch_norm_gradient_statistics", self.inverse, self.k.scaling, self.gamma.grad,
-                                 self.beta.grad, self.offset, self.slope)]
+        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.x.value, y, *per_channel,
+                                self.inverse, self.k.scaling, self.add and self.add.grad, self.gamma.grad,
+                                self.beta.grad, self.offset, self.slope, self.partial, self.arrived, *self.numbers,
+                                i32(self.relu))]
         if self.x.grad is not None:
             steps.append(self.over_rows("batch_norm_gradient", dy, self.x.value, *per_channel, self.offset, self.slope,
                                         self.x.grad, *self.numbers, i32(relu)))

@@ -32,6 +32,13 @@ inline Index index(unsigned i, const Index& sizes) {
     return {i % sizes.x, i / sizes.x % sizes.y, i / sizes.x / sizes.y};
 }
 
+inline unsigned atomicAdd(unsigned* counter, unsigned more) {
+    const unsigned before = *counter;
+    *counter += more;
+    return before;
+}
+inline void __threadfence() {}              // all threads are one
+
 inline float bfloat16_to_float(unsigned short bits) {
     const unsigned whole = (unsigned)bits << 16;
     float x;

@@ -45,7 +45,7 @@ def library(given, vec):
 class Emulated:
     """`Device`; `room`: bytes that it can give, `given`: those that it has."""
 
-    name, processors = "emulated", 1
+    name, processors = "emulated", 4
 
     def __init__(self, format_, room=1 << 34):
         self.format, self.room, self.given = format_, room, 0

@@ -1,74 +1,98 @@
 // Batch norm [+ add] [ReLU] (Ioffe and Szegedy 2015) on (rows, channels), rows being all pixels of all images.
 //
-// A block is (x, y) threads: x of them next to each other in a row with VEC channels each, y rows at a time. Sums over
-// rows go through one partial sum a block, in a fixed order, so that the same numbers give the same result to the bit.
+// A block is (x, y) threads: x of them next to each other in a row with VEC channels each, y rows at a time; y is a power
+// of two. Sums over rows go through one partial sum a block, added up in a fixed order, so that the same numbers give the
+// same result to the bit.
 // What reads again what the pass before has read begins at the end, which is still in the cache.
 
-#define THREADS 256
-#define RESIDENT (VEC > 4 ? 2 : 4)            // blocks on a multiprocessor: their registers are bounded accordingly
+#define THREADS 512
+#define RESIDENT (VEC > 4 ? 1 : 2)          // blocks on a multiprocessor: their registers are bounded accordingly
 
 // c: the first of this thread's channels.
 #define CHANNELS const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VEC; const bool mine = c < channels;
 
-// use(r, fetch(r)) for all rows r of this thread's, AHEAD of which are fetched before the first is used: only many loads
-// under way keep memory busy, and only so many have room in registers.
+// use(i, fetch(i)) for i = first, first + step and so on below `end`, AHEAD of which are fetched before the first is used:
+// only many loads under way keep memory busy, and only so many have room in registers.
 #define FEW 2
 #define MANY (sizeof(Pack) > 8 ? 2 : 4)
 template <int AHEAD, class Fetch, class Use>
-__device__ inline void over_rows(int rows, Fetch fetch, Use use) {
-    const int step = gridDim.y * blockDim.y;
-    for (int r = blockIdx.y * blockDim.y + threadIdx.y; r < rows; r += AHEAD * step) {
-        decltype(fetch(r)) fetched[AHEAD];
+__device__ inline void fetched_ahead(int first, int end, int step, Fetch fetch, Use use) {
+    for (int i = first; i < end; i += AHEAD * step) {
+        decltype(fetch(i)) fetched[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k)
-            if (r + k * step < rows) fetched[k] = fetch(r + k * step);
+            if (i + k * step < end) fetched[k] = fetch(i + k * step);
 #pragma unroll
         for (int k = 0; k < AHEAD; ++k)
-            if (r + k * step < rows) use(r + k * step, fetched[k]);
+            if (i + k * step < end) use(i + k * step, fetched[k]);
     }
 }
 
-// Adds a and b over the block's rows; partial: (slabs, 2, channels).
-__device__ inline void block_sums(const float* a, const float* b, float* partial, int c, bool mine, int channels) {
-    __shared__ float sums[2 * VEC][THREADS];
+// All rows of this thread's.
+template <int AHEAD, class Fetch, class Use>
+__device__ inline void over_rows(int rows, Fetch fetch, Use use) {
+    fetched_ahead<AHEAD>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
+}
+
+struct alignas(4 * VEC) Floats { float at[VEC]; };
+
+// Adds `a` over the rows of the block; the threads with threadIdx.y = 0 get the sums.
+__device__ inline void over_block(double* a) {
+    __shared__ double sums[VEC][THREADS];
     const int t = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int v = 0; v < VEC; ++v) {
-        sums[v][t] = a[v];
-        sums[VEC + v][t] = b[v];
-    }
+    for (int v = 0; v < VEC; ++v) sums[v][t] = a[v];
     for (unsigned half = blockDim.y / 2; half; half /= 2) {
         __syncthreads();
         if (threadIdx.y < half)
-            for (int v = 0; v < 2 * VEC; ++v) sums[v][t] += sums[v][t + half * blockDim.x];
+            for (int v = 0; v < VEC; ++v) sums[v][t] += sums[v][t + half * blockDim.x];
     }
-    if (threadIdx.y == 0 && mine)
-        for (int v = 0; v < VEC; ++v) {
-            partial[(size_t)(2 * blockIdx.y) * channels + c + v] = sums[v][t];
-            partial[(size_t)(2 * blockIdx.y + 1) * channels + c + v] = sums[VEC + v][t];
-        }
+    for (int v = 0; v < VEC; ++v) a[v] = sums[v][t];
+    __syncthreads();                        // the sums may be used again
 }
 
-// The two sums of channel c over all slabs, on the threads with threadIdx.y = 0; a block has 32 x 16 threads.
-__device__ inline void slab_sums(const float* partial, int slabs, int c, int channels, double& a, double& b) {
-    __shared__ double sums[2][16][32];
-    a = b = 0;
-    if (c < channels)
-        for (int slab = threadIdx.y; slab < slabs; slab += 16) {
-            a += partial[(size_t)(2 * slab) * channels + c];
-            b += partial[(size_t)(2 * slab + 1) * channels + c];
-        }
-    sums[0][threadIdx.y][threadIdx.x] = a;
-    sums[1][threadIdx.y][threadIdx.x] = b;
+// Adds a and b over all blocks: true on the threads that get the sums, of the block that was the last of its channels to
+// come here. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zeros, which it leaves as zeros. Each block's part is in
+// memory before it counts itself, so the last finds all of them (CUDA C++ Programming Guide, memory fences).
+__device__ inline bool over_grid(const float* a, const float* b, float* partial, unsigned* arrived, int c, bool mine,
+                                 int channels, double* sum_a, double* sum_b) {
+    __shared__ bool last;
+    const bool first = threadIdx.y == 0;
+    const float* const own[] = {a, b};
+    double* const sums[] = {sum_a, sum_b};
+    const auto part = [&](int i, int block) {
+        return reinterpret_cast<Floats*>(partial + (size_t)(i * gridDim.y + block) * channels + c);
+    };
+    for (int i = 0; i < 2; ++i) {
+        Floats of_block;
+        for (int v = 0; v < VEC; ++v) sums[i][v] = own[i][v];
+        over_block(sums[i]);
+        for (int v = 0; v < VEC; ++v) of_block.at[v] = (float)sums[i][v];
+        if (first && mine) *part(i, blockIdx.y) = of_block;
+    }
+    __threadfence();
     __syncthreads();
-    for (int y = 1; threadIdx.y == 0 && y < 16; ++y) {
-        a += sums[0][y][threadIdx.x];
-        b += sums[1][y][threadIdx.x];
+    if (first && threadIdx.x == 0) last = atomicAdd(&arrived[blockIdx.x], 1u) == gridDim.y - 1;
+    __syncthreads();
+    if (!last) return false;
+    __threadfence();
+    for (int i = 0; i < 2; ++i) {
+        for (int v = 0; v < VEC; ++v) sums[i][v] = 0;
+        fetched_ahead<MANY>(threadIdx.y, mine ? gridDim.y : 0, blockDim.y, [&](int block) { return *part(i, block); },
+                            [&](int, const Floats& of_block) {
+            for (int v = 0; v < VEC; ++v) sums[i][v] += of_block.at[v];
+        });
+        over_block(sums[i]);
     }
+    if (first && threadIdx.x == 0) arrived[blockIdx.x] = 0;
+    return first && mine;
 }
 
-// Sums of x - p and (x - p)^2, p being the first row: near the mean, so that no digits cancel.
+// From the sums of x - p and (x - p)^2, p being the first row: near the mean, so that no digits cancel.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-batch_norm_sums(const real* __restrict__ x, float* __restrict__ partial, int rows, int channels) {
+batch_norm_statistics(const real* __restrict__ x, const float* __restrict__ gamma,
+                      const float* __restrict__ running_mean, const float* __restrict__ running_var,
+                      float* mean_gradient, float* var_gradient, float* centre, float* inverse, float* scale,
+                      float* partial, unsigned* arrived, int rows, int channels) {
     CHANNELS
     float a[VEC] = {}, b[VEC] = {}, pivot[VEC] = {};
     if (mine) {
@@ -82,24 +106,18 @@ batch_norm_sums(const real* __restrict__ x, float* __restrict__ partial, int row
             }
         });
     }
-    block_sums(a, b, partial, c, mine, channels);
-}
-
-extern "C" __global__ void batch_norm_statistics(
-        const float* __restrict__ partial, int slabs, const real* __restrict__ x, const float* __restrict__ gamma,
-        const float* __restrict__ running_mean, const float* __restrict__ running_var, float* mean_gradient,
-        float* var_gradient, float* centre, float* inverse, float* scale, int rows, int channels) {
-    const int c = blockIdx.x * 32 + threadIdx.x;
-    double a, b;
-    slab_sums(partial, slabs, c, channels, a, b);
-    if (threadIdx.y || c >= channels) return;
-    const double shift = a / rows, mean = wide(x[c]) + shift;
-    const double var = fmax(b / rows - shift * shift, 0.0);
-    centre[c] = (float)mean;
-    inverse[c] = (float)(1 / sqrt(var + 1e-5));
-    scale[c] = gamma[c] * inverse[c];
-    mean_gradient[c] = running_mean[c] - (float)mean;
-    var_gradient[c] = running_var[c] - (float)(var * rows / (rows > 1 ? rows - 1 : 1));
+    double sum_a[VEC], sum_b[VEC];
+    if (!over_grid(a, b, partial, arrived, c, mine, channels, sum_a, sum_b)) return;
+    for (int v = 0; v < VEC; ++v) {
+        const int at = c + v;
+        const double shift = sum_a[v] / rows, mean = pivot[v] + shift;
+        const double var = fmax(sum_b[v] / rows - shift * shift, 0.0);
+        centre[at] = (float)mean;
+        inverse[at] = (float)(1 / sqrt(var + 1e-5));
+        scale[at] = gamma[at] * inverse[at];
+        mean_gradient[at] = running_mean[at] - (float)mean;
+        var_gradient[at] = running_var[at] - (float)(var * rows / (rows > 1 ? rows - 1 : 1));
+    }
 }
 
 // For inference.
@@ -142,13 +160,16 @@ batch_norm_apply(const real* x, const float* __restrict__ centre, const float* _
     });
 }
 
-// Sums of g and g (x - centre), where g is dy where the ReLU lets it pass: where y > 0, y being computed anew from x
-// unless it is given. g is kept where there is a `kept`.
+// The gradients of beta and gamma, and the two numbers a channel that `batch_norm_gradient` takes off: from the sums of g
+// and g (x - centre), where g is dy where the ReLU lets it pass: where y > 0, y being computed anew from x unless it is
+// given. g is kept where there is a `kept`.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-batch_norm_gradient_sums(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
-                         const float* __restrict__ centre, const float* __restrict__ scale,
-                         const float* __restrict__ shift, real* __restrict__ kept, float* __restrict__ partial,
-                         int rows, int channels, int relu) {
+batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
+                               const float* __restrict__ centre, const float* __restrict__ scale,
+                               const float* __restrict__ shift, const float* __restrict__ inverse,
+                               const float* __restrict__ scaling, real* __restrict__ kept, float* gamma_gradient,
+                               float* beta_gradient, float* offset, float* slope, float* partial, unsigned* arrived,
+                               int rows, int channels, int relu) {
     CHANNELS
     struct Row { Pack in, g, made; };
     float a[VEC] = {}, b[VEC] = {}, m[VEC], s[VEC], z[VEC];
@@ -173,23 +194,16 @@ batch_norm_gradient_sums(const real* __restrict__ dy, const real* __restrict__ x
         }
         if (kept) store(kept + place(r), row.g);
     });
-    block_sums(a, b, partial, c, mine, channels);
-}
-
-// The gradients of beta and gamma, and the two numbers a channel that `batch_norm_gradient` takes off.
-extern "C" __global__ void batch_norm_gradient_statistics(
-        const float* __restrict__ partial, int slabs, const float* __restrict__ inverse,
-        const float* __restrict__ scaling, float* gamma_gradient, float* beta_gradient, float* offset, float* slope,
-        int rows, int channels) {
-    const int c = blockIdx.x * 32 + threadIdx.x;
-    double a, b;
-    slab_sums(partial, slabs, c, channels, a, b);
-    if (threadIdx.y || c >= channels) return;
-    b *= inverse[c];
-    beta_gradient[c] = (float)(a * scaling[INVERSE_SCALE]);
-    gamma_gradient[c] = (float)(b * scaling[INVERSE_SCALE]);
-    offset[c] = (float)(a / rows);
-    slope[c] = (float)(b * inverse[c] / rows);
+    double sum_a[VEC], sum_b[VEC];
+    if (!over_grid(a, b, partial, arrived, c, mine, channels, sum_a, sum_b)) return;
+    for (int v = 0; v < VEC; ++v) {
+        const int at = c + v;
+        const double of_normal = sum_b[v] * inverse[at];
+        beta_gradient[at] = (float)(sum_a[v] * scaling[INVERSE_SCALE]);
+        gamma_gradient[at] = (float)(of_normal * scaling[INVERSE_SCALE]);
+        offset[at] = (float)(sum_a[v] / rows);
+        slope[at] = (float)(of_normal * inverse[at] / rows);
+    }
 }
 
 // dx = scale (g - mean g - normal x mean (g normal x))
