@@ -30,7 +30,7 @@ FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
 THREADS = 256                               # of a block
 CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first where it divides, the second at least
-ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # of the same: so many run at a time, and more only make longer sums of sums
+ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # THREADS and RESIDENT of cuda/batch_norm.cu: so many run at a time
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 RECORDED_BYTES = 4_000_000                  # of gradient, before what is listened to is handed out
 log = logging.getLogger("dsgd_mpi")

@@ -1,9 +1,9 @@
 // Batch norm [+ add] [ReLU] (Ioffe and Szegedy 2015) on (rows, channels), rows being all pixels of all images.
 //
-// A block is (x, y) threads: x of them next to each other in a row with VEC channels each, y rows at a time; y is a power
-// of two. Sums over rows go through one partial sum a block, added up in a fixed order, so that the same numbers give the
-// same result to the bit.
-// What reads again what the pass before has read begins at the end, which is still in the cache.
+// A block is (x, y) threads: x of them next to each other in a row with VEC channels each, y rows at a time; y is a
+// power of two. Sums over rows go through one partial sum a block, added up in a fixed order, so that the same numbers
+// give the same result to the bit. What reads again what the pass before has read begins at the end, which is still in
+// the cache.
 
 #define THREADS 512
 #define RESIDENT (VEC > 4 ? 1 : 2)          // blocks on a multiprocessor: their registers are bounded accordingly
@@ -11,8 +11,8 @@
 // c: the first of this thread's channels.
 #define CHANNELS const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VEC; const bool mine = c < channels;
 
-// use(i, fetch(i)) for i = first, first + step and so on below `end`, AHEAD of which are fetched before the first is used:
-// only many loads under way keep memory busy, and only so many have room in registers.
+// use(i, fetch(i)) for i = first, first + step and so on below `end`, AHEAD of which are fetched before the first is
+// used: only many loads under way keep memory busy, and only so many have room in registers.
 #define FEW 2
 #define MANY (sizeof(Pack) > 8 ? 2 : 4)
 template <int AHEAD, class Fetch, class Use>
@@ -50,9 +50,9 @@ __device__ inline void over_block(double* a) {
     __syncthreads();                        // the sums may be used again
 }
 
-// Adds a and b over all blocks: true on the threads that get the sums, of the block that was the last of its channels to
-// come here. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zeros, which it leaves as zeros. Each block's part is in
-// memory before it counts itself, so the last finds all of them (CUDA C++ Programming Guide, memory fences).
+// Adds a and b over all blocks: true on the threads that get the sums, of the block that was the last of its channels
+// to come here. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zeros, which it leaves as zeros. Each block's
+// part is in memory before it counts itself, so the last finds all of them (CUDA C++ Programming Guide, memory fences).
 __device__ inline bool over_grid(const float* a, const float* b, float* partial, unsigned* arrived, int c, bool mine,
                                  int channels, double* sum_a, double* sum_b) {
     __shared__ bool last;
@@ -160,9 +160,9 @@ batch_norm_apply(const real* x, const float* __restrict__ centre, const float* _
     });
 }
 
-// The gradients of beta and gamma, and the two numbers a channel that `batch_norm_gradient` takes off: from the sums of g
-// and g (x - centre), where g is dy where the ReLU lets it pass: where y > 0, y being computed anew from x unless it is
-// given. g is kept where there is a `kept`.
+// The gradients of beta and gamma, and the two numbers a channel that `batch_norm_gradient` takes off: from the sums of
+// g and g (x - centre), where g is dy where the ReLU lets it pass: where y > 0, y being computed anew from x unless it
+// is given. g is kept where there is a `kept`.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
                                const float* __restrict__ centre, const float* __restrict__ scale,
@@ -224,7 +224,8 @@ batch_norm_gradient(const real* __restrict__ dy, const real* __restrict__ x, con
         p[v] = slope[c + v];
     }
     const auto place = [&](int r) { return (size_t)(rows - 1 - r) * channels + c; };
-    over_rows<MANY>(rows, [&](int r) { return Row{load(x + place(r)), load(dy + place(r))}; }, [&](int r, const Row& row) {
+    const auto fetch = [&](int r) { return Row{load(x + place(r)), load(dy + place(r))}; };
+    over_rows<MANY>(rows, fetch, [&](int r, const Row& row) {
         Pack out;
         for (int v = 0; v < VEC; ++v) {
             const float d = wide(row.in.at[v]) - m[v];
