@@ -151,6 +151,12 @@ def summary(samples: list[float]) -> tuple[float, float, float]:
     return float(middle), float(low), float(high)
 
 
+def quartiles(samples: list[float], digits: int = 2, width: int = 0, unit: str = "") -> str:
+    """Median and quartiles, from seconds, in words of milliseconds."""
+    middle, low, high = (1e3 * value for value in summary(samples))
+    return f"{middle:{width}.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def ratio(theirs: list[float], ours: list[float]) -> float:
     """How many times as long theirs takes: the median over the rounds, each with itself compared."""
     return float(np.median(np.divide(theirs, ours)))
@@ -158,9 +164,8 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
 
 def timing(name: str, seconds: Mapping[str, list[float]], ours: str, width: int = 20) -> str:
     """A contestant's median and quartiles in words, and how many times ours that is."""
-    middle, low, high = (1e3 * value for value in summary(seconds[name]))
     against = f"   {ratio(seconds[name], seconds[ours]):5.2f} times ours" if ours in seconds and name != ours else ""
-    return f"  {name:{width}} {middle:8.2f} ms ({low:.2f} to {high:.2f}){against}"
+    return f"  {name:{width}} {quartiles(seconds[name], width=8, unit=' ms')}{against}"
 
 
 def usable(dtypes: str) -> list[str]:

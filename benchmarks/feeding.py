@@ -17,7 +17,7 @@ from typing import Any
 import click
 import h5py
 import numpy as np
-from contest import save, summary
+from contest import quartiles, save, summary
 
 from dsgd_mpi.data import Batches, Split
 from dsgd_mpi.flat import Array, Shape
@@ -112,9 +112,8 @@ def main(milliseconds: str, rounds: int) -> None:
                     samples.append((time.perf_counter() - start) / STEPS)
     for each, samples in seconds.items():
         del samples[0]
-        middle, low, high = (1e3 * value for value in summary(samples))
-        click.echo(f"device of {each:>4} ms a step: {middle:5.2f} ms ({low:.2f} to {high:.2f}), "
-                   f"{1e3 * BATCH / middle:,.0f} images/s")
+        click.echo(f"device of {each:>4} ms a step: {quartiles(samples, width=5, unit=' ms')}, "
+                   f"{BATCH / summary(samples)[0]:,.0f} images/s")
     save(f"feeding-resnet50-{BATCH}", {"batch": BATCH, "image": IMAGE, "seconds": seconds})
     host.close()
 

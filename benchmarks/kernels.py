@@ -14,7 +14,7 @@ from typing import Any
 import click
 import contest
 import numpy as np
-from contest import Contestant, Work, ratio, summary, take_turns
+from contest import Contestant, Work, quartiles, ratio, summary, take_turns
 from step import CASES, Case
 
 from dsgd_mpi.kernels.api import Tensor
@@ -149,8 +149,7 @@ def rate(row: dict[str, Any], gemm_gflops: float, copy_gb_s: float | None) -> st
 
 def line(name: str, row: dict[str, Any], *best: float) -> str:
     mine, other = (row["seconds"][who] for who in (OURS, THEIRS))
-    middle, low, high = (1e3 * value for value in summary(mine))
-    times = f"{middle:8.2f} ms ({low:.2f} to {high:.2f})"
+    times = quartiles(mine, width=8, unit=" ms")
     return f"  {name:36} {times}   theirs {ratio(other, mine):5.2f} times ours   {rate(row, *best)}"
 
 

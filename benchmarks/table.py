@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contest import HERE, RESULTS, ratio, summary
+from contest import HERE, RESULTS, quartiles, ratio, summary
 from kernels import rate
 from step import CASES, OURS, TORCH
 
@@ -49,14 +49,13 @@ def steps() -> str:
 
 def step_row(result: dict[str, Any]) -> list[str]:
     case, seconds, peaks = result["case"], result["seconds"], result["peak_bytes"]
-    middle, low, high = (1e3 * value for value in summary(seconds[OURS]))
     against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds
                else result["failed"].get(name, "not run") for name in TORCH]
     rival = min((peaks[name] for name in list(TORCH)[:2] if name in peaks), default=0)
     return [result["processor"],
             f"{case['name']} b{case['batch']} {case['image'][0]}x{case['image'][1]} {result['mode']} {result['dtype']}",
-            str(result["threads"]), f"{middle:.1f} ({low:.1f} to {high:.1f})", *against,
-            f"{result['gflop'] / middle * 1e3:.0f} of {result['gemm_gflops']:.0f}",
+            str(result["threads"]), quartiles(seconds[OURS], 1), *against,
+            f"{result['gflop'] / summary(seconds[OURS])[0]:.0f} of {result['gemm_gflops']:.0f}",
             f"{peaks[OURS] / 2**20:.0f}", f"{rival / 2**20:.0f}"]
 
 
@@ -104,8 +103,7 @@ def waiting() -> str:
     for result in results("waiting"):
         for count, everyone in result["seconds"].items():
             for spins, samples in everyone.items():
-                middle, low, high = (1e3 * value for value in summary(samples))
-                rows.append([result["processor"], count, spins, f"{middle:.1f} ({low:.1f} to {high:.1f})"])
+                rows.append([result["processor"], count, spins, quartiles(samples, 1)])
     return rst(rows, head)
 
 
@@ -122,9 +120,8 @@ def wire() -> str:
         whole, ranks = summary(result["seconds"]["float32"])[0], result["ranks"]
         saved = 2 * (ranks - 1) / ranks * 2 * result["numbers"]
         for kind, samples in result["seconds"].items():
-            middle, low, high = summary(samples)
-            pays = f"{saved / (middle - whole) / 1e9:.1f}" if kind != "float32" else ""
-            yield [kind, str(ranks), f"{1e3 * middle:.1f} ({1e3 * low:.1f} to {1e3 * high:.1f})", pays]
+            pays = f"{saved / (summary(samples)[0] - whole) / 1e9:.1f}" if kind != "float32" else ""
+            yield [kind, str(ranks), quartiles(samples, 1), pays]
     head = ["on the wire", "ranks", "mean, ms (quartiles)", "pays below, GB/s a rank"]
     return rst((row for result in files("wire") for row in rows(result)), head)
 
@@ -133,9 +130,9 @@ def feeding() -> str:
     """Steps of a rank on devices of several speeds, and what is missing to the device's own rate."""
     def rows(result: dict[str, Any]) -> Iterable[list[str]]:
         for each, samples in result["seconds"].items():
-            middle, low, high = (1e3 * value for value in summary(samples))
-            share = f"{float(each) / middle:.0%}" if float(each) else ""
-            yield [each, f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{1e3 * result['batch'] / middle:,.0f}", share]
+            middle, _, _ = summary(samples)
+            share = f"{float(each) / 1e3 / middle:.0%}" if float(each) else ""
+            yield [each, quartiles(samples), f"{result['batch'] / middle:,.0f}", share]
     head = ["device, ms a step", "rank, ms a step (quartiles)", "images/s", "of the device's rate"]
     return rst((row for result in files("feeding") for row in rows(result)), head)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import contest
-from contest import Contestant, summary, take_turns
+from contest import Contestant, quartiles, take_turns
 from step import CASES, ours
 
 SPINS = ("300000", "30000", "10000", "3000", "1000", "0")      # the first: libgomp's own
@@ -47,8 +47,8 @@ def main(rounds: int) -> None:
             with neighbours(count):
                 found[str(count)] = take_turns(everyone, "step", rounds, 4, limit_s=40)
             for spins, samples in found[str(count)].items():
-                middle, low, high = (1e3 * value for value in summary(samples))
-                click.echo(f"{count} busy neighbours, {spins:>6} spins: {middle:8.2f} ms ({low:.2f} to {high:.2f})")
+                times = quartiles(samples, width=8, unit=" ms")
+                click.echo(f"{count} busy neighbours, {spins:>6} spins: {times}")
     contest.save(f"waiting-resnet8-float32-{cores}-{contest.vectors()}",
                  {"case": "resnet8", "threads": cores, "dtype": "float32", "processor": contest.vectors(),
                   "seconds": found})

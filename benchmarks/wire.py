@@ -10,7 +10,7 @@ import time
 
 import click
 import numpy as np
-from contest import save, summary
+from contest import quartiles, save
 
 from dsgd_mpi.net.mpi import MpiHost
 
@@ -33,9 +33,8 @@ def main(rounds: int) -> None:
     if host.rank == 0:
         for kind, samples in seconds.items():
             del samples[0]
-            middle, low, high = (1e3 * value for value in summary(samples))
-            print(f"mean of {NUMBERS:,} numbers over {host.size} ranks in {kind:8}: {middle:5.1f} ms "
-                  f"({low:.1f} to {high:.1f})")
+            print(f"mean of {NUMBERS:,} numbers over {host.size} ranks in {kind:8}: "
+                  f"{quartiles(samples, 1, 5, ' ms')}")
         print(save(f"wire-{host.size}", {"numbers": NUMBERS, "ranks": host.size, "seconds": seconds}))
     host.close()
 
