@@ -73,8 +73,7 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
     take_answer(run, step)
     predict = model.predictor()
     right = seen = 0
-    as_bytes = model.kernels.byte_memory is not None
-    for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size, as_bytes):
+    for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size, model.kernels.byte_memory):
         right += int((predict(images).argmax(1) == labels).sum())
         seen += len(labels)
     x[:] = own

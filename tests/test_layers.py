@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dsgd_mpi"
 FLOORS = [                                  # lowest first; the longest prefix that fits a module decides
-    ("", "errors", "flat", "halves", "hdf5", "launch", "config", "topology", "schedule", "net.api", "kernels.api"),
+    ("", "errors", "cache", "flat", "halves", "hdf5", "launch", "config", "topology", "schedule", "net.api",
+     "kernels.api"),
     ("sgd", "net", "kernels", "nn", "data"),
     ("algorithms",),
     ("run", "study"),

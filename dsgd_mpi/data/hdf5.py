@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dsgd_mpi.cache import cache_folder
 from dsgd_mpi.data.check import check_images, check_layout, statistics
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.flat import Array
@@ -135,7 +136,7 @@ def data_folder() -> Path:
     """Where converted data sets lie: $DSGD_DATA_DIR, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
     if folder := os.environ.get("DSGD_DATA_DIR"):
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsgd_mpi"
+    return cache_folder()
 
 
 def open_dataset(name_or_path: str | Path) -> Dataset:

@@ -148,21 +148,22 @@ def _check(batch: int, size: int, images: int) -> None:
 
 
 def evaluation_batches(split: Split, batch: int, rank: int = 0, size: int = 1,
-                       as_bytes: bool = False) -> Iterator[tuple[Array | Bytes, Array]]:
+                       byte_memory: Callable[[Shape], Array] | None = None) -> Iterator[tuple[Array | Bytes, Array]]:
     """Images float32 (B, H, W, C) and labels int64 (B,), normalised only: over all ranks each image of `split` once.
 
-    B is `batch` but for the last; a rank may get none where there are more ranks than images. With `as_bytes` the
-    images are `Bytes`.
+    B is `batch` but for the last; a rank may get none where there are more ranks than images. `byte_memory` as with
+    `Batches`.
     """
     transform = Transform(0, split.image, split.mean, split.std)
     first, last = (len(split) * r // size for r in (rank, rank + 1))
     for start in range(first, last, batch):
         indices = np.arange(start, min(start + batch, last))
-        images = np.empty((len(indices), *split.image), np.uint8)
+        shape = (len(indices), *split.image)
+        images = byte_memory(shape) if byte_memory else np.empty(shape, np.uint8)
         split.read(indices, images)
-        if as_bytes:
+        if byte_memory:
             yield transform.bytes(images, None), split.labels[indices]
         else:
-            out = np.empty(images.shape, np.float32)
+            out = np.empty(shape, np.float32)
             transform.normalise(images, out)
             yield out, split.labels[indices]

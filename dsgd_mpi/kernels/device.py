@@ -208,9 +208,13 @@ class Gpu:
     def copied(self, values: Array, into: Array) -> Wait:
         """Enqueues a copy from page-locked memory."""
         into.set(values, stream=self.stream)
+        return self.event().synchronize     # type: ignore[no-any-return]
+
+    def event(self) -> Any:
+        """The end of what has been enqueued so far."""
         event = self.cupy.cuda.Event(disable_timing=True)
         event.record(self.stream)
-        return event.synchronize            # type: ignore[no-any-return]
+        return event
 
     def get(self, x: Array) -> Array:
         copy: Array = x.get(stream=self.stream)
@@ -243,6 +247,5 @@ class Gpu:
         return lambda: graph.launch(self.stream)
 
     def mark(self) -> Callable[[], bool]:
-        event = self.cupy.cuda.Event(disable_timing=True)
-        event.record(self.stream)
+        event = self.event()
         return lambda: passed(event)

@@ -275,7 +275,6 @@ class Convolution:
         return [*x.steps, *dy.steps, k.primitive(description, bound),
                 k.reorder(inside, k.weights, self.flat, self.w.grad)]
 
-
     def weights_product(self) -> Primitive:
         """dw = dy' x, over all pixels: the weights' gradient of a 1x1 convolution, in the flat vector's own order.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
+from dsgd_mpi.cache import cache_folder
 from dsgd_mpi.flat import Array
 from dsgd_mpi.kernels.device import Launch
 
@@ -145,8 +145,7 @@ class Choices:
     """
 
     def __init__(self, name: str) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.folder = cache / "dsgd_mpi" / name.replace(" ", "-")
+        self.folder = cache_folder() / name.replace(" ", "-")
 
     def get(self, key: str) -> str | None:
         with suppress(OSError, ValueError):

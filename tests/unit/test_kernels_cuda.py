@@ -346,8 +346,8 @@ def test_training_on_bytes_is_training_on_floats():
 def test_predictions_from_bytes_are_those_from_floats():
     split = open_dataset("fashion-mnist-12k").test
     model, logits = emulated(image=(28, 28, 1), n=4), []
-    for as_bytes in (False, True):
-        images, _ = next(evaluation_batches(split, 7, as_bytes=as_bytes))       # a batch and a part
+    for memory in (None, model.kernels.byte_memory):
+        images, _ = next(evaluation_batches(split, 7, byte_memory=memory))      # a batch and a part
         logits.append(model.predict(images))
     assert logits[0].shape == (7, 10)
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,11 @@
+"""Where this program keeps what it makes for itself and can make again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsgd_mpi"
