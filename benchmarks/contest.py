@@ -171,7 +171,7 @@ def timing(name: str, seconds: Mapping[str, list[float]], ours: str, width: int 
 def usable(dtypes: str) -> list[str]:
     """Those of the dtypes, parted by commas, that our kernels know on this machine; says why of the others."""
     from dsgd_mpi.errors import UsageError
-    from dsgd_mpi.kernels import load
+    from dsgd_mpi.kernels.load import load
 
     found = []
     for dtype in dtypes.split(","):
@@ -189,7 +189,7 @@ GEMM = 4096, 1024, 1024                     # rows, columns of the one matrix, c
 def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     """A product of matrices that lie in the caches, by oneDNN (as a 1x1 convolution) and by NumPy's library."""
     from dsgd_mpi.kernels.api import Tensor
-    from dsgd_mpi.kernels.onednn import OneDNN
+    from dsgd_mpi.kernels.cpu.onednn import OneDNN
 
     started()
     rows, inner, columns = GEMM

@@ -19,13 +19,13 @@ import h5py
 import numpy as np
 from contest import quartiles, save, summary
 
+from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.data import Batches, Split
-from dsgd_mpi.flat import Array, Shape
-from dsgd_mpi.kernels.cudnn import CuDNN
-from dsgd_mpi.kernels.device import Dim, Format, Launch, PageLocked, Staging
-from dsgd_mpi.net.mpi import MpiHost
-from dsgd_mpi.nn.resnet import resnet
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.kernels.gpu.cudnn import CuDNN
+from dsgd_mpi.kernels.gpu.device import Dim, Format, Launch, PageLocked, Staging
+from dsgd_mpi.net.mpi.host import MpiHost
+from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.optim.sgd import LocalSgd
 
 IMAGE, BATCH, IMAGES = (224, 224, 3), 64, 2560              # more than are kept in memory: read from the file
 STEPS = 50                                  # in one sample

@@ -17,12 +17,12 @@ import numpy as np
 from contest import Contestant, Work, summary, timing
 from step import DECAY, LR, MOMENTUM, Case, batch_of, weights
 
-from dsgd_mpi.flat import Array
-from dsgd_mpi.kernels import device as devices
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.api import Bytes
+from dsgd_mpi.kernels.gpu import device as devices
 from dsgd_mpi.nn.layers import Network
-from dsgd_mpi.nn.resnet import network, resnet
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.nn.models.resnet import network, resnet
+from dsgd_mpi.optim.sgd import LocalSgd
 
 OURS = "dsgd_mpi"
 TORCH = {"eager": (False, False), "eager, CUDA graph": (False, True), "torch.compile": (True, False),

@@ -19,7 +19,7 @@ from step import CASES, Case
 
 from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.nn.layers import Layer, Network
-from dsgd_mpi.nn.resnet import network
+from dsgd_mpi.nn.models.resnet import network
 
 OURS, THEIRS = "dsgd_mpi", "eager channels_last"
 
@@ -53,7 +53,7 @@ def gbyte(case: Case, net: Network, layer: Layer, which: str, dtype: str) -> flo
 
 
 def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
-    from dsgd_mpi.kernels.onednn import OneDNN, run
+    from dsgd_mpi.kernels.cpu.onednn import OneDNN, run
 
     started()
     k, rng, net = OneDNN(dtype), np.random.default_rng(0), network(case.name, case.classes, case.image)

@@ -14,8 +14,8 @@ import numpy as np
 from contest import Contestant, Work
 from step import CASES, DECAY, LR, MOMENTUM, Case, batch_of
 
-from dsgd_mpi.nn.resnet import resnet
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.optim.sgd import LocalSgd
 
 
 class Stopwatch:

@@ -19,10 +19,10 @@ import contest
 import numpy as np
 from contest import Contestant, Work, summary, take_turns, timing
 
-from dsgd_mpi.flat import Layout
+from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.nn.init import initialise
-from dsgd_mpi.nn.resnet import network, resnet
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.nn.models.resnet import network, resnet
+from dsgd_mpi.optim.sgd import LocalSgd
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
 OURS = "dsgd_mpi"

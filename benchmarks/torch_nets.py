@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsgd_mpi.nn.resnet import BOTTLENECK, LARGE, SMALL
+from dsgd_mpi.nn.models.resnet import BOTTLENECK, LARGE, SMALL
 
 
 class OptionA(nn.Module):
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Any network of `dsgd_mpi.nn.resnet` by its name."""
+    """Any network of `dsgd_mpi.nn.models.resnet` by its name."""
 
     def __init__(self, name: str, classes: int, channels: int) -> None:
         super().__init__()

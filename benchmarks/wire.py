@@ -12,7 +12,7 @@ import click
 import numpy as np
 from contest import quartiles, save
 
-from dsgd_mpi.net.mpi import MpiHost
+from dsgd_mpi.net.mpi.host import MpiHost
 
 NUMBERS = 11_689_512
 

@@ -11,7 +11,7 @@ COMMANDS = {                                # name: module, function, what --hel
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
     "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
     "plot": ("dsgd_mpi.study.plot", "plot", "Draw the curves of one run or several."),
-    "doctor": ("dsgd_mpi.doctor", "doctor", "Tell what is here to train with, and what is wrong."),
+    "doctor": ("dsgd_mpi.doctor.command", "doctor", "Tell what is here to train with, and what is wrong."),
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from dsgd_mpi.config import Config, GroupedCommand, command_line_options, from_toml
-from dsgd_mpi.launch import launched
+from dsgd_mpi.net.launch import launched
 
 
 def read_run(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -60,7 +60,7 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
     elif print_config:
         click.echo(config.to_toml(), nl=False)
     elif dry_run:
-        from dsgd_mpi.build import prepare
+        from dsgd_mpi.training.build import prepare
         prepare(config, launched().size)
         click.echo(f"all is well: {config.algorithm} on {launched().size} ranks, {config.model}, {config.data}")
     else:
@@ -90,7 +90,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would spin beside oneDNN's
     config = parse()
     if config is not None:
-        from dsgd_mpi.job import run
+        from dsgd_mpi.training.job import run
         sys.exit(run(config))
 
 

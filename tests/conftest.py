@@ -6,11 +6,11 @@ Each also with all arrays on a device (of NumPy's) on every rank, whose host sta
 import sys
 
 import pytest
-from numpy_device import NumpyDevice, on_host
 
-from dsgd_mpi.net.device import StagedHost
-from dsgd_mpi.net.direct import DirectHost
-from dsgd_mpi.net.simulated import Cluster
+from dsgd_mpi.net.gpu.direct import DirectHost
+from dsgd_mpi.net.gpu.staged import StagedHost
+from dsgd_mpi.net.simulated.host import Cluster
+from tests.support.numpy_device import NumpyDevice, on_host
 
 SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
@@ -32,7 +32,7 @@ class MpiWorld:
 
     def run(self, main, costs=None):
         """The same, every rank getting all results; an error on one rank is raised on all."""
-        from dsgd_mpi.net.mpi import MpiHost
+        from dsgd_mpi.net.mpi.host import MpiHost
         host = MpiHost(self.comm)
         try:
             outcome = main(host), None

@@ -10,7 +10,8 @@ import sys
 import textwrap
 
 import pytest
-from jobs import MPIRUN
+
+from tests.support.jobs import MPIRUN
 
 NAMES = "dsgd-host1", "dsgd-host2"
 ADDRESSES = "10.77.0.1", "10.77.0.2"
@@ -23,7 +24,7 @@ exec ip netns exec "$name" unshare -u sh -c "hostname $name; $*"
 PROGRAM = """
     import json, sys, time
     import numpy as np
-    from dsgd_mpi.net.mpi import MpiHost
+    from dsgd_mpi.net.mpi.host import MpiHost
     from dsgd_mpi.nn import resnet
     host = MpiHost()
     model = resnet("resnet8", 10, (28, 28, 1), 16, seed=host.rank)

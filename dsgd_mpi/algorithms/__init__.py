@@ -8,10 +8,10 @@ import pkgutil
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import LocalSgd
 
 
 class Gradient(Protocol):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from dsgd_mpi.algorithms import Gradient
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import LocalSgd
 
 
 @dataclass

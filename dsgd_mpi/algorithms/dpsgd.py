@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dsgd_mpi.algorithms import Gradient
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.sgd import LocalSgd
-from dsgd_mpi.topology import neighbours
+from dsgd_mpi.net.topology import neighbours
+from dsgd_mpi.optim.sgd import LocalSgd
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from dsgd_mpi.algorithms import Gradient
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import LocalSgd
 
 
 @dataclass

@@ -17,10 +17,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from dsgd_mpi.algorithms import Gradient
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Letter, Net
-from dsgd_mpi.sgd import LocalSgd
-from dsgd_mpi.topology import exponential_peer, exponential_sender, random_peer
+from dsgd_mpi.net.topology import exponential_peer, exponential_sender, random_peer
+from dsgd_mpi.optim.sgd import LocalSgd
 
 
 @dataclass

@@ -8,9 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.hdf5 import blocks
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array
-from dsgd_mpi.hdf5 import blocks
 
 LIKELY = 1e-3                               # a mean or std further off than this belongs to other images
 

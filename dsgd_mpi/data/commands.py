@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsgd_mpi.data import convert
-from dsgd_mpi.data.hdf5 import Content, data_folder, open_dataset, write
+from dsgd_mpi.data.formats import Content, data_folder, open_dataset, write
 
 PATH = click.Path(path_type=Path)
 to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in $DSGD_DATA_DIR or "

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsgd_mpi.data.hdf5 import Content, Dataset
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.data.formats import Content, Dataset
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array
 
 FASHION_MNIST_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                          "Ankle boot")

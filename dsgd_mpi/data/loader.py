@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.data.augment import Transform, draw
-from dsgd_mpi.data.hdf5 import Split
+from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels.api import Bytes
 
 AHEAD = 2                                   # batches made in advance

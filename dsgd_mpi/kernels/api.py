@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.arrays.flat import Array, Shape
 
 STATISTICS_RATE = 0.1                       # of the moving averages: torchvision's `momentum` of a batch norm
 

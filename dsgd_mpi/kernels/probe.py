@@ -14,7 +14,7 @@ INSTRUCTIONS = {0x1: "SSE4.1", 0x3: "AVX", 0x7: "AVX2", 0xf: "AVX2 VNNI", 0x1f: 
 
 
 def onednn() -> str:
-    from dsgd_mpi.kernels import dnnl
+    from dsgd_mpi.kernels.cpu import dnnl
     c = dnnl.library().c
     version, code = c.dnnl_version(), c.dnnl_get_effective_cpu_isa()
     return (f"{version.major}.{version.minor}.{version.patch} for {INSTRUCTIONS.get(code, hex(code))}, "

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array, Shape
 from dsgd_mpi.kernels.api import STATISTICS_RATE, Folded, Loss, Operation, Tensor, Work
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision

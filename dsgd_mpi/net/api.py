@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from dsgd_mpi.flat import Array
-from dsgd_mpi.halves import Half
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.half import Half
 
 
 class Letter(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.nn.layers import Layer, Network
 from dsgd_mpi.nn.memory import Memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.api import Between, Bytes, Folded, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.layers import Layer, Network
 from dsgd_mpi.nn.memory import Memory

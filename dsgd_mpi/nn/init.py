@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from dsgd_mpi.flat import Array
+from dsgd_mpi.arrays.flat import Array
 
 
 def initialise(state: Mapping[str, Array], seed: int) -> None:

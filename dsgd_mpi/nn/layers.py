@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsgd_mpi.flat import Shape
+from dsgd_mpi.arrays.flat import Shape
 from dsgd_mpi.kernels.api import Kernels, Operation, Tensor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from dsgd_mpi.flat import Array, Shape
+from dsgd_mpi.arrays.flat import Array, Shape
 
 
 class Memory:

@@ -12,8 +12,8 @@ from functools import partial
 
 import numpy as np
 
+from dsgd_mpi.arrays.flat import Array, Layout, fill, to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import Array, Layout, fill, host
 from dsgd_mpi.kernels.api import Between, Bytes, Kernels, Operation, Ready, Tensor
 from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
@@ -47,7 +47,7 @@ class Model:
 
         UsageError, with nothing changed, unless names and shapes are this network's (`num_batches_tracked` apart).
         """
-        given = {name: np.asarray(host(array)) for name, array in state.items()
+        given = {name: np.asarray(to_numpy(array)) for name, array in state.items()
                  if not name.endswith("num_batches_tracked")}
         wrong = sorted(given.keys() ^ self.state.keys())
         if wrong:

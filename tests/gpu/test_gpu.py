@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from jobs import MPIRUN, train
-from kernel_cases import loaded
 
+from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.flat import host
 from dsgd_mpi.kernels.api import Bytes
-from dsgd_mpi.nn.resnet import resnet
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.optim.sgd import LocalSgd
+from tests.support.jobs import MPIRUN, train
+from tests.support.kernel_cases import loaded
 
 pytestmark = pytest.mark.gpu
 CLOSE = {"float32": 2e-3, "tf32": 2e-2, "bfloat16": 5e-2, "float16": 2e-2}      # of losses over ten steps
@@ -62,10 +62,10 @@ def test_replayed_graphs_equal_eager_launches_to_the_bit(name, dtype):
     outcomes = []
     for listener in (None, None, None, lambda part: None):      # run; recorded and replayed; replayed; in pieces
         model.flat_gradient[:] = np.nan
-        outcomes.append((model.loss_and_gradient(images, labels, listener), host(model.flat_gradient)))
+        outcomes.append((model.loss_and_gradient(images, labels, listener), to_numpy(model.flat_gradient)))
     model.flat_gradient[:] = np.nan
     model.plans[8].run(None, None)
-    outcomes.append((model.plans[8].loss.get(), host(model.flat_gradient)))
+    outcomes.append((model.plans[8].loss.get(), to_numpy(model.flat_gradient)))
     for loss, gradient in outcomes:
         assert loss == outcomes[0][0]
         assert np.array_equal(gradient, outcomes[0][1])
@@ -80,7 +80,7 @@ def test_a_replayed_update_equals_single_launches_to_the_bit_at_every_learning_r
         x, v, g = map(cupy.asarray, start)
         for step in range(6):
             k.nesterov(x, v, g if replayed else g.copy(), 0.1 / (1 + step), 0.9, 1e-4)
-        ends.append((host(x), host(v)))
+        ends.append((to_numpy(x), to_numpy(v)))
     for one, other in zip(*ends, strict=True):
         assert np.array_equal(one, other)
     assert not np.array_equal(ends[0][0], start[0])
@@ -129,7 +129,7 @@ def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_a
         cupy.cuda.get_current_stream().synchronize()
         model.loss_and_gradient(images, labels, hear, lambda: None)
         stream.synchronize()
-        assert np.array_equal(host(copies), host(model.flat_gradient))
+        assert np.array_equal(to_numpy(copies), to_numpy(model.flat_gradient))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -141,7 +141,7 @@ def test_our_own_convolutions_serve_where_cudnn_does_not(dtype):
             k.__dict__["plans"] = None      # as where the library is missing
         model = resnet("resnet18", 10, (64, 64, 3), 4, k)
         model.loss_and_gradient(*batch((64, 64, 3), 4))
-        gradients.append(host(model.flat_gradient))
+        gradients.append(to_numpy(model.flat_gradient))
     error = np.linalg.norm(gradients[0] - gradients[1]) / np.linalg.norm(gradients[0])
     assert error < {"float32": 1e-3, "bfloat16": 0.1}[dtype]
 

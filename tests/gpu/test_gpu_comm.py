@@ -3,9 +3,9 @@
 import textwrap
 
 import pytest
-from jobs import run
 
-from dsgd_mpi.kernels.device import problem
+from dsgd_mpi.kernels.gpu.device import problem
+from tests.support.jobs import run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(problem() is not None, reason=f"no GPU can be used: {problem()}")]
 
@@ -15,9 +15,9 @@ PROGRAM = """
     import cupy
     import numpy as np
     from dsgd_mpi.errors import UsageError
-    from dsgd_mpi.net.device import StagedHost
-    from dsgd_mpi.net.mpi import MpiHost
-    from dsgd_mpi.net.policy import connected
+    from dsgd_mpi.net.gpu.staged import StagedHost
+    from dsgd_mpi.net.mpi.host import MpiHost
+    from dsgd_mpi.net.gpu.policy import connected
 
     def vector(rank, size=1000):
         return np.random.default_rng(rank).normal(size=size).astype("float32")

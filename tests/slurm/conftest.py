@@ -4,8 +4,9 @@ import signal
 import sys
 
 import pytest
-from checkout import RunFolder, Site
-from cluster import Cluster, Unavailable, install
+
+from tests.support.checkout import RunFolder, Site
+from tests.support.cluster import Cluster, Unavailable, install
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ import signal
 import sys
 
 import pytest
-from checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE, RunFolder
-from jobs import pids
+
+from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE, RunFolder
+from tests.support.jobs import pids
 
 pytestmark = pytest.mark.slurm
 NODES = 16

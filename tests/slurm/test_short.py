@@ -3,8 +3,9 @@
 import time
 
 import pytest
-from checkout import LONG, ON_ONE_NODE, SCRIPTS
-from jobs import pids
+
+from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS
+from tests.support.jobs import pids
 
 NODES = 4
 FAULT = """

@@ -1,8 +1,8 @@
 """The tables of the benchmarks say what the results say."""
 
-from pathlib import Path
+from tests.support import ROOT
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def test_no_figure_of_the_tables_is_typed_by_hand(monkeypatch, tmp_path):

@@ -8,10 +8,10 @@ import pytest
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated import Cluster
-from dsgd_mpi.run import checkpoint
-from dsgd_mpi.run.checkpoint import Checkpoints
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.training import checkpoint
+from dsgd_mpi.training.checkpoint import Checkpoints
 
 
 def on_cluster(tmp_path, size, algorithm, act, state=None, **header):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from data_samples import images
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dsgd_mpi.data.augment import Transform, draw
+from tests.support.data_samples import images
 
 
 def exact(x, mean, std):

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from data_samples import dataset_file
-from test_data_convert import idx
 
 from dsgd_mpi.data.commands import data
-from dsgd_mpi.data.hdf5 import check, open_dataset
+from dsgd_mpi.data.formats import check, open_dataset
+from tests.support.data_samples import dataset_file
+from tests.unit.test_data_convert import idx
 
 
 def run(*arguments):

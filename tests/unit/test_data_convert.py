@@ -10,11 +10,11 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from data_samples import dataset_file
 
 from dsgd_mpi.data import convert
-from dsgd_mpi.data.hdf5 import Dataset, check, write
+from dsgd_mpi.data.formats import Dataset, check, write
 from dsgd_mpi.errors import UsageError
+from tests.support.data_samples import dataset_file
 
 BATCH = 12
 RNG = np.random.default_rng(0)

@@ -3,12 +3,12 @@
 import h5py
 import numpy as np
 import pytest
-from data_samples import content, dataset_file, images
 
-from dsgd_mpi.data import hdf5
+from dsgd_mpi.data import formats
 from dsgd_mpi.data.check import statistics
-from dsgd_mpi.data.hdf5 import Dataset, Split, check, open_dataset, write
+from dsgd_mpi.data.formats import Dataset, Split, check, open_dataset, write
 from dsgd_mpi.errors import UsageError
+from tests.support.data_samples import content, dataset_file, images
 
 INDICES = np.array([5, 6, 7, 3, 59, 0, 1, 1])
 
@@ -31,7 +31,7 @@ def test_a_dataset_is_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("memory", [0, 1 << 20])
 def test_images_are_the_same_from_the_file_and_from_memory(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(hdf5, "MEMORY_BYTES", memory)
+    monkeypatch.setattr(formats, "MEMORY_BYTES", memory)
     out = np.zeros((len(INDICES), 8, 8, 3), np.uint8)
     with Dataset(dataset_file(tmp_path)) as dataset:
         dataset.train.read(INDICES, out)
@@ -39,7 +39,7 @@ def test_images_are_the_same_from_the_file_and_from_memory(tmp_path, monkeypatch
 
 
 def test_consecutive_images_are_read_by_one_call(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(formats, "MEMORY_BYTES", 0)
     runs = []
     monkeypatch.setattr(h5py.Dataset, "read_direct", lambda self, out, source, target: runs.append((source, target)))
     with Dataset(dataset_file(tmp_path)) as dataset:
@@ -195,7 +195,7 @@ def test_the_data_folder_follows_the_environment(monkeypatch):
             monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         else:
             monkeypatch.setenv(name, value)
-        assert str(hdf5.data_folder()) == expected
+        assert str(formats.data_folder()) == expected
 
 
 def test_the_dataset_of_the_package_is_sound_and_balanced():

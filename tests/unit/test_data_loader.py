@@ -8,12 +8,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from data_samples import images, split
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dsgd_mpi.data.loader import AHEAD, Batches, evaluation_batches
 from dsgd_mpi.errors import UsageError
+from tests.support.data_samples import images, split
 
 shapes = {"images_": st.integers(1, 60), "batch": st.integers(1, 7), "size": st.integers(1, 6)}
 
@@ -168,8 +168,8 @@ def test_closing_or_forgetting_a_stream_ends_its_thread():
 
 @pytest.mark.parametrize("leave", ["", "sys.exit(3)", "raise SystemExit(3)", "1 / 0"])
 def test_a_process_ends_though_a_stream_is_open(leave):
-    code = ("import sys\nfrom dsgd_mpi.data import Batches, open_dataset\nimport dsgd_mpi.data.hdf5 as hdf5\n"
-            "hdf5.MEMORY_BYTES = 0\n"       # so that the thread is inside HDF5 nearly always
+    code = ("import sys\nfrom dsgd_mpi.data import Batches, open_dataset\nfrom dsgd_mpi.data import formats\n"
+            "formats.MEMORY_BYTES = 0\n"       # so that the thread is inside HDF5 nearly always
             "stream = Batches(open_dataset('fashion-mnist-12k').train, 32).stream()\nnext(stream)\n" + leave)
     done = subprocess.run([sys.executable, "-c", code], timeout=30, capture_output=True, text=True)
     assert done.returncode == {"": 0, "1 / 0": 1}.get(leave, 3)

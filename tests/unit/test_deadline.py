@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dsgd_mpi.run.deadline import BatchJob, batch_job, clock
+from dsgd_mpi.training.deadline import BatchJob, batch_job, clock
 
 
 def job(seconds, restarts=0):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsgd_mpi.flat import Buckets, Layout
+from dsgd_mpi.arrays.flat import Buckets, Layout
 
 
 def test_views_write_to_the_vector_and_cover_it():

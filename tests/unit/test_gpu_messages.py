@@ -8,18 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from numpy_device import Array, Event, NumpyDevice, on_host
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.device import passed
-from dsgd_mpi.net import gpu_aware, policy
-from dsgd_mpi.net.device import StagedHost
-from dsgd_mpi.net.direct import DirectHost
-from dsgd_mpi.net.gpu import uuid
-from dsgd_mpi.net.gpu_aware import alone, command, refusal
-from dsgd_mpi.net.nccl import NcclHost
+from dsgd_mpi.kernels.gpu.device import passed
+from dsgd_mpi.net.gpu import aware, policy
+from dsgd_mpi.net.gpu.aware import alone, command, refusal
+from dsgd_mpi.net.gpu.cuda import uuid
+from dsgd_mpi.net.gpu.direct import DirectHost
+from dsgd_mpi.net.gpu.nccl import NcclHost
+from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.places import gpu_of, ranges, refuse
-from dsgd_mpi.net.simulated import Cluster
+from dsgd_mpi.net.simulated.host import Cluster
+from tests.support.numpy_device import Array, Event, NumpyDevice, on_host
 
 # which GPU
 
@@ -85,8 +85,8 @@ def test_mpi_passes_the_trial_with_arrays_that_it_knows():
 
 @pytest.mark.parametrize(("program", "limit_s", "reason"), [
     (f"import os; os.kill(os.getpid(), {signal.SIGSEGV:d})", 20, "died of SIGSEGV"),
-    (f"print({gpu_aware.ANSWER}, flush=True); import os; os.abort()", 20, "died of SIGABRT"),
-    ("print(499500)", 20, f"sum should have been {gpu_aware.ANSWER} and was 499500"),
+    (f"print({aware.ANSWER}, flush=True); import os; os.abort()", 20, "died of SIGABRT"),
+    ("print(499500)", 20, f"sum should have been {aware.ANSWER} and was 499500"),
     ("", 20, "and was nothing"),
     ("import sys; sys.exit('no CUDA here')", 20, "ended with status 1: no CUDA here"),
     ("import time; time.sleep(60)", 0.3, "was still running after 0.3 s")])
@@ -112,9 +112,9 @@ def machine(monkeypatch):
         made = NumpyDevice()
         made.place = place
         return made
-    monkeypatch.setattr(policy.gpu, "find", lambda local: place("node", gpu_of(local, 2)))
-    monkeypatch.setattr(policy.gpu, "CudaDevice", device)
-    monkeypatch.setattr(policy.gpu_aware, "refusal", lambda command: Machine.trial)
+    monkeypatch.setattr(policy.cuda, "find", lambda local: place("node", gpu_of(local, 2)))
+    monkeypatch.setattr(policy.cuda, "CudaDevice", device)
+    monkeypatch.setattr(policy.aware, "refusal", lambda command: Machine.trial)
     monkeypatch.setattr(policy.nccl, "missing", lambda: Machine.nccl)
     monkeypatch.setattr(policy.nccl, "Nccl", lambda host: None)
     return Machine
@@ -281,6 +281,6 @@ def test_arrays_of_a_device_and_of_the_host_travel_in_the_order_of_the_calls():
 def test_no_mpi_variable_of_this_process_reaches_the_trial(monkeypatch):
     monkeypatch.setenv("PMI_RANK", "1")
     monkeypatch.setenv("PMI_SIZE", "2")
-    program = f"import os; print({gpu_aware.ANSWER} if 'PMI_RANK' not in os.environ else 0)"
+    program = f"import os; print({aware.ANSWER} if 'PMI_RANK' not in os.environ else 0)"
     assert refusal(says(program)) is None
     assert os.environ["PMI_RANK"] == "1"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsgd_mpi.halves import narrow, widen
+from dsgd_mpi.arrays.half import narrow, widen
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("bfloat16", 8), ("float16", 11)])

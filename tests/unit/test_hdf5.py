@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dsgd_mpi.hdf5 import ABANDONED_S, atomic, blocks
+from dsgd_mpi.arrays.hdf5 import ABANDONED_S, atomic, blocks
 
 NOISE = "np.random.default_rng(0).integers(0, 256, (1000, 1000), np.uint8)"
 
@@ -30,7 +30,7 @@ def old(tmp_path):
 
 
 def child(code, *arguments, **kw):
-    program = f"import os, signal, sys, time\nimport numpy as np\nfrom dsgd_mpi.hdf5 import atomic\n{code}"
+    program = f"import os, signal, sys, time\nimport numpy as np\nfrom dsgd_mpi.arrays.hdf5 import atomic\n{code}"
     return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, **kw)
 

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from dsgd_mpi import algorithms
 from dsgd_mpi.config import Config, build, from_toml, read_toml
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.nn.resnet import network
+from dsgd_mpi.nn.models.resnet import network
 from dsgd_mpi.study.grid import grid, points
+from tests.support import ROOT
 
-REPOSITORY = Path(__file__).parent.parent.parent
-JOBS = sorted((REPOSITORY / "jobs").glob("*.toml"))
-SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+JOBS = sorted((ROOT / "jobs").glob("*.toml"))
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 BATCH = [path for path in SCRIPTS if "#SBATCH" in path.read_text()]
 PARTIAL = ("smoke", "scaling")              # these leave the algorithm to others
 
@@ -42,7 +42,7 @@ def test_a_whole_job_leaves_nothing_of_one_that_it_is_given_after():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_is_sound(path):
     for words in (["bash", "-n"], [Path(sys.executable).with_name("shellcheck"), "-x"]):
-        done = subprocess.run([*words, path], cwd=REPOSITORY, capture_output=True, text=True)
+        done = subprocess.run([*words, path], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -54,19 +54,19 @@ def test_batch_scripts_differ_in_their_job_only():
     assert all(head == heads[0] for head in heads)
     for path in BATCH:
         job = next(line for line in path.read_text().splitlines() if line.startswith("job="))
-        assert path.stem == "scaling_array" or (REPOSITORY / job.removeprefix("job=")).exists()
+        assert path.stem == "scaling_array" or (ROOT / job.removeprefix("job=")).exists()
 
 
 def test_the_array_has_a_task_for_each_point_of_its_grid():
-    found = points(REPOSITORY / "jobs" / "scaling.toml")
-    assert f"#SBATCH --array=0-{len(found) - 1}\n" in (REPOSITORY / "slurm" / "scaling_array.sh").read_text()
+    found = points(ROOT / "jobs" / "scaling.toml")
+    assert f"#SBATCH --array=0-{len(found) - 1}\n" in (ROOT / "slurm" / "scaling_array.sh").read_text()
     assert max(point.ranks for point in found) == 16 * 8
     for point in found:
         assert set(point.options()[::2]) <= {"--algorithm", "--set"}
 
 
 def test_a_script_outside_a_job_says_what_it_is_for():
-    done = subprocess.run(["bash", "-e", "slurm/gossip_128.sh"], cwd=REPOSITORY, capture_output=True, text=True,
+    done = subprocess.run(["bash", "-e", "slurm/gossip_128.sh"], cwd=ROOT, capture_output=True, text=True,
                           env={"PATH": "/usr/bin:/bin"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: this is for sbatch: sbatch slurm/gossip_128.sh \n"

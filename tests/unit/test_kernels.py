@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from kernel_cases import filled, flat_tensors, fresh, measured, poisoned, unscaled
 
-from dsgd_mpi.flat import fill, host
+from dsgd_mpi.arrays.flat import fill, to_numpy
 from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.kernels.reference import Reference
+from tests.support.kernel_cases import filled, flat_tensors, fresh, measured, poisoned, unscaled
 
 ORACLE = Reference("float64")
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}        # largest error over largest value
@@ -30,7 +30,7 @@ def pair(fast, values):
 def parameters(fast, **values):
     """The same parameters, out of flat vectors that start at an odd offset, in float32 and float64."""
     narrow = flat_tensors(fast, {name: array.astype("float32") for name, array in values.items()}, 3)
-    wide = flat_tensors(ORACLE, {name: host(t.value) for name, t in narrow.items()})
+    wide = flat_tensors(ORACLE, {name: to_numpy(t.value) for name, t in narrow.items()})
     return narrow, wide
 
 
@@ -45,7 +45,7 @@ def give(fast, y: Tensor, y_: Tensor, dy) -> None:
 
 
 def assert_close(fast, found, expected) -> None:
-    found = host(found) if found.dtype == np.float32 else fast.get(found)
+    found = to_numpy(found) if found.dtype == np.float32 else fast.get(found)
     assert np.isfinite(found).all()
     # A sum over all pixels may cancel: it is measured against its terms, which are of order one.
     scale = max(np.abs(expected).max(), 1.0 if expected.ndim == 1 else 0.0)
@@ -114,11 +114,11 @@ def test_folded_convolution_is_batch_norm_of_a_convolution(fast, n, h, w, c, o, 
         norm = [p_[name] for name in ("gamma", "beta", "mean", "var")]
         ORACLE.batch_norm(between, *norm, y_, relu, other_ if add else None).forward(False)
         for name in p:
-            fill(p[name].value, host(p[name].value) + 0.5)
+            fill(p[name].value, to_numpy(p[name].value) + 0.5)
         operation.forward(False)
         assert_close(fast, y.value, y_.value)
         for name in p:
-            p_[name].value[...] = host(p[name].value)
+            p_[name].value[...] = to_numpy(p[name].value)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -205,7 +205,7 @@ def test_nesterov(fast, size, statistics):
     for k, q in ((fast, p), (ORACLE, p_)):
         k.nesterov(q["x"].value, q["v"].value, q["g"].value, 0.1, 0.9, 1e-4)
     for name in "xvg":
-        assert np.abs(host(p[name].value) - p_[name].value).max() < 1e-5
+        assert np.abs(to_numpy(p[name].value) - p_[name].value).max() < 1e-5
 
 
 def test_operations_made_early_work_after_the_shared_buffers_have_grown(fast):

@@ -10,31 +10,31 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
-from pathlib import Path
 from threading import Barrier, Thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emulation.emulated import COMPILER, Emulated
-from jobs import run
-from numpy_device import NumpyDevice, raw
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels import cudnn, load, plans
-from dsgd_mpi.kernels.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN, Recorded
-from dsgd_mpi.kernels.device import SOURCES, PageLocked, Staging, macros, problem, source
-from dsgd_mpi.kernels.plans import Choices
-from dsgd_mpi.net.simulated import Cluster
-from dsgd_mpi.nn.resnet import network, resnet
-from dsgd_mpi.run.checkpoint import Checkpoints
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.kernels.gpu import cudnn, plans
+from dsgd_mpi.kernels.gpu.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN, Recorded
+from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
+from dsgd_mpi.kernels.gpu.plans import Choices
+from dsgd_mpi.kernels.load import load
+from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.nn.models.resnet import network, resnet
+from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.training.checkpoint import Checkpoints
+from tests.support import ROOT
+from tests.support.emulation.emulated import COMPILER, Emulated
+from tests.support.jobs import run
+from tests.support.numpy_device import NumpyDevice, raw
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed: the kernels cannot be run on this CPU")
-TESTS = Path(__file__).parent.parent
 NOT_RUN = "this Python has no package {}: the CUDA sources cannot be compiled here"
 
 
@@ -91,8 +91,8 @@ def compiled(arch, *options):
 BEYOND = """
 import sys
 import numpy as np
-from emulation.emulated import Emulated
-from dsgd_mpi.kernels.cudnn import FORMATS
+from tests.support.emulation.emulated import Emulated
+from dsgd_mpi.kernels.gpu.cudnn import FORMATS
 device = Emulated(FORMATS["float32"])
 x, y = (device.zeros((1000,), np.float32) for _ in range(2))
 device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]))()
@@ -102,7 +102,7 @@ device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]))()
 @needs_compiler
 @pytest.mark.parametrize(("count", "status"), [(1000, 0), (1001, -signal.SIGSEGV)])
 def test_a_kernel_that_goes_beyond_its_arrays_is_found_out(count, status):
-    done = subprocess.run([sys.executable, "-c", BEYOND, str(count)], env={**os.environ, "PYTHONPATH": str(TESTS)},
+    done = subprocess.run([sys.executable, "-c", BEYOND, str(count)], env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stderr
 

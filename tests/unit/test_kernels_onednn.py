@@ -7,17 +7,17 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import filled, flat_tensors, fresh, poisoned
 
-from dsgd_mpi import kernels
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.load import load
+from tests.support.kernel_cases import filled, flat_tensors, fresh, poisoned
 
 
 @pytest.fixture
 def onednn():
     try:
-        return kernels.load("onednn")
+        return load("onednn")
     except UsageError as reason:
         pytest.skip(str(reason))
 
@@ -26,13 +26,13 @@ def onednn():
 def test_a_library_that_is_not_onednn_is_refused_with_the_way_out(path, monkeypatch):
     monkeypatch.setenv("DSGD_ONEDNN", path)
     with pytest.raises(UsageError, match=rf"{path}.*install the package onednn-cpu-gomp"):
-        kernels.load("onednn")
+        load("onednn")
 
 
 def test_float64_is_the_reference_s(onednn):
     with pytest.raises(UsageError, match="float64; use one of float32, bfloat16, or the reference kernels"):
-        kernels.load("onednn", "float64")
-    assert kernels.load("auto", "float32", "cpu").name == "onednn"
+        load("onednn", "float64")
+    assert load("auto", "float32", "cpu").name == "onednn"
 
 
 def convolution(k, rng):
@@ -52,7 +52,7 @@ def test_the_number_of_threads_can_be_set_and_does_not_matter(onednn):
     results = []
     try:
         for threads in (1, 2):
-            k = kernels.load("onednn")
+            k = load("onednn")
             k.set_threads(threads)
             assert k.c.omp_get_max_threads() == threads
             results.append(convolution(k, np.random.default_rng(seed))[1:])
@@ -114,8 +114,8 @@ def test_activations_are_aligned(onednn):
 def test_waiting_threads_soon_sleep_unless_the_user_has_said_otherwise(onednn, given, spins):
     """libgomp tells, while it is loaded, what it has read."""
     program = """if 1:
-        import os; from dsgd_mpi import kernels
-        kernels.load("onednn"); print(os.environ.get("GOMP_SPINCOUNT"))"""
+        import os; from dsgd_mpi.kernels.load import load
+        load("onednn"); print(os.environ.get("GOMP_SPINCOUNT"))"""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
     done = subprocess.run([sys.executable, "-c", program], env={**environment, **given, "OMP_DISPLAY_ENV": "verbose"},
                           capture_output=True, text=True, check=True)

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_cases import filled, flat_tensors, fresh, measured, poisoned
 
-from dsgd_mpi import kernels
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.load import load
 from dsgd_mpi.kernels.reference import Reference
+from tests.support.kernel_cases import filled, flat_tensors, fresh, measured, poisoned
 
 K = Reference("float64")
 STEP = 1e-7                                 # small: a step across a kink of ReLU or max-pool would spoil the difference
@@ -195,23 +195,24 @@ def test_nesterov_is_its_formula_and_leaves_the_gradient_alone(size, statistics)
 
 def test_unknown_names_and_dtypes_are_named_with_the_way_out():
     with pytest.raises(UsageError, match="'mkl'; use one of reference, onednn, cudnn, auto"):
-        kernels.load("mkl")
+        load("mkl")
     with pytest.raises(UsageError, match="float16; use float32 or float64"):
-        kernels.load("reference", "float16")
+        load("reference", "float16")
     with pytest.raises(UsageError, match="cudnn kernels are none for --device cpu; use --kernels auto"):
-        kernels.load("cudnn", device="cpu")
-    assert kernels.load("reference", "float64").dtype == "float64"
+        load("cudnn", device="cpu")
+    assert load("reference", "float64").dtype == "float64"
 
 
 def test_auto_falls_back_to_the_reference_with_one_warning(monkeypatch, caplog):
     monkeypatch.setenv("DSGD_ONEDNN", "/nowhere/libdnnl.so")
     with caplog.at_level(logging.WARNING, "dsgd_mpi"):
-        assert kernels.load("auto", device="cpu").name == "reference"
+        assert load("auto", device="cpu").name == "reference"
     (record,) = caplog.records
     assert "slow" in record.message
     assert "/nowhere/libdnnl.so" in record.message
 
 
 def test_the_reference_loads_no_library():
-    program = """import sys; from dsgd_mpi import kernels; kernels.load("reference"); sys.exit("cffi" in sys.modules)"""
+    program = """import sys; from dsgd_mpi.kernels.load import load; load("reference")
+sys.exit("cffi" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -7,7 +7,7 @@ import pytest
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.reference import Reference
-from dsgd_mpi.nn.resnet import NAMES, network, resnet
+from dsgd_mpi.nn.models.resnet import NAMES, network, resnet
 
 PARAMETERS = {  # counted by torchvision and, for the small ones, by He et al. 2015, table 6
     "resnet20": 269_722, "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dsgd_mpi.schedule import Schedule
+from dsgd_mpi.optim.schedule import Schedule
 
 
 @pytest.mark.parametrize("kind", ["constant", "step", "cosine"])

@@ -6,16 +6,16 @@ it lies: where one does, losses part by 1e-4 to 1e-3 in ten steps, however good 
 
 import numpy as np
 import pytest
-from kernel_cases import is_emulated, loaded
 
-from dsgd_mpi import kernels
-from dsgd_mpi.flat import host
-from dsgd_mpi.nn.resnet import resnet
-from dsgd_mpi.sgd import LocalSgd
+from dsgd_mpi.arrays.flat import to_numpy
+from dsgd_mpi.kernels.load import load
+from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.optim.sgd import LocalSgd
+from tests.support.kernel_cases import is_emulated, loaded
 
 NETWORKS = pytest.mark.parametrize(("name", "image", "batch", "seed"), [
     ("resnet8", (12, 12, 1), 8, 1), ("resnet20", (12, 12, 3), 8, 6), ("resnet18", (33, 33, 3), 4, 1)])
-EXACT = kernels.load("reference", "float64")
+EXACT = load("reference", "float64")
 
 
 @pytest.fixture(params=["onednn", "emulated", pytest.param("cudnn", marks=pytest.mark.gpu)])
@@ -47,7 +47,7 @@ def test_every_gradient_agrees(fast, name, image, batch, seed):
     (model, exact), images, labels = models(fast, name, image, batch, seed)
     assert model.loss_and_gradient(images, labels) == pytest.approx(exact.loss_and_gradient(images, labels), rel=1e-5)
     for key, expected in exact.gradient.items():
-        error = np.abs(host(model.gradient[key]) - expected).max()
+        error = np.abs(to_numpy(model.gradient[key]) - expected).max()
         assert error <= 5e-5 * np.abs(expected).max(), key
 
 

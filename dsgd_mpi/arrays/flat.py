@@ -1,0 +1,75 @@
+"""One flat vector with named views: all that is trained lies in one array, so that one message can carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray: what is written here works on both
+Shape = tuple[int, ...]
+
+
+def to_numpy(x: Array) -> Array:
+    """`x` in host memory: itself, or a copy of what lies on a device, once all work on it is done."""
+    return x.get() if hasattr(x, "get") else x
+
+
+def fill(x: Array, values: Array) -> None:
+    """x[...] = values, NumPy's, wherever x lies."""
+    if hasattr(x, "set"):                   # CuPy does not assign from host memory
+        x.set(np.ascontiguousarray(np.broadcast_to(values, x.shape), x.dtype))
+    else:
+        x[...] = values
+
+
+def beside(x: Array, values: Array) -> Array:
+    """A copy of `values`, NumPy's, in the memory in which x lies."""
+    copy = np.empty_like(x, dtype=values.dtype, shape=values.shape)
+    fill(copy, values)
+    return copy
+
+
+class Layout:
+    """Where each name lies in the flat vector.
+
+    `trained` come first and are what SGD's momentum and weight decay act on; `statistics` (batch norm's running mean
+    and variance) follow as the tail, so that every message that carries a model carries them too. `parameters` is the
+    length of the first part, `size` the whole.
+    """
+
+    def __init__(self, trained: Mapping[str, Shape], statistics: Mapping[str, Shape] | None = None) -> None:
+        self.shapes: dict[str, Shape] = {**trained, **(statistics or {})}
+        self.slices: dict[str, slice] = {}
+        self.size = 0
+        for name, shape in self.shapes.items():
+            self.slices[name] = slice(self.size, self.size + prod(shape))
+            self.size += prod(shape)
+        self.trained = list(trained)
+        self.parameters = sum(prod(shape) for shape in trained.values())
+
+    def views(self, vector: Array) -> dict[str, Array]:
+        """Name -> view into `vector` (length `size`): writing to a view writes to the vector."""
+        return {name: vector[part].reshape(self.shapes[name]) for name, part in self.slices.items()}
+
+
+class Buckets:
+    """Joins finished stretches of a vector into ones worth a message: many small messages cost more than few large.
+
+    A backward pass finishes its gradient from the back to the front; each call of `ready` says that one more stretch,
+    adjoining the last, will not change any more. `send` gets a view of at least `size` elements at a time, and the rest
+    once the front is reached.
+    """
+
+    def __init__(self, size: int, send: Callable[[Array], None]) -> None:
+        self.size, self.send = size, send
+        self.end: int | None = None         # what lies between the last stretch and here is finished and not yet sent
+
+    def ready(self, vector: Array, part: slice) -> None:
+        if self.end is None:
+            self.end = part.stop
+        if self.end - part.start >= self.size or part.start == 0:
+            self.send(vector[part.start : self.end])
+            self.end = part.start

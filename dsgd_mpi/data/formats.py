@@ -1,0 +1,213 @@
+"""Labelled images in one HDF5 file, which every process opens for itself.
+
+    train/images, test/images   uint8 (N, H, W, C)
+    train/labels, test/labels   integers (N,), 0 <= label < number of classes
+    attributes of the file      classes (names), mean and std (per channel, of train/images / 255), source, licence
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dsgd_mpi.arrays.cache import cache_folder
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.data.check import check_images, check_layout, statistics
+from dsgd_mpi.errors import UsageError
+
+MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
+CHUNK_BYTES = 128 << 10                     # large images get a chunk each: a random one is read alone
+CONVERTED = ("fashion-mnist", "cifar10")    # made by `data NAME --from FOLDER`
+NAMES = ("fashion-mnist-12k", *CONVERTED)
+
+
+class Split:
+    """The train or the test images with their labels, int64 (N,), and the mean and std that normalise them.
+
+    `images` is an array, which stays as it is, or an HDF5 dataset, which is read into memory when first used unless it
+    is larger than `MEMORY_BYTES`. `image` is the shape (H, W, C) of one image.
+    """
+
+    def __init__(self, images: Any, labels: Array, mean: Array, std: Array) -> None:
+        self._images = images
+        self.image: tuple[int, int, int] = tuple(images.shape[1:])
+        self.labels = np.asarray(labels, np.int64)
+        self.mean, self.std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Array, out: Array) -> None:
+        """Copies the images at `indices`, integers (B,), to `out`, uint8 (B, H, W, C) in C order.
+
+        From a file, those that follow one another are read by one call. UsageError where the file is damaged.
+        """
+        try:
+            if isinstance(self._images, h5py.Dataset) and self._images.size <= MEMORY_BYTES:
+                self._images = self._images[()]
+            if isinstance(self._images, h5py.Dataset):
+                _read_runs(self._images, indices, out)
+            else:
+                np.take(self._images, indices, axis=0, out=out, mode="clip")    # the other modes make a second copy
+        except OSError as error:
+            raise UsageError(f"{self._images.file.filename}: damaged, {self._images.name[1:]} cannot be read; "
+                             "`data verify` says where; copy or convert it again") from error
+
+
+def _read_runs(images: h5py.Dataset, indices: Array, out: Array) -> None:
+    # HDF5's own selection of scattered images is a hundred times slower than reading them one by one
+    bounds = [*np.flatnonzero(np.diff(indices, prepend=-2) != 1), len(indices)]
+    for start, stop in pairwise(bounds):
+        first = int(indices[start])
+        images.read_direct(out, np.s_[first:first + stop - start], np.s_[start:stop])
+
+
+class Dataset:
+    """A file of labelled images, open for reading, whose `image`s are of shape (H, W, C).
+
+    Everything but the images is checked; UsageError says what is wrong and what to do about it.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.stem
+        self._file = _open(self.path)
+        try:
+            check_layout(self._file, self.path)
+            attributes = self._file.attrs
+            self.classes = [str(name) for name in attributes["classes"]]
+            self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
+            self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
+            self.train, self.test = (self._split(part) for part in ("train", "test"))
+        except BaseException:
+            self.close()
+            raise
+        self.image = self.train.image
+
+    def _split(self, part: str) -> Split:
+        return Split(self._file[f"{part}/images"], self._file[f"{part}/labels"][()], self.mean, self.std)
+
+    def verify(self) -> None:
+        """Reads every image; UsageError where a checksum, or the mean and std, do not fit."""
+        check_images(self._file, self.path)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise UsageError(_not_found(path))
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{path}: no permission to read it; try chmod +r")
+    if not h5py.is_hdf5(path):
+        raise UsageError(f"{path}: expected an HDF5 file, found something else; "
+                         "`python -m dsgd_mpi data --help` tells how to make one")
+    try:
+        # locks are of no use to readers, and on some cluster file systems they fail or hang
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise UsageError(f"{path}: damaged or cut off, HDF5 cannot open it; copy or convert it again") from error
+
+
+def check(path: str | Path) -> None:
+    """Reads the whole file; UsageError says what was expected, what was found and the way out."""
+    with Dataset(path) as dataset:
+        dataset.verify()
+
+
+def data_folder() -> Path:
+    """Where converted data sets lie: $DSGD_DATA_DIR, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
+    if folder := os.environ.get("DSGD_DATA_DIR"):
+        return Path(folder).expanduser()
+    return cache_folder()
+
+
+def open_dataset(name_or_path: str | Path) -> Dataset:
+    """Opens `fashion-mnist-12k`, which comes with the package, a converted data set by name, or a .h5 file by path.
+
+    A relative path is looked for from here and then from the folder of converted data sets.
+    """
+    name = str(name_or_path)
+    if name == "fashion-mnist-12k":
+        return Dataset(str(files("dsgd_mpi.data") / "fashion-mnist-12k.h5"), name)
+    if name in CONVERTED:
+        path = data_folder() / f"{name}.h5"
+        if not path.exists():
+            raise UsageError(f"{name} is not at {path}; make it with `python -m dsgd_mpi data {name} --from FOLDER` "
+                             "(its --help says which folder), or set DSGD_DATA_DIR to the folder it is in")
+        return Dataset(path, name)
+    if Path(name).suffix not in (".h5", ".hdf5"):
+        raise UsageError(_not_found(Path(name)))
+    path = Path(name) if Path(name).exists() else data_folder() / name
+    return Dataset(path if path.exists() else name)
+
+
+def _not_found(path: Path) -> str:
+    """The one line for a path or name that leads nowhere; it names what looks like it."""
+    if path.exists():
+        return f"{path}: expected the path of a .h5 file or one of {', '.join(NAMES)}"
+    here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), [*here, *NAMES], n=1)
+    return (f"{path}: no such file or data set; " + (f"did you mean {near[0]}? " if near else "")
+            + f"Expected the path of a .h5 file or one of {', '.join(NAMES)}")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file is to hold: images uint8 (N, H, W, C) with labels (N,), the classes' names, and where it is from."""
+
+    train: tuple[Array, Array]
+    test: tuple[Array, Array]
+    classes: Sequence[str]
+    source: str
+    licence: str
+
+
+def write(path: str | Path, content: Content, compression: str | None = None, **notes: Any) -> None:
+    """Writes `content`, checked and whole or not at all; `notes` become further attributes of the file.
+
+    `compression` is None or "gzip", which is smaller and read ten times slower. UsageError where it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".h5", ".hdf5"):
+        raise UsageError(f"{path}: expected a path that ends in .h5")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path, verify=lambda file: _check_all(file, path)) as file:
+            for part, (images, labels) in (("train", content.train), ("test", content.test)):
+                _write_split(file, part, images, labels, compression)
+            mean, std = statistics(content.train[0])
+            file.attrs.update(mean=mean, std=std, source=content.source, licence=content.licence, **notes)
+            file.attrs.create("classes", list(content.classes), dtype=h5py.string_dtype())
+    except OSError as error:
+        raise UsageError(f"{error}; free some space or choose another path by --to") from error
+
+
+def _write_split(file: h5py.File, part: str, images: Array, labels: Array, compression: str | None) -> None:
+    rows = max(1, min(len(images), CHUNK_BYTES // max(1, images[0].nbytes)))
+    level = 9 if compression == "gzip" else None
+    file.create_dataset(f"{part}/images", data=images, chunks=(rows, *images.shape[1:]), fletcher32=True,
+                        compression=compression, compression_opts=level)
+    file.create_dataset(f"{part}/labels", data=labels, chunks=labels.shape, fletcher32=True)
+
+
+def _check_all(file: h5py.File, path: Path) -> None:
+    check_layout(file, path)
+    check_images(file, path)

@@ -1,0 +1,1 @@
+"""Does it work here? What there is to train with, and what is wrong."""

@@ -1,0 +1,251 @@
+"""A CUDA device through CuPy: arrays, launches of our own kernels (cuda/*.cu) on one stream, and their recordings.
+
+Nothing is asked of a device before the first array: until then `cupy.cuda.Device(i).use()` chooses which.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict, deque
+from collections.abc import Callable
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.errors import UsageError
+
+SOURCES = Path(__file__).parent / "cuda"
+WAY_OUT = "pip install 'dsgd_mpi[cuda13]' (or [cuda12]) on a machine with an NVIDIA driver, or use --device cpu"
+NOT_READY = 600                             # CUDA's number for it
+Launch = Callable[[], None]
+Wait = Callable[[], None]
+Dim = tuple[int, ...]
+
+
+class Format(NamedTuple):
+    """What an activation is in memory: NumPy's dtype that holds its bits, and the macros of cuda/number.cuh."""
+
+    storage: Any
+    bits: int
+    bfloat: int
+
+
+class Device(Protocol):
+    """What the kernels ask of a device. All but `get` may return before the work is done; all work is in order."""
+
+    @property
+    def processors(self) -> int:
+        """Multiprocessors, on each of which some blocks run at a time."""
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array: ...
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """MemoryError where there is no room."""
+
+    def spare_bytes(self) -> int: ...
+
+    def put(self, host: Array, into: Array) -> None:
+        """Copies from host memory, which may change at once unless it is page-locked; dtypes and shapes agree."""
+
+    def page_locked(self, shape: Shape) -> PageLocked:
+        """Uninitialised bytes in host memory, from which `put` enqueues a copy without making another."""
+
+    def get(self, x: Array) -> Array:
+        """A copy in host memory, once all work is done."""
+
+    def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
+        """One of our kernels for `vec` elements at a time, bound to arrays, NumPy's scalars, and None for null."""
+
+    def begin(self) -> None:
+        """From here to `end` nothing runs: it is recorded. Nothing may be allocated or copied."""
+
+    def end(self) -> Launch:
+        """What has been recorded, to be run as often as wanted."""
+
+    def mark(self) -> Callable[[], bool]:
+        """Whether all that was enqueued so far is done."""
+
+
+def source() -> str:
+    """All our kernels, as one text."""
+    paths = [SOURCES / "number.cuh", *sorted(SOURCES.glob("*.cu"))]
+    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
+
+
+def macros(given: Format, vec: int) -> tuple[str, ...]:
+    return "-std=c++17", f"-DBITS={given.bits}", f"-DBFLOAT={given.bfloat}", f"-DVEC={vec}"
+
+
+@cache
+def problem() -> str | None:
+    """Why there is no GPU to compute on; None if there is one."""
+    if find_spec("cupy") is None:
+        return "CuPy is not installed"
+    try:
+        ctypes.CDLL("libcuda.so.1")         # found out before CuPy is imported, which takes a second
+        import cupy
+        count = cupy.cuda.runtime.getDeviceCount()
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    except Exception as error:              # whatever a CuPy or a driver that does not fit raises
+        return f"CuPy does not work ({str(error).splitlines()[0]})"
+    return None if count else "CuPy finds none"
+
+
+def check() -> None:
+    """UsageError unless there is a GPU."""
+    if reason := problem():
+        raise UsageError(f"no GPU can be used: {reason}; {WAY_OUT}")
+
+
+class PageLocked(np.ndarray):
+    """Host memory from which a device copies while the host goes on; it is to be left as it is until that is done."""
+
+
+class Staging:
+    """The way to a device through page-locked memory.
+
+    For each size there are two buffers, in turn; who comes for one whose copy is not done yet waits for it. What lies
+    in such memory already goes from there. `page_locked` makes it, bytes of a shape; `copied(values, into)` enqueues a
+    copy and gives what waits for its end.
+    """
+
+    def __init__(self, page_locked: Callable[[Shape], PageLocked], copied: Callable[[Array, Array], Wait]) -> None:
+        self.page_locked, self.copied = page_locked, copied
+        self.buffers: defaultdict[int, deque[tuple[Array, Wait]]] = defaultdict(deque)
+
+    def put(self, host: Array, into: Array) -> None:
+        if isinstance(host, PageLocked):
+            self.copied(host, into)
+            return
+        buffers = self.buffers[host.nbytes]
+        if len(buffers) < 2:
+            memory: Array = self.page_locked((host.nbytes,))
+        else:
+            memory, wait = buffers.popleft()
+            wait()
+        values = memory.view(host.dtype).reshape(host.shape)
+        values[...] = host
+        buffers.append((memory, self.copied(values, into)))
+
+
+@cache
+def stream_on(device: int) -> Any:
+    """The one stream of this process on a device; CuPy's own operations are then enqueued there too."""
+    import cupy
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.use()
+    return stream
+
+
+def passed(event: Any) -> bool:
+    """Whether the work before an event of CuPy's is done. Its own `done` is false for ever once a GPU has failed."""
+    from cupy.cuda import runtime
+    status = runtime.eventQuery(event.ptr)
+    if status not in (0, NOT_READY):
+        raise runtime.CUDARuntimeError(status)
+    return bool(status == 0)
+
+
+class Gpu:
+    """`Device` on the device that is CuPy's current one; for one thread, the one that makes the first array."""
+
+    def __init__(self, given: Format) -> None:
+        check()
+        self.format = given
+        self.modules: dict[int, Any] = {}
+
+    @cached_property
+    def cupy(self) -> Any:
+        """CuPy, all of whose work goes to our stream from now on."""
+        import cupy
+        stream_on(cupy.cuda.Device().id)
+        return cupy
+
+    @cached_property
+    def stream(self) -> Any:
+        return stream_on(self.cupy.cuda.Device().id)
+
+    @cached_property
+    def properties(self) -> dict[str, Any]:
+        about: dict[str, Any] = self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        return about
+
+    @property
+    def name(self) -> str:
+        return str(self.properties["name"].decode())
+
+    @property
+    def processors(self) -> int:
+        return int(self.properties["multiProcessorCount"])
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array:
+        return self.cupy.zeros(shape, dtype)
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        return self.cupy.empty(shape, dtype)
+
+    def spare_bytes(self) -> int:
+        pool = self.cupy.get_default_memory_pool()
+        return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+
+    def put(self, host: Array, into: Array) -> None:
+        self.staging.put(host, into)
+
+    def page_locked(self, shape: Shape) -> PageLocked:
+        import cupyx
+        memory: PageLocked = cupyx.empty_pinned(shape, np.uint8).view(PageLocked)
+        return memory
+
+    @cached_property
+    def staging(self) -> Staging:
+        return Staging(self.page_locked, self.copied)
+
+    def copied(self, values: Array, into: Array) -> Wait:
+        """Enqueues a copy from page-locked memory."""
+        into.set(values, stream=self.stream)
+        return self.event().synchronize     # type: ignore[no-any-return]
+
+    def event(self) -> Any:
+        """The end of what has been enqueued so far."""
+        event = self.cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return event
+
+    def get(self, x: Array) -> Array:
+        copy: Array = x.get(stream=self.stream)
+        return copy
+
+    def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
+        if vec not in self.modules:
+            self.modules[vec] = self.cupy.RawModule(code=source(), options=macros(self.format, vec))
+        function = self.modules[vec].get_function(name)
+        null = np.uint64(0)
+        bound = tuple(null if argument is None else argument for argument in arguments)
+        return lambda: function(grid, block, bound)
+
+    def seconds(self, launch: Launch, repeats: int) -> float:
+        """What one of `repeats` launches takes, after a first."""
+        launch()
+        start, stop = (self.cupy.cuda.Event() for _ in range(2))
+        start.record(self.stream)
+        for _ in range(repeats):
+            launch()
+        stop.record(self.stream)
+        stop.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3 / repeats
+
+    def begin(self) -> None:
+        self.stream.begin_capture()
+
+    def end(self) -> Launch:
+        graph = self.stream.end_capture()
+        return lambda: graph.launch(self.stream)
+
+    def mark(self) -> Callable[[], bool]:
+        event = self.event()
+        return lambda: passed(event)

@@ -1,0 +1,49 @@
+"""The kernels by name: the same operations in NumPy, in oneDNN and in cuDNN. Each is imported only when asked for."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Kernels
+
+CLASSES = {"reference": ("reference", "Reference"), "onednn": ("cpu.onednn", "OneDNN"), "cudnn": ("gpu.cudnn", "CuDNN")}
+NAMES = (*CLASSES, "auto")
+log = logging.getLogger("dsgd_mpi")
+
+
+def load(name: str, dtype: str = "float32", device: str = "auto") -> Kernels:
+    """The kernels called `name` for activations of `dtype`; "auto" is the fastest that work on `device`.
+
+    `device`: "cpu", "gpu", or "auto": a GPU where there is one that knows the dtype. UsageError if there are no such
+    kernels, their library or their device is missing, or they do not know the dtype.
+    """
+    if name not in NAMES:
+        raise UsageError(f"there are no kernels called {name!r}; use one of {', '.join(NAMES)}")
+    if device != "auto" and name != "auto" and (name == "cudnn") != (device == "gpu"):
+        raise UsageError(f"the {name} kernels are none for --device {device}; use --kernels auto, or --device auto")
+    if name == "auto":
+        return automatic(dtype, device)
+    module, of = CLASSES[name]
+    kernels: Kernels = getattr(import_module(f"dsgd_mpi.kernels.{module}"), of)(dtype)
+    return kernels
+
+
+def automatic(dtype: str, device: str) -> Kernels:
+    """cuDNN's on a GPU. On a CPU oneDNN's; a warning if they cannot be had: the reference is too slow in earnest."""
+    if device == "gpu":
+        return load("cudnn", dtype, device)
+    if device == "auto" and dtype != "float64":
+        try:
+            return load("cudnn", dtype, "gpu")
+        except UsageError:                  # no GPU
+            pass
+    try:
+        return load("onednn", dtype)
+    except UsageError as reason:
+        if dtype not in ("float32", "float64"):     # the reference has none either
+            raise
+        kernels = load("reference", dtype)
+        log.warning("using the reference kernels, which are slow: %s", reason)
+        return kernels

@@ -1,0 +1,1 @@
+"""The verbs for arrays on GPUs."""

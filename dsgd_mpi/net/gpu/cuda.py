@@ -1,0 +1,97 @@
+"""CUDA devices through CuPy, for nets: which GPU a rank has, and `Device` on it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.kernels.gpu.device import passed
+from dsgd_mpi.net.gpu.staged import Event
+from dsgd_mpi.net.places import Place, cpu, gpu_of
+
+
+def find(local_rank: int) -> Place:
+    """The place of the rank of that number on this node, where there is a GPU."""
+    import cupy
+    index = gpu_of(local_rank, cupy.cuda.runtime.getDeviceCount())
+    about = cupy.cuda.runtime.getDeviceProperties(index)
+    return {**cpu(), "device": about["name"].decode(), "uuid": uuid(about["uuid"]), "index": index}
+
+
+def uuid(raw: bytes) -> str:
+    """As nvidia-smi writes it."""
+    digits = raw[:16].hex()
+    return "GPU-" + "-".join(digits[begin:end] for begin, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
+
+
+class CudaEvent:
+    """`Event` of a CUDA stream."""
+
+    def __init__(self, event: Any, stream: Any) -> None:
+        self.event = event
+        event.record(stream)
+
+    def done(self) -> bool:
+        return passed(self.event)
+
+    def synchronise(self) -> None:
+        self.event.synchronize()
+
+
+class CudaDevice:
+    """`Device` over CuPy: from now on the current one of this process."""
+
+    def __init__(self, place: Place) -> None:
+        import cupy
+        import cupyx
+        self.cupy, self.cupyx = cupy, cupyx
+        self.place = {key: place[key] for key in ("device", "uuid")}
+        cupy.cuda.Device(place["index"]).use()
+        # not ordered with the default stream, or kernels there would wait for copies and copies for them
+        self.outward, self.inward = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+
+    def holds(self, x: Array) -> bool:
+        return isinstance(x, self.cupy.ndarray)
+
+    def empty(self, size: int, dtype: Any) -> Array:
+        return self.cupy.empty(size, dtype)
+
+    def pinned(self, size: int, dtype: Any) -> Array:
+        return self.cupyx.empty_pinned(size, dtype) if size else np.empty(0, dtype)
+
+    def copy_out(self, x: Array, into: Array) -> Event:
+        self.outward.wait_event(self._end_of(self._current()).event)
+        if x.size:
+            x.get(stream=self.outward, out=into, blocking=False)
+        return self._end_of(self.outward)
+
+    def copy_in(self, values: Array, into: Array) -> Event:
+        if values.size:
+            into.set(values, stream=self.inward)
+        return self._end_of(self.inward)
+
+    def beside(self) -> AbstractContextManager[Any]:
+        return self.inward                  # type: ignore[no-any-return]
+
+    def beside_done(self) -> Event:
+        return self._end_of(self.inward)
+
+    def kernels_done(self) -> Event:
+        return self._end_of(self._current())
+
+    def hold_beside(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self.inward.wait_event(event.event)
+
+    def hold_kernels(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self._current().wait_event(event.event)
+
+    def _current(self) -> Any:
+        return self.cupy.cuda.get_current_stream()
+
+    def _end_of(self, stream: Any) -> CudaEvent:
+        return CudaEvent(self.cupy.cuda.Event(disable_timing=True), stream)

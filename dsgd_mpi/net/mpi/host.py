@@ -1,0 +1,291 @@
+"""The verbs over MPI. Nothing else in the package imports mpi4py; importing this module starts MPI.
+
+Every wait is a loop of tests, never a blocking MPI call: a rank that waits still hears that another asks to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.half import Half, wire_bytes
+from dsgd_mpi.net.api import Done, Letter, Traffic
+from dsgd_mpi.net.mpi.ring import RingMean
+from dsgd_mpi.net.mpi.stop import Stop
+from dsgd_mpi.net.mpi.window import Numbers, Window
+from dsgd_mpi.net.places import cpu
+
+EXCHANGE = 1
+LETTER = 100                                # + the index of the dtype on the wire
+WIRE_DTYPES = ("float32", "float64", "uint16", "int32", "int64")
+RING, RINGS = 1000, 1000                    # tags of the rings under way, used in turn
+RING_PART_BYTES = 1 << 15                   # below, latency counts more than bandwidth, and MPI's own tree is faster
+IDLE_S = 2e-4                               # of sleep between two looks at shared memory
+NOTE_BYTES = 8                              # a letter begins with its note, a float64
+
+
+class Requests:
+    """MPI requests, and once they are complete their statuses."""
+
+    def __init__(self, requests: list[MPI.Request]) -> None:
+        self.requests, self.statuses = requests, [MPI.Status() for _ in requests]
+
+    def test(self) -> bool:
+        return MPI.Request.Testall(self.requests, self.statuses)
+
+
+class Arrivals:
+    """Letters to come, until there are enough of them."""
+
+    def __init__(self, host: MpiHost, letters: list[Letter], least: int) -> None:
+        self.host, self.letters, self.least = host, letters, least
+
+    def test(self) -> bool:
+        self.letters += self.host._arrived()
+        return len(self.letters) >= self.least
+
+
+class Waiting:
+    """Work under way, and what makes its answer once it is complete."""
+
+    def __init__(self, host: MpiHost, what: str, work: Requests | RingMean | Arrivals,
+                 finish: Callable[[], Any]) -> None:
+        self.host, self.what, self.work, self.finish = host, what, work, finish
+        self.complete = False
+        host.under_way.append(self)
+
+    def test(self) -> bool:
+        if not self.complete:
+            try:
+                self.complete = self.work.test()
+            except MPI.Exception as error:
+                raise RuntimeError(f"rank {self.host.rank}: {self.what} failed: {error}") from error
+        return self.complete
+
+    def wait(self) -> Any:
+        start = time.perf_counter()
+        while not self.test():
+            self.host.stop.listen()
+            os.sched_yield()                # ranks may outnumber the cores
+        self.host.under_way = [waiting for waiting in self.host.under_way if not waiting.complete]
+        waited = time.perf_counter() - start
+        self.host.traffic.wait_s += waited
+        self.host.traffic.comm_s += waited
+        return self.finish()
+
+
+class MpiHost:
+    """This rank's end of the cluster: `Host` over an MPI communicator (the world unless told)."""
+
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+        self.comm = (comm or MPI.COMM_WORLD).Dup()
+        self.mail = self.comm.Dup()         # letters are received from any source: nothing else may travel here
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.traffic = Traffic()
+        self.stop = Stop(self.comm)
+        self.under_way: list[Waiting] = []
+        self.windows: list[Window | Numbers] = []
+        self.free: list[Array] = []         # receive buffers: fresh pages would cost as much as the transfer
+        self.handed_out: list[Array] = []   # those that exchanges have returned and that are still valid
+        self.outbox: list[tuple[MPI.Request, Array]] = []
+        self.inbox: list[Letter] = []
+        self.posted = self.received = self.means = 0
+        self.least_ring_bytes = self.size * RING_PART_BYTES
+        self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
+
+    # everyone
+
+    def mean(self, x: Array, half: Half | None = None) -> Waiting | Done:
+        if self.size == 1:
+            return Done(x)
+        self.traffic.bytes_sent += 2 * (self.size - 1) * wire_bytes(x, half) // self.size
+        self.means += 1
+        with self._timed():
+            if half or x.nbytes >= self.least_ring_bytes:
+                ring = RingMean(self.comm, x, RING + self.means % RINGS, self.settle_sums, half)
+                return Waiting(self, "mean", ring, lambda: x)
+            request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
+            return Waiting(self, "mean", Requests([request]), lambda: np.divide(x, self.size, out=x))
+
+    def settle(self) -> None:
+        while True:
+            with self._timed():
+                self.inbox += self._arrived()
+            posted, received = self._total("settle", self.posted, self.received)
+            if posted == received:
+                MPI.Request.Waitall([request for request, _ in self.outbox])
+                self.outbox.clear()
+                return
+
+    def broadcast(self, x: Array, root: int = 0) -> None:
+        Waiting(self, "broadcast", Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
+
+    def allgather(self, item: Any) -> list[Any]:
+        own = np.frombuffer(pickle.dumps(item), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        request = self.comm.Iallgather(np.array([own.size]), lengths)
+        Waiting(self, "allgather", Requests([request]), lambda: None).wait()
+        every = np.empty(lengths.sum(), np.uint8)
+        request = self.comm.Iallgatherv(own, (every, lengths))
+        Waiting(self, "allgather", Requests([request]), lambda: None).wait()
+        ends = np.cumsum(lengths)
+        return [pickle.loads(every[end - length : end].data) for end, length in zip(ends, lengths, strict=True)]
+
+    # both
+
+    def exchange(self, x: Array, peer: int) -> Waiting | Done:
+        if peer == self.rank:
+            return Done(x)
+        with self._timed():
+            arrival = self._buffer(x)
+            requests = Requests([self.comm.Irecv(arrival, peer, EXCHANGE), self.comm.Isend(x, peer, EXCHANGE)])
+            self.traffic.bytes_sent += x.nbytes
+
+        def finish() -> Array:
+            found = requests.statuses[0].Get_count(MPI.BYTE)
+            if found != x.nbytes:
+                raise RuntimeError(f"rank {self.rank}: exchange with rank {peer} failed: {x.nbytes} bytes went out and "
+                                   f"{found} came in; both must hand in arrays of one length")
+            self.handed_out.append(arrival)
+            return arrival
+
+        return Waiting(self, f"exchange of {x.nbytes} bytes with rank {peer}", requests, finish)
+
+    # one alone
+
+    def post(self, x: Array, peer: int, note: float = 0.0) -> None:
+        with self._timed():
+            self.outbox = [(request, kept) for request, kept in self.outbox if not request.Test()]
+            letter = np.empty(NOTE_BYTES + x.nbytes, np.uint8)
+            letter[:NOTE_BYTES].view(np.float64)[0] = note
+            letter[NOTE_BYTES:].view(x.dtype)[:] = x
+            tag = LETTER + WIRE_DTYPES.index(x.dtype.name)
+            self.outbox.append((self.mail.Isend(letter, peer, tag), letter))
+            self.posted += 1
+            self.traffic.bytes_sent += letter.nbytes
+
+    def collect(self, least: int = 0) -> Iterator[Letter]:
+        letters, self.inbox = self.inbox, []
+        with self._timed():
+            letters += self._arrived()
+        if len(letters) < least:
+            Waiting(self, f"collect of {least} letters", Arrivals(self, letters, least), lambda: None).wait()
+        yield from letters
+
+    def share(self, x: Array) -> Window:
+        self.windows.append(window := Window(self.comm, x, self.traffic))
+        return window
+
+    def counters(self, count: int) -> Numbers:
+        self.windows.append(numbers := Numbers(self.comm, count))
+        return numbers
+
+    def idle(self) -> None:
+        start = time.perf_counter()
+        self._advance()
+        self.stop.listen()
+        time.sleep(IDLE_S)
+        waited = time.perf_counter() - start
+        self.traffic.wait_s += waited
+        self.traffic.comm_s += waited
+
+    def _arrived(self) -> Iterator[Letter]:
+        status = MPI.Status()
+        while (message := self.mail.Improbe(status=status)) is not None:
+            letter = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            tag = status.tag
+            message.Recv(letter)
+            self.received += 1
+            note = float(letter[:NOTE_BYTES].view(np.float64)[0])
+            yield Letter(status.source, letter[NOTE_BYTES:].view(WIRE_DTYPES[tag - LETTER]), note)
+
+    # the loop's
+
+    def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return f(*args, **kwargs)
+
+    def progress(self) -> None:
+        if self.under_way or self.outbox or self.windows:
+            with self._timed():
+                self._advance()
+
+    def _advance(self) -> None:
+        self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
+        self.mail.Iprobe()                  # whatever it answers: letters and others' additions move along
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def stop_agreed(self, step: int, asked: bool) -> bool:
+        return self.stop.agreed(step, asked)
+
+    def close(self) -> None:
+        """Everyone: gives the communicators back, with nothing left in them that a later one could receive."""
+        self.settle()
+        self.stop.listen()
+        for window in self.windows:
+            window.free()
+        for comm in (self.stop.comm, self.mail, self.comm):
+            comm.Free()
+
+    def cores(self) -> int:
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        mine = os.sched_getaffinity(0)
+        sharing: int = sum(theirs == mine for theirs in node.allgather(mine))
+        node.Free()
+        return max(1, len(mine) // sharing)
+
+    def local_rank(self) -> int:
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        local: int = node.rank
+        node.Free()
+        return local
+
+    def place(self) -> dict[str, Any]:
+        return cpu()
+
+    @staticmethod
+    def abort(status: int) -> None:
+        """Ends all ranks of the job at once."""
+        MPI.COMM_WORLD.Abort(status)
+
+    def library(self) -> str:
+        first = MPI.Get_library_version().strip("\0").splitlines()[0].partition(",")[0]
+        return " ".join(first.replace("Version:", "").split())
+
+    def _total(self, what: str, *numbers: int) -> Array:
+        total = np.array(numbers)
+        request = self.comm.Iallreduce(MPI.IN_PLACE, total, MPI.SUM)
+        return Waiting(self, what, Requests([request]), lambda: total).wait()
+
+    def _buffer(self, like: Array) -> Array:
+        """Where an exchange may receive: what earlier ones have returned is not valid any more."""
+        self.free += self.handed_out
+        self.handed_out.clear()
+        for place, buffer in enumerate(self.free):
+            if type(buffer) is type(like) and buffer.shape == like.shape and buffer.dtype == like.dtype:
+                return self.free.pop(place)
+        return np.empty_like(like)
+
+    def _timed(self) -> Timed:
+        return Timed(self.traffic)
+
+
+class Timed:
+    """Adds the seconds spent inside to `comm_s`."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.traffic.comm_s += time.perf_counter() - self.start

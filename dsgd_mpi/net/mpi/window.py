@@ -1,0 +1,94 @@
+"""One-sided memory: every rank lends a part of its own to all, who read it and add to it without its help.
+
+Only what MPI makes dependable is used: windows that MPI allocates itself, one passive epoch for their whole life, and
+the accumulate calls, which are atomic for each number; a plain Get beside an Accumulate would be undefined. Beside each
+part lies the count of what has been added to it so far, so that staleness is measured and not guessed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mpi4py import MPI
+from mpi4py.util.dtlib import from_numpy_dtype
+
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.net.api import Traffic
+
+COUNT_BYTES = 64                            # the count is an int64; the part begins on a cache line of its own
+NOTHING = [None, 0, MPI.BYTE]               # what MPI.NO_OP adds
+
+
+class Window:
+    """`Shared` over MPI. Collective to make and to free; parts may differ in length from rank to rank."""
+
+    def __init__(self, comm: MPI.Intracomm, x: Array, traffic: Traffic) -> None:
+        self.comm, self.dtype, self.traffic = comm, x.dtype, traffic
+        self.datatype = from_numpy_dtype(x.dtype)
+        self.lengths: list[int] = comm.allgather(x.size)
+        self.seen = [0] * comm.size         # the owner's count when this rank last read
+        self.window = MPI.Win.Allocate(COUNT_BYTES + x.nbytes, 1, comm=comm)
+        memory: Array = np.asarray(self.window.tomemory(), np.uint8)
+        memory[:COUNT_BYTES] = 0
+        memory[COUNT_BYTES:].view(x.dtype)[:] = x
+        comm.Barrier()                      # nobody reads before all have written
+        self.window.Lock_all(MPI.MODE_NOCHECK)
+
+    def read(self, owner: int, out: Array | None = None) -> Array:
+        part = np.empty(self.lengths[owner], self.dtype) if out is None else out
+        assert (part.size, part.dtype) == (self.lengths[owner], self.dtype), "MPI would read beyond the end of a window"
+        self.seen[owner] = fetch(self.window, owner, 0)
+        self.window.Get_accumulate(NOTHING, part, owner, (COUNT_BYTES, part.size, self.datatype), MPI.NO_OP)
+        self.window.Flush(owner)
+        return part
+
+    def add(self, owner: int, delta: Array) -> int:
+        assert delta.size == self.lengths[owner], "MPI would write beyond the end of a window without a word"
+        self.window.Accumulate(np.ascontiguousarray(delta, self.dtype), owner, (COUNT_BYTES,), MPI.SUM)
+        stale = fetch(self.window, owner, 0, add=1) - self.seen[owner]      # its flush completes the addition too
+        self.traffic.staleness[stale] += 1
+        if owner != self.comm.rank:
+            self.traffic.bytes_sent += delta.nbytes
+        return stale
+
+    def age(self, owner: int) -> int:
+        return fetch(self.window, owner, 0) - self.seen[owner]
+
+    def free(self) -> None:
+        """Everyone."""
+        self.window.Unlock_all()
+        self.window.Free()
+
+
+class Numbers:
+    """`Counters` over MPI, on rank 0. Collective to make and to free."""
+
+    def __init__(self, comm: MPI.Intracomm, count: int) -> None:
+        self.count = count
+        self.window = MPI.Win.Allocate(8 * count if comm.rank == 0 else 0, 8, comm=comm)
+        if comm.rank == 0:
+            np.asarray(self.window.tomemory(), np.uint8)[:] = 0
+        comm.Barrier()                      # nobody counts before they are zero
+        self.window.Lock_all(MPI.MODE_NOCHECK)
+
+    def add(self, which: int, amount: int = 1) -> int:
+        assert which < self.count
+        return fetch(self.window, 0, which, amount)
+
+    def values(self) -> Array:
+        found = np.empty(self.count, np.int64)
+        self.window.Get_accumulate(NOTHING, found, 0, (0, self.count, MPI.INT64_T), MPI.NO_OP)
+        self.window.Flush(0)
+        return found
+
+    def free(self) -> None:
+        """Everyone."""
+        self.window.Unlock_all()
+        self.window.Free()
+
+
+def fetch(window: MPI.Win, owner: int, place: int, add: int = 0) -> int:
+    """The int64 at a place of the owner's, and, in one atomic operation, what is to be added to it."""
+    before = np.zeros(1, np.int64)
+    window.Fetch_and_op(np.array([add]), before, owner, place, MPI.SUM if add else MPI.NO_OP)
+    window.Flush(owner)
+    return int(before[0])

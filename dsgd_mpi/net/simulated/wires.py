@@ -1,0 +1,57 @@
+"""The wires of a simulated cluster: each rank has a network card, full duplex, that serves one message after another.
+
+A message keeps its sender's card busy for bytes / bandwidth, and from a latency later its receiver's for as long: where
+both are free it takes latency + bytes / bandwidth. What has to wait for a card waits in the order in which it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import simpy
+
+from dsgd_mpi.net.simulated.costs import Costs
+
+Steps = Generator[simpy.Event, None, None]
+
+
+class Wires:
+    """The cards of all ranks."""
+
+    def __init__(self, environment: simpy.Environment, size: int, costs: Costs) -> None:
+        self.environment, self.costs = environment, costs
+        self.sending = [simpy.Resource(environment) for _ in range(size)]
+        self.receiving = [simpy.Resource(environment) for _ in range(size)]
+
+    def send(self, source: int, target: int, nbytes: float) -> simpy.Event:
+        """Happens when the message has arrived; at once where a rank writes to itself."""
+        if source == target:
+            return self.environment.timeout(0)
+        if not nbytes:
+            return self.environment.timeout(self.costs.latency_s)
+        return self.environment.process(self._leave(source, target, nbytes / self.costs.bytes_per_s))
+
+    def occupy(self, seconds: float) -> simpy.Event:
+        """Happens when all cards together have been busy for that long: a collective."""
+        return self.environment.process(self._all(seconds))
+
+    def _leave(self, source: int, target: int, seconds: float) -> Steps:
+        with self.sending[source].request() as free:
+            yield free
+            arrival = self.environment.process(self._arrive(target, seconds))
+            yield self.environment.timeout(seconds)
+        yield arrival
+
+    def _arrive(self, target: int, seconds: float) -> Steps:
+        yield self.environment.timeout(self.costs.latency_s)
+        with self.receiving[target].request() as free:
+            yield free
+            yield self.environment.timeout(seconds)
+
+    def _all(self, seconds: float) -> Steps:
+        cards = [*self.sending, *self.receiving]
+        requests = [card.request() for card in cards]
+        yield self.environment.all_of(requests)
+        yield self.environment.timeout(seconds)
+        for card, request in zip(cards, requests, strict=True):
+            card.release(request)

@@ -1,0 +1,1 @@
+"""The models, found by file: each file names those that it builds."""

@@ -1,0 +1,1 @@
+"""Optimizers, which step a flat vector, and learning-rate schedules."""

@@ -1,0 +1,108 @@
+"""From a configuration to the parts of a run: the one place where anything is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsgd_mpi import algorithms, config
+from dsgd_mpi.config import Config
+from dsgd_mpi.data import Batches, Dataset, open_dataset
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Kernels
+from dsgd_mpi.kernels.load import load
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.compression.half import Compressed
+from dsgd_mpi.nn import Model
+from dsgd_mpi.nn.layers import Network
+from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.optim.schedule import Schedule
+from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.training.checkpoint import Checkpoints
+from dsgd_mpi.training.evaluate import Training
+
+
+@dataclass
+class Prepared:
+    """All that can be made without the other ranks."""
+
+    config: Config
+    algorithm: algorithms.Algorithm
+    kernels: Kernels
+    dataset: Dataset
+    network: Network
+
+    def options(self) -> dict[str, Any]:
+        """The algorithm's."""
+        return dataclasses.asdict(self.algorithm)               # type: ignore[call-overload, no-any-return]
+
+    def about(self, ranks: int) -> dict[str, Any]:
+        """What was run, for a summary."""
+        return {"algorithm": self.config.algorithm, "options": self.options(),
+                "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed}
+
+
+def prepare(config_: Config, ranks: int) -> Prepared:
+    """Checks all that a configuration names, for a run on `ranks` ranks. UsageError tells what is wrong."""
+    slowed = config_.slowed()
+    if slowed and not 0 <= slowed[0] < ranks:
+        raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
+    algorithm = config.build(algorithms.find(config_.algorithm), config_.algorithm_options(), config_.algorithm)
+    if config_.steps_total and config_.steps:
+        raise UsageError("--steps and --steps-total: expected one of them, found both")
+    if config_.steps_total and not algorithm.independent:
+        raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} needs those of other "
+                         f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
+    if config_.compress != "none" and algorithm.one_sided:
+        raise UsageError(f"--compress: {config_.algorithm} works in shared memory, which is not compressed; use none")
+    if config_.dtype == "float16" and config_.algorithm in ("backup", "topk"):
+        raise UsageError(f"--dtype float16: {config_.algorithm} cannot leave out a step whose gradient overflows, as "
+                         "float16 must; use --dtype bfloat16")
+    kernels = load(config_.kernels, config_.dtype, config_.device)
+    dataset = open_dataset(config_.data)
+    Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
+    return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
+
+
+def connect(parts: Prepared, host: Host) -> Host:
+    """Everyone: the host for the arrays of these kernels. UsageError, the same on all ranks, where there is none."""
+    with_gpu = host.allgather(parts.kernels.name == "cudnn")
+    if not any(with_gpu):
+        return host
+    if not all(with_gpu):
+        without = [rank for rank, found in enumerate(with_gpu) if not found]
+        raise UsageError(f"ranks {without} have no GPU to compute on and the others have; use --device cpu, or start "
+                         "ranks only where there are GPUs")
+    from dsgd_mpi.net.gpu.policy import connected
+    return connected(host, parts.config.gpu_comm, parts.config.share_gpu)
+
+
+def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
+    """Everyone: the whole run, its model the same on all ranks."""
+    chosen = parts.config
+    servers = algorithms.serving(parts.algorithm, host.size)
+    workers = host.size - servers
+    worker = max(0, host.rank - servers)
+    batches = Batches(parts.dataset.train, chosen.batch, worker, workers, chosen.seed, chosen.augment,
+                      byte_memory=parts.kernels.byte_memory)
+    at_once = 1 if chosen.steps_total else workers
+    epoch = batches.steps_per_epoch * workers // at_once
+    steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
+    warmup = min(round(chosen.warmup * epoch), steps // 2)
+    threads = chosen.threads or host.cores()
+    parts.kernels.set_threads(threads)
+    model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
+    host.broadcast(model.flat)
+    sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
+                   like=model.flat)
+    header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
+              "shared_out": at_once < workers}
+    slow_rank, seconds = chosen.slowed() or (-1, 0.0)
+    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host      # type: ignore[arg-type]
+    return Training(host, net, model, batches, parts.dataset.test, parts.algorithm, sgd,
+                    Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
+                    Checkpoints(host, folder, header, parts.kernels.state), steps, epoch, at_once,
+                    max(1, round(chosen.eval_every * epoch)), chosen.checkpoint_every, threads, workers,
+                    host.rank >= servers, chosen.bn, seconds if host.rank == slow_rank else 0.0)  # type: ignore[arg-type]

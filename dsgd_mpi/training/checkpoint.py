@@ -1,0 +1,161 @@
+"""Checkpoints: a folder for each, with an HDF5 file of every rank that holds a model of its own; all of it or nothing.
+
+    checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
+                         rank1.h5 ...   v      (parameters,) momentum
+                                        keeps/ what the algorithm keeps beside them
+                                        kernels/ what the kernels keep: the scale of the loss in float16
+                                        attributes: format, step, ranks, algorithm, seed, config (TOML), totals (JSON),
+                                                    shared_out (whether steps are counted of all ranks together)
+
+Each file is written beside its place, read back and renamed; the folder gets its name when all files are there.
+Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the place in
+the data. A run that goes on from step k draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dsgd_mpi.algorithms import Algorithm
+from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
+from dsgd_mpi.arrays.hdf5 import atomic, read_everything
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.optim.sgd import LocalSgd
+
+FORMAT = 1
+log = logging.getLogger("dsgd_mpi")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in its folder; the last `kept` of them stay.
+
+    `header`: attributes of every file. `state`: the kernels', as `Kernels.state` has it.
+    """
+
+    def __init__(self, host: Host, folder: Path, header: dict[str, Any], state: Mapping[str, Array] | None = None,
+                 kept: int = 2) -> None:
+        self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
+
+    def save(self, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm, totals: dict[str, Any]) -> None:
+        """Everyone, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
+        algorithm.rest(x)
+        if self.host.rank == 0:
+            self._partial(step).mkdir(exist_ok=True)
+        self.host.settle()                  # the folder is there
+        written = True
+        if self.host.rank == 0 or not algorithm.replicated:
+            attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
+                          "totals": json.dumps(totals)}
+            written = self._write(self._partial(step) / self._name(algorithm), attributes, x, sgd, algorithm)
+        complete = self._all(written)
+        if self.host.rank == 0:
+            self._conclude(step, complete)
+
+    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm,
+                required: bool = True) -> tuple[int, dict[str, Any]]:
+        """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
+
+        Overwrites x, momentum and what the algorithm and the kernels keep; of the kernels' what the file does not hold
+        (another dtype wrote it) stays as it is. Returns the step to go on with and the totals so far.
+        UsageError if there is none, or it is of another number of ranks (unless all are alike) or another network.
+        Where none is `required` and none was ever completed, it is step 0 and nothing is overwritten.
+        """
+        steps = np.full(64, -1)
+        found = self._steps()[-len(steps):]
+        steps[: len(found)] = found
+        self.host.broadcast(steps)          # all try the same ones, whatever each sees in the folder
+        if not required and steps[0] < 0:
+            return 0, {}
+        for step in steps[steps >= 0][::-1]:
+            path = self._path(int(step)) / self._name(algorithm)
+            if self._all(_reads_back(path)):
+                return self._read(path, x, sgd, algorithm)
+        raise UsageError(f"{self.folder}: no whole checkpoint to go on from; expected folders checkpoint-STEP")
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step:09d}"
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f".checkpoint-{step:09d}.part"
+
+    def _name(self, algorithm: Algorithm) -> str:
+        return f"rank{0 if algorithm.replicated else self.host.rank}.h5"
+
+    def _all(self, fine: bool) -> bool:
+        """Everyone: whether it is so on all ranks."""
+        return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
+
+    def _write(self, path: Path, attributes: dict[str, Any], x: Array, sgd: LocalSgd, algorithm: Algorithm) -> bool:
+        try:
+            with atomic(path) as file:
+                file.attrs.update(attributes)
+                file.create_dataset("x", data=to_numpy(x), chunks=True, fletcher32=True)
+                file.create_dataset("v", data=to_numpy(sgd.v), chunks=True, fletcher32=True)
+                for name in algorithm.keeps:
+                    file[f"keeps/{name}"] = to_numpy(getattr(algorithm, name))
+                for name, array in self.state.items():
+                    file[f"kernels/{name}"] = to_numpy(array)
+        except OSError as error:
+            log.warning("no checkpoint at step %d: %s; the run goes on", attributes["step"], error)
+            return False
+        return True
+
+    def _conclude(self, step: int, complete: bool) -> None:
+        if not complete:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+            return
+        shutil.rmtree(self._path(step), ignore_errors=True)     # of an earlier run to the same step
+        os.replace(self._partial(step), self._path(step))
+        for old in self._steps()[: -self.kept]:
+            shutil.rmtree(self._path(old))
+
+    def _read(self, path: Path, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
+        with h5py.File(path, "r", locking=False) as file:
+            ranks = int(file.attrs["ranks"])
+            if not algorithm.replicated and ranks != self.host.size:
+                raise UsageError(f"{path.parent}: holds {ranks} different models, one a rank, but this run has "
+                                 f"{self.host.size} ranks; resume it with {ranks}")
+            if file["x"].shape != x.shape:
+                raise UsageError(f"{path}: holds a network of {file['x'].size} numbers; this run's has {x.size}")
+            if file.attrs.get("shared_out", False) != self.header.get("shared_out", False):
+                raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
+                                 f"{_counted(self.header)}; go on with --steps-total where it began with it, only")
+            fill(x, file["x"][()])
+            fill(sgd.v, file["v"][()])
+            for name in algorithm.keeps:
+                kept = file["keeps"][name][()]
+                setattr(algorithm, name, beside(x, kept) if kept.shape else kept)
+            for name, array in self.state.items():
+                if f"kernels/{name}" in file:
+                    fill(array, file[f"kernels/{name}"][()])
+            return int(file.attrs["step"]), json.loads(file.attrs["totals"])
+
+
+def _counted(about: Any) -> str:
+    """Whose steps a run counts, by its header."""
+    return "all ranks together" if about.get("shared_out", False) else "each rank"
+
+
+def _reads_back(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise OSError(f"expected checkpoint format {FORMAT}, found {file.attrs.get('format')}")
+            read_everything(file)
+    except OSError as error:
+        log.warning("%s does not read back: %s", path, error)
+        return False
+    return True

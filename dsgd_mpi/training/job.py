@@ -1,0 +1,252 @@
+"""One run on this rank, from the start of MPI to the end: set up, train, write what came of it.
+
+An error on any rank ends the whole job at once, with that rank's message; the others would wait for it for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgd_mpi import __version__
+from dsgd_mpi.arrays.flat import to_numpy
+from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.config import FIELDS, Config, from_toml
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
+from dsgd_mpi.training.build import Prepared, assemble, connect, prepare
+from dsgd_mpi.training.deadline import BatchJob, batch_job
+from dsgd_mpi.training.display import Display, shown
+from dsgd_mpi.training.evaluate import Training
+from dsgd_mpi.training.loop import train
+from dsgd_mpi.training.record import Record, write_json
+from dsgd_mpi.training.signals import STATUS, StopRequest
+
+SHOWN = 16                                  # ranks that the banner lists with their GPUs
+log = logging.getLogger("dsgd_mpi")
+
+
+def run(config: Config) -> int:
+    """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
+    stop = StopRequest()
+    rank, size = launched()
+    logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
+    job = batch_job() if rank == 0 else None
+    if job:
+        stop.deadline = job.deadline(config.time_left)
+    parts, problem = prepared(config, size)
+    if problem and size == 1:
+        problem.show()
+        return problem.exit_code
+    try:
+        host = started_mpi(size)
+    except UsageError as unusable:
+        if rank == 0:
+            unusable.show()
+        return unusable.exit_code
+    try:
+        threading.excepthook = lambda failure: fail(host, failure.exc_value)
+        logging.getLogger().setLevel(logging.WARNING)
+        if told(host, problem):
+            return UsageError.exit_code
+        assert parts
+        net, problem = connected(parts, host)
+        folder, problem = made_folder(config, host.rank) if not problem else (None, problem)
+        if told(host, problem):
+            return UsageError.exit_code
+        where = Path(host.allgather(str(folder))[0])
+        status = work(parts, net, where, stop, job)
+        host.close()
+        return status
+    except BaseException as failure:
+        fail(host, failure)
+        raise                               # never reached: the job is gone
+
+
+def prepared(config: Config, ranks: int) -> tuple[Prepared | None, UsageError | None]:
+    try:
+        return prepare(config, ranks), None
+    except UsageError as problem:
+        return None, problem
+
+
+def started_mpi(ranks: int) -> Any:
+    try:
+        from dsgd_mpi.net.mpi.host import MpiHost
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); {MPI_WAY_OUT}") from None
+    host = MpiHost()
+    if host.size < ranks:
+        raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
+                         f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
+                         "for Open MPI; srun --mpi=list tells which there are)")
+    return host
+
+
+def connected(parts: Prepared, host: Host) -> tuple[Host, UsageError | None]:
+    try:
+        return connect(parts, host), None
+    except UsageError as problem:
+        return host, problem
+
+
+def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | None]:
+    """Rank 0 makes the run folder, or finds the one to go on in."""
+    if rank != 0:
+        return None, None
+    if config.resume:
+        return Path(config.resume), None
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.algorithm}-{config.model}-{launched().size}"
+    folder = Path(config.out or Path("runs") / name)
+    if (folder / "config.toml").exists():
+        if config.auto_resume and same_run(config, folder):
+            return folder, None
+        kind = "another run" if config.auto_resume else "a run"
+        return None, UsageError(f"{folder} holds {kind} already; go on with it by --resume {folder}, or choose another "
+                                "--out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(replace(config, out=str(folder), auto_resume=False).to_toml())
+    except OSError as error:
+        return None, UsageError(f"{folder} cannot be made ({error.strerror}); choose another --out")
+    return folder, None
+
+
+def same_run(config: Config, folder: Path) -> bool:
+    """Whether the run in a folder differs in nothing but where and how it runs."""
+    there = Config(**from_toml(folder / "config.toml"))
+    return all(getattr(config, key) == getattr(there, key) for key, item in FIELDS.items()
+               if item.metadata["group"] in ("Experiment", "Schedule"))
+
+
+def told(host: Host, problem: UsageError | None) -> bool:
+    """Everyone: whether any rank has a problem; rank 0 prints each once."""
+    problems = host.allgather(problem and problem.message)
+    if host.rank == 0:
+        for message in sorted({message for message in problems if message}):
+            ranks = [rank for rank, each in enumerate(problems) if each == message]
+            UsageError(message if 0 in ranks else f"ranks {ranks}: {message}").show()
+    return any(problems)
+
+
+def fail(host: Any, failure: BaseException | None) -> None:
+    """Says what happened on this rank and ends the job."""
+    sys.stdout.flush()
+    if isinstance(failure, UsageError):
+        print(f"Error: {failure.message}", file=sys.stderr, flush=True)
+        host.abort(UsageError.exit_code)
+    trace = "".join(traceback.format_exception(failure))
+    print(f"{trace}rank {host.rank} on {platform.node()} failed: {failure!r}; ending the job", file=sys.stderr,
+          flush=True)
+    host.abort(1)
+
+
+def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None) -> int:
+    """Everyone: one run in its folder."""
+    config = parts.config
+    training = assemble(parts, host, folder)
+    display = Display(host.rank == 0 and not config.quiet, training.steps)
+    first, totals = 0, None
+    if config.resume or config.auto_resume:
+        first, totals = training.checkpoints.restore(training.model.flat, training.sgd, training.algorithm,
+                                                     required=config.resume is not None)
+        if first >= training.steps:
+            display.print(f"{folder}: finished already, at step {first}")
+            return 0
+    machine = environment(parts, host, training.threads)
+    if host.rank == 0:
+        write_json(folder / "env.json", machine)
+    display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
+                               **({"job": job.described()} if job else {})})
+    record = Record(host, folder, display, training.steps_per_epoch, config.batch, training.ranks_per_step,
+                    config.log_every, first, totals)
+    display.begin(first)
+    try:
+        last = train(training, record, first, stop)
+    finally:
+        display.end()
+    summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
+    if host.rank == 0:
+        if last == training.steps:
+            write_model(folder / "model.h5", training, parts)
+        display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
+                                 and key != "staleness_counts"})
+        display.print(f"run folder: {folder}")
+        display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
+                      else f"stopped at step {last} {stop.reason()}; go on with --resume {folder}")
+    return 0 if last == training.steps else STATUS
+
+
+def python() -> str:
+    """How to start this interpreter again, as short as the current folder allows."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
+    """Everyone: what the run runs on, for env.json."""
+    own = {**host.place(), "kernels": parts.kernels.name, "threads": threads}
+    packages = ("numpy", "mpi4py", "h5py", "click", "rich")
+    return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
+            "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
+            "command": sys.argv, "variables": {key: value for key, value in os.environ.items()
+                                               if key.startswith(("DSGD_", "OMP_", "SLURM_", "MPI", "OMPI_MCA_"))},
+            "ranks": host.allgather(own)}
+
+
+def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder: Path, first: int) -> dict[str, Any]:
+    """What is printed before the first step."""
+    config, ranks = parts.config, machine["ranks"]
+    kinds = sorted({f"{own['device']}, {own['kernels']}, {config.dtype}, {own['threads']} threads" for own in ranks})
+    hosts = len({own["host"] for own in ranks})
+    count = len(ranks)
+    return {
+        "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
+                    f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
+        "MPI": machine["mpi"],
+        "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}"
+                 f"{f', {count - training.workers} of them only serving' if count > training.workers else ''}",
+        "each rank": "; ".join(kinds),
+        **gpus(ranks),
+        "algorithm": f"{config.algorithm} ({shown('options', parts.options())})",
+        "model": f"{config.model}, {training.model.parameters:,} parameters, "
+                 f"{parts.network.macs / 1e6:,.1f} million multiply-adds an image",
+        "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
+                f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
+        "batch": f"{config.batch} a rank, {config.batch * training.workers} in all",
+        "steps": f"{first} to {training.steps}, {training.steps_per_epoch} an epoch"
+                 f"{', shared out among the ranks' if training.shared_out else ''}",
+        "rate": f"{config.lr:g}, {config.schedule}, momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
+        "seed": config.seed,
+        "run folder": folder,
+    }
+
+
+def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
+    """A line of the banner for each rank that has a GPU."""
+    lines = [f"rank {rank} on {own['host']}: {own['uuid']}, cores {own['cores']}" for rank, own in enumerate(ranks)
+             if "uuid" in own]
+    more = [f"and {len(lines) - SHOWN} more in env.json"] if len(lines) > SHOWN else []
+    return {"GPUs": "\n".join(lines[:SHOWN] + more)} if lines else {}
+
+
+def write_model(path: Path, training: Training, parts: Prepared) -> None:
+    """The trained model by torchvision's names, with what is needed to use it."""
+    with atomic(path) as file:
+        for name, view in training.model.state.items():
+            file.create_dataset(name, data=to_numpy(view))
+        dataset = parts.dataset
+        file.attrs.update(model=parts.config.model, classes=list(dataset.classes), image=np.array(dataset.image),
+                          mean=dataset.mean, std=dataset.std)

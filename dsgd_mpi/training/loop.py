@@ -1,0 +1,77 @@
+"""The training loop, the only one: the same for every algorithm, on every net.
+
+All ranks do the same steps together; or, where these need nobody else, the steps of a run are shared out, and each rank
+does the next one that nobody has begun. Either way they meet where the run is evaluated, saved or ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.training.evaluate import Training, evaluate, take_answer
+from dsgd_mpi.training.record import Record
+from dsgd_mpi.training.steps import walk_of
+
+BETWEEN_S = 5e-4                            # of a slowed computation between two polls, as between two layers
+
+
+def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
+    """Everyone, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
+    host, model, x = run.host, run.model, run.model.flat
+    run.algorithm.start(run.net, x, run.sgd)
+
+    with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
+        def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:
+            if at is not x:
+                x[:] = at
+            with record.data:
+                images, labels = next(batches)
+            g = model.flat_gradient
+            handed_out = partial(ready, g) if ready else None
+            with record.compute:
+                record.loss(host.compute(model.loss_and_gradient, images, labels, handed_out, host.progress))
+                linger(run.delay_s, host.progress)
+            return g
+
+        def take(step: int) -> None:
+            run.algorithm.step(x, gradient, run.schedule(step))
+            (record.step if run.works else record.line)(step + 1, run.schedule(step))
+
+        walk = walk_of(run, record, first)
+        reached = first
+        while reached < run.steps:
+            goal = next_meeting(run, reached)
+            reached = walk(reached, goal, take, stop_asked)
+            stopped = reached < goal
+            if not stopped and due(reached, run.eval_every, run.steps):
+                with record.evaluating:
+                    found = evaluate(run, reached)
+                record.evaluation(reached, run.schedule(reached - 1), **found)
+            if stopped or due(reached, run.checkpoint_every, run.steps):
+                run.checkpoints.save(reached, x, run.sgd, run.algorithm, record.totals())
+            if stopped:
+                return reached
+    take_answer(run, run.steps)
+    return run.steps
+
+
+def due(step: int, every: int, last: int) -> bool:
+    return step == last or bool(every and step % every == 0)
+
+
+def next_meeting(run: Training, step: int) -> int:
+    """The next step after which there is something that all do together."""
+    regular = [every for every in (run.eval_every, run.checkpoint_every) if every]
+    return min(run.steps, *((step // every + 1) * every for every in regular))
+
+
+def linger(seconds: float, between: Callable[[], None]) -> None:
+    """Takes time as a slow computation would: messages move on meanwhile."""
+    end = time.perf_counter() + seconds
+    while seconds and time.perf_counter() < end:
+        between()
+        time.sleep(BETWEEN_S)

@@ -1,0 +1,543 @@
+"""The laws that every algorithm keeps, on a simulated cluster and, under mpirun, on MPI's ranks."""
+
+import copy
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsgd_mpi import algorithms
+from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
+from dsgd_mpi.algorithms.allreduce import Allreduce
+from dsgd_mpi.algorithms.backup import Backup
+from dsgd_mpi.algorithms.dpsgd import Decentralised
+from dsgd_mpi.algorithms.easgd import Elastic
+from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.algorithms.local_sgd import Local
+from dsgd_mpi.algorithms.parameter_server import ParameterServer
+from dsgd_mpi.algorithms.push_sum import PushSum
+from dsgd_mpi.algorithms.topk import TopK
+from dsgd_mpi.arrays.flat import to_numpy
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.compression.half import Compressed
+from dsgd_mpi.net.simulated.costs import Costs
+from dsgd_mpi.net.simulated.host import Cluster, Deadlock
+from dsgd_mpi.net.topology import exponential_peer, matching, neighbours
+from tests.support.quadratic import Quadratic, go_on, on, sgd_for, train
+
+# Options worth a run of their own; an algorithm that is not named runs with its defaults.
+VARIANTS = {
+    "allreduce": [{}, {"bucket_mb": 1e-4}],
+    "gossip": [{}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4}],
+    "local_sgd": [{}, {"period": 3, "post_local": 10}, {"slow_momentum": 0.3}],
+    "dpsgd": [{}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}],
+    "easgd": [{}, {"period": 1}],
+    "parameter_server": [{}, {"servers": 1}, {"pull_every": 3, "push_every": 2}, {"staleness": "scale"},
+                         {"staleness": "compensate"}, {"max_staleness": 1}],
+    "push_sum": [{}, {"overlap": 0}, {"overlap": 2}, {"graph": "random", "probability": 0.5}],
+    "backup": [{}, {"backups": 0}],
+    "topk": [{"share": 0.1}, {"share": 1.0}],
+}
+ORDERED = ("allreduce", "local_sgd", "dpsgd", "gossip", "topk")      # over MPI, what others have seen when is chance
+LR = {"parameter_server": 0.01}             # where the updates of all ranks add up
+ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
+       for name in algorithms.names() for options in VARIANTS.get(name, [{}])]
+every_algorithm = pytest.mark.parametrize(("name", "options"), ALL)
+
+
+def make(name, options):
+    return algorithms.find(name)(**options)
+
+
+def plain_sgd(gradients, steps, lr=0.05):
+    """One rank that sees the mean of the given gradient functions."""
+    x = Quadratic().start()
+    sgd = sgd_for(x)
+    for _ in range(steps):
+        sgd.update(x, sum(gradient(x) for gradient in gradients) / len(gradients), lr)
+    return x
+
+
+@every_algorithm
+def test_one_rank_alone_does_plain_sgd(name, options, world):
+    if world.size > 1 or name == "easgd" or options.get("slow_momentum") or options.get("pull_every") \
+            or options.get("share", 1) < 1:
+        return                              # pulled to a centre, carried on, late on purpose
+    x, = world.run(lambda host: train(host, make(name, options), Quadratic(), 20)[0])
+    assert np.allclose(x, plain_sgd([Quadratic().gradient], 20), rtol=0, atol=1e-13)
+
+
+@every_algorithm
+def test_all_ranks_come_to_the_minimum_and_agree_on_the_answer(name, options, world):
+    def main(host):
+        algorithm, task = make(name, options), Quadratic(host.rank)
+        x, _ = train(host, algorithm, task, 150, LR.get(name, 0.05))
+        algorithm.rest(x)
+        before = x.copy()
+        answer = algorithm.answer(x)
+        assert np.array_equal(x, before), "the answer is a copy: training goes on from x"
+        return answer.copy()
+    answers = world.run(main)
+    task = Quadratic()
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert task.loss(answers[0]) < 0.1 * task.loss(task.start())
+
+
+@every_algorithm
+def test_replicated_algorithms_hold_the_same_model_everywhere_to_the_bit(name, options, world):
+    algorithm = make(name, options)
+    models = world.run(lambda host: train(host, make(name, options), Quadratic(host.rank), 30)[0])
+    assert not algorithm.replicated or all(np.array_equal(x, models[0]) for x in models)
+
+
+@every_algorithm
+def test_nothing_is_in_flight_after_a_rest(name, options, world):
+    def main(host):
+        algorithm = make(name, options)
+        x, _ = train(host, algorithm, Quadratic(host.rank), 7)
+        algorithm.rest(x)
+        before = x.copy()
+        algorithm.rest(x)
+        return np.array_equal(x, before) and not list(host.collect())
+    assert all(world.run(main))
+
+
+@every_algorithm
+def test_what_is_kept_is_all_that_a_later_run_needs(name, options, world):
+    """Stopped after a rest and taken up by a fresh object equals never stopped, to the bit where nothing is random."""
+    def main(host):
+        algorithm, task = make(name, options), Quadratic(host.rank)
+        x, sgd = train(host, algorithm, task, 9)
+        algorithm.rest(x)
+        kept = {key: copy.deepcopy(getattr(algorithm, key)) for key in algorithm.keeps}
+        y, task_y = x.copy(), copy.deepcopy(task)
+        v = sgd.v.copy()
+        for _ in range(9):
+            go_on(host, algorithm, task, x)
+        algorithm.rest(x)
+        fresh, sgd_y = make(name, options), sgd_for(y)
+        sgd_y.v[:] = v
+        for key, value in kept.items():
+            setattr(fresh, key, value)
+        fresh.start(host, y, sgd_y)
+        for _ in range(9):
+            go_on(host, fresh, task_y, y)
+        fresh.rest(y)
+        return np.abs(x - y).max()
+    uneven = Costs(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
+    ordered = (name in ORDERED and options.get("mode") != "push") or options.get("overlap") == 0
+    if world.simulated or ordered:
+        assert max(world.run(main, uneven)) == 0
+
+
+def test_allreduce_equals_one_rank_with_the_whole_batch(world):
+    models = world.run(lambda host: train(host, Allreduce(), Quadratic(host.rank), 25)[0])
+    alone = plain_sgd([Quadratic(rank).gradient for rank in range(world.size)], 25)
+    assert np.allclose(models[0], alone, rtol=0, atol=1e-12)
+
+
+def test_topk_with_all_of_the_gradient_is_allreduce(world):
+    def main(host):
+        return [train(host, algorithm, Quadratic(host.rank), 25)[0] for algorithm in (TopK(share=1.0), Allreduce())]
+    for sparse, dense in world.run(main):
+        assert np.allclose(sparse, dense, rtol=0, atol=1e-12)
+
+
+def test_what_topk_does_not_send_it_remembers(world):
+    """Sent or remembered: with steps of rate 1 and no momentum x has moved by all gradients but what is remembered."""
+    def main(host):
+        task, algorithm = Quadratic(host.rank), TopK(share=0.1)
+        seen = np.zeros(task.b.size)
+
+        def gradient(x, ready=None):
+            g = task.gradient(on(host, task.b))     # noise alone
+            seen[:] += to_numpy(g)
+            return g
+        x = on(host, task.start())
+        algorithm.start(host, x, sgd_for(x, momentum=0))
+        for _ in range(9):
+            algorithm.step(x, gradient, 1.0)
+        algorithm.rest(x)
+        assert np.count_nonzero(to_numpy(algorithm.error)) >= 32
+        return x, seen - to_numpy(algorithm.error)
+    found = world.run(main)
+    moved = -np.mean([sent for _, sent in found], 0)
+    for x, _ in found:
+        assert np.allclose(x, moved, rtol=0, atol=1e-12)
+
+
+@every_algorithm
+def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
+    if algorithms.find(name).one_sided:
+        with pytest.raises(Exception, match="shared memory is not compressed"):
+            world.run(lambda host: train(Compressed(host, "bfloat16"), make(name, options), Quadratic(), 1))
+        return
+
+    def main(host):
+        net, algorithm, task = Compressed(host, "bfloat16"), make(name, options), Quadratic(host.rank)
+        x = on(host, task.start())
+        algorithm.start(net, x, sgd_for(x))
+        for _ in range(150):
+            go_on(host, algorithm, task, x)
+        algorithm.rest(x)
+        return algorithm.answer(x).copy()
+    answers = world.run(main)
+    task = Quadratic()
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert task.loss(answers[0]) < 0.1 * task.loss(task.start())
+
+
+def test_pull_gossip_keeps_the_mean_of_all_models(world):
+    def main(host):
+        gossip = Gossip()
+        x = on(host, np.random.default_rng(host.rank).normal(size=12))
+        before = x.copy()
+        train(host, gossip, Quadratic(host.rank, size=12), 10, lr=0.0, x=x)
+        return before, x
+    befores, afters = zip(*world.run(main), strict=True)
+    assert np.allclose(np.mean(befores, 0), np.mean(afters, 0), atol=1e-14)
+    assert np.var(afters, 0).max() <= np.var(befores, 0).max()
+
+
+def test_push_gossip_loses_nothing_that_was_sent(world):
+    def main(host):
+        merged = []
+        gossip = Gossip(mode="push")
+        collect = host.collect
+
+        def counting():
+            for letter in collect():
+                merged.append(letter.source)
+                yield letter
+        host.collect = counting
+        x, _ = train(host, gossip, Quadratic(host.rank), 30)
+        gossip.rest(x)
+        return merged
+    sources = [source for merged in world.run(main) for source in merged]
+    expected = 30 if world.size > 1 else 0
+    assert all(sources.count(rank) == expected for rank in range(world.size))
+
+
+# equivalences
+
+def test_local_sgd_with_a_mean_after_every_step_is_allreduce(world):
+    local, allreduce = (world.run(lambda host, a=algorithm: train(host, copy.copy(a), Quadratic(host.rank), 25)[0])
+                        for algorithm in (Local(period=1), Allreduce()))
+    assert np.allclose(local, allreduce, rtol=0, atol=1e-12)
+
+
+def test_slow_momentum_of_nothing_is_plain_local_sgd(world):
+    slow, plain = (world.run(lambda host, a=algorithm: train(host, copy.copy(a), Quadratic(host.rank), 24)[0])
+                   for algorithm in (Local(slow_momentum=1e-30), Local()))
+    assert np.allclose(slow, plain, rtol=0, atol=1e-12)
+
+
+def test_on_the_complete_graph_the_mean_model_is_that_of_allreduce(world):
+    """Exactly so for a quadratic, whose gradient at the mean is the mean of the gradients."""
+    models = world.run(lambda host: train(host, Decentralised("complete"), Quadratic(host.rank), 25)[0])
+    allreduce = world.run(lambda host: train(host, Allreduce(), Quadratic(host.rank), 25)[0])
+    assert np.allclose(np.mean(models, 0), allreduce[0], rtol=0, atol=1e-12)
+
+
+def test_no_compensation_is_plain_downpour():
+    """Simulated: the order in which updates arrive must be the same."""
+    runs = [Cluster(3).run(lambda host, o=options: train(host, ParameterServer(**o), Quadratic(host.rank), 20, 0.01)[0])
+            for options in ({}, {"staleness": "compensate", "compensation": 0.0})]
+    assert np.allclose(*runs, rtol=0, atol=1e-12)
+
+
+def test_one_worker_of_a_parameter_server_does_plain_sgd(world):
+    if world.size == 1:
+        return                              # which the law of the rank that is alone says
+    servers = world.size - 1
+    models = world.run(lambda host: train(host, ParameterServer(servers=servers), Quadratic(host.rank), 20)[0])
+    assert np.allclose(models[-1], plain_sgd([Quadratic(servers).gradient], 20), rtol=0, atol=1e-13)
+
+
+def test_gossip_meets_as_often_as_it_is_told(world):
+    def main(host):
+        gossip = Gossip("push", probability=0.25, seed=3)
+        posted = []
+        host.post = lambda x, peer, note=0.0: posted.append(peer)
+        train(host, gossip, Quadratic(host.rank), 200)
+        return len(posted)
+    assert world.size == 1 or all(25 < posted < 75 for posted in world.run(main))
+
+
+def test_backup_without_backups_is_allreduce_over_the_workers(world):
+    if world.size == 1:
+        return                              # a law about a server and its workers
+    models = world.run(lambda host: train(host, Backup(backups=0), Quadratic(host.rank), 20)[0])
+    alone = plain_sgd([Quadratic(rank).gradient for rank in range(1, world.size)], 20)
+    assert np.allclose(models, alone, rtol=0, atol=1e-12)
+
+
+# mass: what averaging must keep, whatever is delayed
+
+def delays(draw_seed):
+    draw = np.random.default_rng(draw_seed)
+    return Costs(latency_s=0.05, bytes_per_s=1e4, gradient_s=lambda rank, step: draw.exponential(0.1))
+
+
+def masses(world, algorithm, mass, steps, costs=None):
+    """The sums over all ranks of `mass(algorithm, x)`, before the first step and after a rest, without gradients."""
+    def main(host):
+        own = copy.copy(algorithm)
+        x = on(host, np.random.default_rng(host.rank).normal(size=12))
+        task = Quadratic(host.rank, size=12)
+        own.start(host, x, sgd_for(x))
+        before = mass(own, x)
+        host.settle()                       # nobody begins before all have looked
+        for _ in range(steps):
+            go_on(host, own, task, x, lr=0.0)
+        own.rest(x)
+        return before, mass(own, x)
+    befores, afters = zip(*world.run(main, costs), strict=True)
+    return np.sum(befores, 0), np.sum(afters, 0)
+
+
+def whole_model(algorithm, x):
+    return x.copy()
+
+
+def weighted_model(algorithm, x):
+    return np.append(x * algorithm.w, algorithm.w)
+
+
+def model_and_centre(algorithm, x):
+    part = algorithm.centre.shared.read(algorithm.net.rank).sum()
+    return np.append(x.sum() + part, 0)
+
+
+KEEPS = {
+    "gossip": (Gossip(), whole_model),
+    "gossip now and then": (Gossip(probability=0.4), whole_model),
+    "dpsgd ring": (Decentralised("ring"), whole_model),
+    "dpsgd random": (Decentralised("random"), whole_model),
+    "adpsgd": (AsynchronousDecentralised(), whole_model),
+    "push_sum": (PushSum(), weighted_model),
+    "push_sum random": (PushSum("random", probability=0.7), weighted_model),
+    "easgd": (Elastic(period=1), model_and_centre),
+    "local_sgd": (Local(period=3), whole_model),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_mass_is_kept(name, world):
+    before, after = masses(world, *KEEPS[name], steps=500 if world.size == 8 else 15)
+    assert np.allclose(before, after, rtol=0, atol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(KEEPS)), st.integers(1, 9), st.integers(0, 10_000))
+def test_mass_is_kept_under_any_delays(name, size, seed):
+    class World:
+        run = staticmethod(lambda main, costs: Cluster(size, costs).run(main))
+    before, after = masses(World, *KEEPS[name], steps=8, costs=delays(seed))
+    assert np.allclose(before, after, rtol=0, atol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(ALL), st.integers(1, 9), st.integers(0, 10_000))
+def test_every_algorithm_ends_whatever_is_delayed(parameter, size, seed):
+    name, options = parameter.values
+
+    def main(host):
+        algorithm = make(name, options)
+        x, _ = train(host, algorithm, Quadratic(host.rank), 12, 0.01)
+        algorithm.rest(x)
+        return algorithm.answer(x).copy()
+    answers = Cluster(size, delays(seed)).run(main)
+    assert all(np.array_equal(answer, answers[0]) and np.isfinite(answer).all() for answer in answers)
+
+
+def test_push_sum_without_gradients_comes_to_the_mean_of_all_models(world):
+    def main(host):
+        x = on(host, np.random.default_rng(host.rank).normal(size=5))
+        before = x.copy()
+        train(host, PushSum(), Quadratic(host.rank, size=5), 120, lr=0.0, x=x)
+        return before, x
+    befores, afters = zip(*world.run(main), strict=True)
+    assert np.allclose(afters, np.mean(befores, 0), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 10_000))
+def test_push_sum_without_overlap_is_its_matrix_whatever_is_delayed(size, seed):
+    """y <- P y with the column-stochastic P of each step, the gradients of a quadratic between."""
+    found = Cluster(size, delays(seed)).run(lambda host: train(host, PushSum(overlap=0), Quadratic(host.rank), 12)[0])
+    tasks = [Quadratic(rank) for rank in range(size)]
+    z, w = np.array([task.start() for task in tasks]), np.ones(size)
+    optimisers = [sgd_for(x) for x in z]
+    for t in range(12):
+        for x, task, sgd in zip(z, tasks, optimisers, strict=True):
+            sgd.update(x, task.gradient(x), 0.05)
+        p = np.eye(size) / 2
+        for rank in range(size):
+            p[exponential_peer(t, rank, size), rank] += 0.5
+        z, w = p @ (w[:, None] * z) / (p @ w)[:, None], p @ w
+    assert np.allclose(found, z, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 9), st.integers(0, 3), st.integers(0, 10_000))
+def test_push_sum_adds_in_time_and_in_order(size, overlap, seed):
+    """No letter of a step to come is added, and none of the last `overlap` steps alone is missing."""
+    def main(host):
+        algorithm, task, x = PushSum(overlap=overlap), Quadratic(host.rank), Quadratic().start()
+        algorithm.start(host, x, sgd_for(x))
+        for t in range(1, 13):
+            go_on(host, algorithm, task, x)
+            assert t - overlap <= algorithm.received <= t
+        algorithm.rest(x)
+        assert algorithm.received == 12
+        assert not algorithm.letters
+    Cluster(size, delays(seed)).run(main)
+
+
+# waiting, and staleness
+
+@pytest.mark.parametrize(("algorithm", "waits"), [
+    (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True), (PushSum(), True),
+    (ParameterServer(max_staleness=2), True),
+    (Gossip("push"), False), (PushSum("random"), False), (ParameterServer(), False), (Elastic(), False),
+    (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
+def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
+    if not world.simulated or world.size == 1:
+        return                              # real clocks are never this exact
+    costs = Costs(gradient_s=lambda rank, step: 0.25 if rank == 0 else 0.05)
+
+    def main(host):
+        train(host, copy.copy(algorithm), Quadratic(host.rank), 40, 0.01)
+        return host.now(), host.traffic.wait_s
+    (slow_s, _), *others = world.run(main, costs)
+    assert slow_s == pytest.approx(10, abs=0.01)
+    assert all(now > 8 and wait_s > 5 if waits else now < 2.01 and wait_s < 0.01 for now, wait_s in others)
+
+
+def test_a_slow_worker_does_not_slow_the_step_where_there_is_a_backup():
+    costs = Costs(gradient_s=lambda rank, step: 5.0 if rank == 3 else 1.0)
+    times = {}
+    for backups in (0, 1):
+        ends = Cluster(5, costs).run(lambda host, b=backups: train(host, Backup(b), Quadratic(host.rank), 30) and
+                                     host.now())
+        times[backups] = ends[0]
+    assert times[0] == pytest.approx(150, abs=0.1)
+    assert times[1] == pytest.approx(30, abs=0.1)
+
+
+def test_staleness_is_measured_and_can_be_bounded():
+    def largest(max_staleness):
+        costs = Costs(gradient_s=lambda rank, step: 0.073 if rank == 0 else 0.01)
+        seen = Cluster(3, costs).run(lambda host: train(host, ParameterServer(max_staleness=max_staleness),
+                                                        Quadratic(host.rank), 40, 0.002) and host.traffic.staleness)
+        assert all(counter.total() == 3 * 40 for counter in seen)      # of additions to the model, and of nothing else
+        return max(max(counter) for counter in seen)
+    free = largest(0)
+    assert 12 <= free <= 16                 # while the slow one takes a step, two others take 7.3 each
+    assert largest(1) < free / 2
+
+
+# servers that only serve, and ranks that do different numbers of steps
+
+def test_a_server_computes_no_gradient_and_the_model_lies_with_servers(world):
+    servers = world.size // 2
+    if world.size == 1:
+        return                              # alone, a rank does everything itself
+
+    def main(host):
+        task = Quadratic(host.rank)
+        train(host, ParameterServer(servers=servers), task, 20, 0.01)
+        return task.calls, sum(host.traffic.staleness.values())
+    found = world.run(main)
+    steps_and_additions = (20, 20 * servers)    # each to the part on each server, and to none elsewhere
+    assert found == [(0, 0)] * servers + [steps_and_additions] * (world.size - servers)
+
+
+def test_a_server_leaves_its_core_to_others(world):
+    if world.simulated or world.size != 2:
+        return                              # about a real core
+
+    def main(host):
+        gradient, task = Quadratic(host.rank).gradient, Quadratic(host.rank)
+        task.gradient = lambda x, ready=None: time.sleep(0.05) or gradient(x)
+        host.settle()
+        start, used = time.perf_counter(), time.process_time()
+        train(host, ParameterServer(servers=1), task, 30, 0.01)
+        return (time.process_time() - used) / (time.perf_counter() - start)
+    assert world.run(main)[0] < 0.25
+
+
+def test_more_servers_than_ranks_is_told():
+    with pytest.raises(UsageError, match="3 servers leave no worker among 3 ranks; expected at most 2"):
+        algorithms.serving(ParameterServer(servers=3), 3)
+
+
+@every_algorithm
+def test_the_independent_come_to_the_end_after_different_numbers_of_steps(name, options, world):
+    """Nothing is lost, nobody is waited for: a rest and an answer are enough."""
+    algorithm = make(name, options)
+    if not algorithm.independent:
+        return
+
+    def main(host):
+        own, task = make(name, options), Quadratic(host.rank)
+        serves = host.rank < algorithms.serving(own, host.size)
+        x, _ = train(host, own, task, 0 if serves else 40 + 17 * host.rank, LR.get(name, 0.05))
+        own.rest(x)
+        letters = list(host.collect())
+        return own.answer(x).copy(), len(letters), getattr(own, "w", 1.0)
+    answers, letters, weights = zip(*world.run(main), strict=True)
+    task = Quadratic()
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert task.loss(answers[0]) < 0.3 * task.loss(task.start())
+    assert not any(letters)
+    assert sum(weights) == pytest.approx(world.size, abs=1e-12)
+
+
+@every_algorithm
+def test_the_others_do_need_each_other(name, options):
+    """The law that the one above is about something: where ranks do different numbers of steps, these never end."""
+    def main(host):
+        algorithm = make(name, options)
+        x, _ = train(host, algorithm, Quadratic(host.rank), 40 + 17 * host.rank)
+        algorithm.rest(x)
+        algorithm.answer(x)
+    if not make(name, options).independent and not options.get("max_staleness"):     # whose clock would run for ever
+        with pytest.raises((Deadlock, AssertionError)):
+            Cluster(3).run(main)
+
+
+# topologies
+
+@given(st.sampled_from(["ring", "torus", "exponential", "random", "complete"]), st.integers(1, 9), st.integers(0, 50))
+def test_mixing_weights_are_symmetric_and_doubly_stochastic(graph, size, step):
+    algorithm = Decentralised(graph)
+    algorithm.t = step
+
+    class Net:
+        pass
+    algorithm.net = Net()
+    algorithm.net.size = size
+    w = np.zeros((size, size))
+    for rank in range(size):
+        for peer, weight in algorithm.weights(rank).items():
+            assert peer != rank
+            w[rank, peer] = weight
+        w[rank, rank] = 1 - w[rank].sum()
+    assert np.allclose(w, w.T)
+    assert np.allclose(w.sum(0), 1)
+    assert (w >= -1e-15).all()
+    assert graph != "complete" or np.allclose(w, 1 / size)
+
+
+@given(st.integers(1, 40), st.integers(0, 1000), st.integers(0, 10))
+def test_everybody_meets_one_and_hears_from_one(size, step, seed):
+    partner = matching(step, size, seed)
+    assert np.array_equal(partner[partner], np.arange(size))
+    assert sum(partner == np.arange(size)) == size % 2
+    assert sorted(exponential_peer(step, rank, size) for rank in range(size)) == list(range(size))
+    assert all(rank in neighbours("torus", size, 0, 0)[peer]
+               for rank in range(size) for peer in neighbours("torus", size, 0, 0)[rank])

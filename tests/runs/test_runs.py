@@ -1,0 +1,352 @@
+"""Whole runs, as a user starts them: what they leave behind, how they go on, how they end when something is wrong."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import textwrap
+import time
+from collections import Counter
+
+import h5py
+import numpy as np
+import pytest
+from tests.support.jobs import Job, pids, run, train, until
+
+from dsgd_mpi import algorithms
+from dsgd_mpi.nn import resnet
+
+SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
+
+
+def model_of(folder):
+    with h5py.File(folder / "model.h5") as file:
+        return {name: file[name][()] for name in file}
+
+
+def steps_of(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("ranks", "algorithm"), [(None, "allreduce"), (2, "allreduce"), (4, "gossip")])
+def test_a_run_leaves_its_folder(tmp_path, ranks, algorithm):
+    status, output, errors = train(*SMALL, "--algorithm", algorithm, "--out", tmp_path / "run", ranks=ranks)
+    assert (status, errors) == (0, "")
+    assert "result" in output
+    assert f"python -m dsgd_mpi plot {tmp_path / 'run'}" in output
+    count = ranks or 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["algorithm"], summary["ranks"], summary["steps"]) == (algorithm, count, 12)
+    assert summary["epochs"] == pytest.approx(12 * 8 * count / 12_000, rel=0.01)
+    assert 0 < summary["accuracy"] < 1
+    for key in ("model", "data", "seed", "train_loss", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s",
+                "data_s", "bytes_sent", "consensus_distance"):
+        assert summary[key] is not None, key
+    assert summary["wall_s"] >= summary["compute_s"] > 0
+    assert (summary["bytes_sent"] > 0) == (count > 1)
+    assert (summary["consensus_distance"] > 0) == (algorithm == "gossip")
+    assert steps_of(tmp_path / "run") == [4, 8, 12]
+    assert len((tmp_path / "run" / "summary.csv").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["ranks"][-1]["kernels"] in ("onednn", "reference")
+    assert model_of(tmp_path / "run")["fc.weight"].shape == (10, 64)
+    repeated = train("--config", tmp_path / "run" / "config.toml", "--print-config")[1]
+    assert repeated == (tmp_path / "run" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert train(*SMALL, "--out", whole, ranks=ranks)[0] == 0
+    assert train(*SMALL, "--out", halved, "--checkpoint-every", 5, ranks=ranks)[0] == 0
+    assert sorted(path.name for path in halved.glob("check*")) == ["checkpoint-000000010", "checkpoint-000000012"]
+    (halved / "checkpoint-000000012" / "rank0.h5").write_bytes(b"cut short")
+    (halved / "model.h5").unlink()
+    status, _, errors = train("--resume", halved, ranks=ranks)
+    assert status == 0
+    assert "does not read back" in errors
+    assert same(model_of(whole), model_of(halved))
+    assert steps_of(halved) == steps_of(whole)
+    assert "finished already, at step 12" in train("--resume", halved, ranks=ranks)[1]
+
+
+@pytest.mark.parametrize(("number", "options"), [
+    (signal.SIGUSR1, ("allreduce",)), (signal.SIGUSR2, ("gossip",)), (signal.SIGTERM, ("gossip", "--set", "mode=push")),
+    (signal.SIGUSR2, ("parameter_server", "--set", "servers=1"))])
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_there(tmp_path, number, options):
+    folder = tmp_path / "run"
+    job = Job("-m", "dsgd_mpi.train", "--steps", 400, "--batch", 4, "--log-every", 1, "--out", folder,
+              "--algorithm", *options, ranks=3)
+    until(lambda: (folder / "metrics.jsonl").exists() and len(steps_of(folder)) > 5)
+    os.kill(pids(str(folder))[-1], number)
+    status, output, errors = job.finish()
+    assert status == 75, output + errors
+    stopped = json.loads((folder / "summary.json").read_text())
+    assert stopped["status"] == "stopped"
+    assert 5 < stopped["steps"] < 400
+    assert f"go on with --resume {folder}" in output
+    step = stopped["steps"]
+    status, output, errors = train("--resume", folder, "--steps", step + 10, ranks=3)
+    assert status == 0, output + errors
+    assert steps_of(folder) == list(range(1, step + 11))
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_is_none(tmp_path):
+    again = ("--auto-resume", "--out", tmp_path / "run", *SMALL, "--checkpoint-every", 5)
+    assert train(*again, ranks=2)[0] == 0
+    before = model_of(tmp_path / "run")
+    assert "finished already, at step 12" in train(*again, ranks=2)[1]
+    shutil.rmtree(tmp_path / "run" / "checkpoint-000000012")
+    assert " 10 to 12" in train(*again, ranks=2)[1]
+    assert same(model_of(tmp_path / "run"), before)
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    assert " 0 to 12" in train(*again, ranks=2)[1]
+    assert same(model_of(tmp_path / "run"), before)
+    assert steps_of(tmp_path / "run") == [4, 8, 12]
+    status, _, errors = train(*again, "--lr", 0.01, ranks=2)
+    assert status == 2
+    assert f"{tmp_path / 'run'} holds another run already" in errors
+
+
+def test_a_run_stops_by_itself_before_its_batch_job_ends(tmp_path):
+    end = time.time() + 15
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "night", "SLURM_JOB_NODELIST": "n[1-2]",
+           "SLURM_JOB_END_TIME": str(int(end))}
+    status, output, errors = train("--steps", 100_000, "--batch", 4, "--out", tmp_path / "run", ranks=2, env=job)
+    assert status == 75, output + errors
+    assert end - 5 < time.time() < end      # a tenth of what was left
+    assert "7 (night) on n[1-2], 00:00:" in output
+    assert "in time before the job's end; go on with --resume" in output
+    assert list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_path, name):
+    folder = tmp_path / "run"
+    status, _, errors = train(*SMALL, "--algorithm", name, "--lr", 0.01, "--out", folder, ranks=3)
+    assert (status, errors) == (0, "")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 < summary["train_loss"] < 3
+    assert summary["images"] == 12 * 8 * 3 or name == "backup"      # whose server computes no gradient
+    one_sided = name in ("adpsgd", "easgd", "parameter_server")
+    assert (summary["staleness"] is not None) == one_sided
+    steps = [0 if name == "backup" else 12, 12, 12]             # whose rank 0 serves
+    assert (summary["rank_steps"], summary["lr"] > 0) == (steps, True)
+    counts = {int(stale): count for stale, count in summary["staleness_counts"].items()}
+    with open(folder / "summary.csv", newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    assert row["rank_steps"] == " ".join(map(str, steps))
+    assert row["staleness_counts"] == " ".join(f"{stale}:{count}" for stale, count in sorted(counts.items()))
+    assert row["staleness_max"] == (str(max(counts)) if one_sided else "")
+    assert all(float(row[key]) >= 0 for key in ("consensus_distance", "bytes_sent", "wait_s", "lr"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rank_steps"] for line in lines] == ([0, 0, 0] if name == "backup" else [4, 8, 12])
+    told = sum((Counter(line["staleness_counts"]) for line in lines), Counter())    # of rank 0
+    assert (0 < told.total() <= sum(counts.values())) if one_sided else not told
+    assert np.isfinite(model_of(folder)["fc.weight"]).all()
+    assert all((view > 0).all() for key, view in model_of(folder).items() if key.endswith("running_var"))
+    status, _, errors = train("--resume", folder, "--steps", 18, ranks=3)
+    assert (status, errors) == (0, "")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 18
+
+
+@pytest.mark.parametrize("bn", ["average", "recalibrate", "local"])
+def test_the_statistics_of_the_answer_are_those_asked_for(tmp_path, bn):
+    """Over so few steps the running averages are still near their start, the measured ones are not."""
+    status, _, errors = train("--steps", 2, "--batch", 32, "--lr", 0, "--bn", bn, "--out", tmp_path / "run", ranks=2)
+    assert (status, errors) == (0, "")
+    own = model_of(tmp_path / "run")["layer3.0.bn2.running_var"].mean()
+    start = resnet("resnet8", 10, (28, 28, 1), 32, "reference").state["layer3.0.bn2.running_var"].mean()
+    assert (abs(own - start) < 0.25) == (bn != "recalibrate")
+
+
+def test_a_slow_rank_is_slow_and_the_others_wait_for_it(tmp_path):
+    start = time.monotonic()
+    status, _, errors = train(*SMALL, "--slow-rank", "1:0.3", "--out", tmp_path / "run", ranks=2)
+    assert (status, errors) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert time.monotonic() - start > summary["wall_s"] > 12 * 0.3
+    assert summary["wait_s"] > 12 * 0.3 / 2 * 0.8            # the mean of one that waits and one that does not
+
+
+def test_more_ranks_than_cores(tmp_path):
+    status, _, errors = train("--steps", 20, "--out", tmp_path / "run", ranks=16, limit_s=120)
+    assert status == 0, errors
+
+
+def test_a_network_learns_the_real_images(tmp_path):
+    """Guessing is right in 10 %; one epoch, 2 ranks."""
+    assert train("--epochs", 1, "--batch", 32, "--out", tmp_path / "run", ranks=2, limit_s=120)[0] == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0.5
+
+
+# one rank fails
+
+FAULTS = {
+    "before training": "import dsgd_mpi.training.job as m; m.assemble = on_rank(m.assemble)",
+    "in a gradient": "import dsgd_mpi.nn.model as m; m.Model.loss_and_gradient = on_rank(m.Model.loss_and_gradient, 3)",
+    "in the data thread": "import dsgd_mpi.data.loader as m; m.Batches._fill = on_rank(m.Batches._fill, 3)",
+    "in evaluation": "import dsgd_mpi.nn.model as m; m.Model.predictor = on_rank(m.Model.predictor)",
+    "in another thread": """
+        import threading, dsgd_mpi.training.loop as m
+        def start(*args, train=m.train): threading.Thread(target=on_rank(lambda: None)).start(); return train(*args)
+        import dsgd_mpi.training.job; dsgd_mpi.training.job.train = start""",
+}
+PROGRAM = """
+    import os, time
+    from dsgd_mpi.net.launch import launched
+    def on_rank(f, call=0):
+        calls = iter(range(10**9))
+        def g(*args, **kwargs):
+            if launched().rank == {rank} and next(calls) == call:
+                open(os.path.join(os.path.dirname(__file__), "fault"), "w").write(str(time.time()))
+                raise RuntimeError("a fault was put here")
+            return f(*args, **kwargs)
+        return g
+    {fault}
+    from dsgd_mpi.train import main
+    main()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("where", FAULTS)
+def test_one_rank_that_raises_ends_the_whole_job_with_its_message(tmp_path, where, rank):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM).format(rank=rank, fault=textwrap.dedent(FAULTS[where]).strip()))
+    status, output, errors = run(program, "--steps", 8 if where == "in evaluation" else 100_000, "--batch", 4,
+                                 "--out", tmp_path / "run", ranks=3, limit_s=30)
+    ended = time.time()
+    assert status not in (0, 75)
+    assert ended - float((tmp_path / "fault").read_text()) < 10
+    assert "a fault was put here" in errors, output + errors
+    assert f"rank {rank} on " in errors
+
+
+# bad input
+
+def test_a_usage_error_under_mpirun_is_printed_once(tmp_path):
+    for options in (("--model", "resnet9"), ("--set", "perod=2", "--algorithm", "gossip"), ("--steps", "none"),
+                    ("--data", tmp_path / "missing.h5"), ("--batch", 9000), ("--lr", "-1"), ("--wrong",)):
+        status, output, errors = train(*options, ranks=3)
+        assert status == 2, (options, output, errors)
+        assert errors.count("Error") == 1, errors
+        assert "Traceback" not in errors
+
+
+def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        import dsgd_mpi.training.job as job
+        from dsgd_mpi.errors import UsageError
+        from dsgd_mpi.net.launch import launched
+        def prepare(*args, prepare=job.prepare):
+            if launched().rank == 1: raise UsageError("this node has no data")
+            return prepare(*args)
+        job.prepare = prepare
+        from dsgd_mpi.train import main
+        main()"""))
+    status, _, errors = run(program, *SMALL, ranks=3)
+    assert status == 2
+    assert errors.splitlines()[0] == "Error: ranks [1]: this node has no data"
+
+
+def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
+    """Each process would train alone, four times the same."""
+    status, _, errors = train("--out", tmp_path / "run", env={"OMPI_COMM_WORLD_RANK": "0",
+                                                              "OMPI_COMM_WORLD_SIZE": "4"})
+    assert status == 2
+    assert "the launcher started 4 ranks but MPI sees 1" in errors
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--model", "resnet9"), "unknown model 'resnet9'; the choices are resnet8, resnet14"),
+    (("--algorithm", "gosip"), "unknown algorithm 'gosip'"),
+    (("--algorithm", "gossip", "--set", "perod=2"), "gossip has no option 'perod'; did you mean 'period'?"),
+    (("--algorithm", "gossip", "--set", "period=two"), "gossip: period: expected int, found 'two'"),
+    (("--algorithm", "gossip", "--set", "period=0"), "gossip: period: expected at least 1, found 0"),
+    (("--algorithm", "gossip", "--set", "mode=pul"), "gossip: mode: expected one of pull, push, found 'pul'"),
+    (("--set", "bucket"), "--set expects KEY=VALUE, found 'bucket'"),
+    (("--batch", "20000"), "batch 20000 x 1 rank = 20000 images a step, but the training set holds 12000"),
+    (("--data", "nowhere.h5"), "nowhere.h5"),
+    (("--data", "fashion-minst"), "fashion-mnist"),
+    (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
+    (("--resume", "nowhere"), "config.toml: cannot be read"),
+    (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
+    (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
+    (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd needs those of other ranks; use "
+     "--steps, or one of adpsgd, easgd, gossip mode=push, parameter_server, push_sum graph=random"),
+    (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "
+     "max_staleness=2 needs those of other ranks"),
+    (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),
+    (("--algorithm", "easgd", "--compress", "float16"), "easgd works in shared memory, which is not compressed"),
+    (("--algorithm", "backup", "--dtype", "float16"), "backup cannot leave out a step whose gradient overflows"),
+    (("--device", "gpu"), "no GPU can be used"),
+    (("--kernels", "onednn", "--dtype", "float64"), "float64"),
+    (("--out", "/proc/nowhere"), "cannot be made"),
+])
+def test_bad_input_is_one_line_and_status_2(tmp_path, options, message):
+    status, output, errors = train("--out", tmp_path / "run", *options)
+    assert status == 2, output + errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    assert message in line
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    assert train(*SMALL, "--out", tmp_path / "run")[0] == 0
+    before = (tmp_path / "run" / "model.h5").read_bytes()
+    status, _, errors = train(*SMALL, "--out", tmp_path / "run")
+    assert status == 2
+    assert f"--resume {tmp_path / 'run'}" in errors
+    assert (tmp_path / "run" / "model.h5").read_bytes() == before
+
+
+def test_a_run_of_gossip_cannot_be_resumed_with_other_ranks(tmp_path):
+    assert train(*SMALL, "--algorithm", "gossip", "--out", tmp_path / "run", ranks=3)[0] == 0
+    status, _, errors = train("--resume", tmp_path / "run", "--steps", 20, ranks=2)
+    assert status != 0
+    assert "holds 3 different models, one a rank, but this run has 2 ranks; resume it with 3" in errors
+
+
+# without MPI
+
+def test_questions_are_answered_without_mpi(tmp_path):
+    for module, *args in (("train", "--help"), ("train", "--dry-run"), ("train", "--print-config"),
+                          ("train", "--algorithm", "list"), ("__main__", "data", "--help"),
+                          ("__main__", "plot", "--help"), ("__main__", "train", "--help"), ("__main__", "--help")):
+        program = ("import sys, runpy; sys.modules['mpi4py'] = None; "
+                   f"sys.argv = ['dsgd', *{args!r}]; runpy.run_module('dsgd_mpi.{module}', run_name='__main__')")
+        status, output, errors = run("-c", program)
+        assert (status, errors) == (0, ""), (module, args, errors)
+        assert output
+
+
+def test_the_list_tells_of_each_algorithm_all_that_is_to_be_known():
+    listed = train("--algorithm", "list")[1]
+    for name in algorithms.names():
+        found = algorithms.find(name)
+        entry = f"\n{listed}".partition(f"\n{name}   --set ")[2].partition("--set")[0]
+        assert all(f"{item.name}={item.default}" in entry for item in dataclasses.fields(found))
+        assert "arXiv" in entry or "et al." in entry
+        assert f"communication in a step    {found.traffic}" in entry
+        assert f"the model evaluated, kept  {found.offers}" in entry
+        assert "--steps-total  " in entry
+    assert "with mode=push" in listed
+    assert "with graph=random" in listed
+
+
+def test_a_run_without_an_mpi_library_says_what_to_install(tmp_path):
+    program = "import sys; sys.modules['mpi4py'] = None; from dsgd_mpi.train import main; main()"
+    status, _, errors = run("-c", program, "--out", tmp_path / "run")
+    assert status == 2
+    assert "MPI could not be loaded" in errors
+    assert "pip install mpich" in errors

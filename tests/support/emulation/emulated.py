@@ -1,0 +1,136 @@
+"""A CUDA device made of NumPy arrays and a C++ compiler: our kernels run on the CPU, word for word, one by one.
+
+Behind each array lies memory that nobody may touch: a kernel that goes beyond its arrays ends the process.
+"""
+
+import ctypes
+import hashlib
+import mmap
+import re
+import shutil
+import subprocess
+import tempfile
+import weakref
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from dsgd_mpi.kernels.gpu.device import PageLocked, macros, source
+
+SHIM = Path(__file__).parent / "cuda_on_cpu.hpp"
+COMPILER = shutil.which("g++")
+LIBC, NO_ACCESS = ctypes.CDLL(None), 0
+FOLDER = tempfile.TemporaryDirectory(prefix="dsgd-emulation-")       # gone at the end of the process
+
+
+@cache
+def library(given, vec):
+    """All kernels for a format, compiled once a process."""
+    text = source()
+    names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', text)
+    entries = [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
+               f"{{ launch({name}, grid, block, arguments); }}" for name in names]
+    program = "\n".join([f'#include "{SHIM}"', text, *entries])
+    stem = Path(FOLDER.name) / hashlib.sha256(repr((given, vec)).encode()).hexdigest()[:16]
+    stem.with_suffix(".cpp").write_text(program)
+    # _FORTIFY_SOURCE forbids longjmp between stacks; unique symbols would be shared with the other libraries
+    command = [COMPILER, *macros(given, vec), "-O3", "-march=native", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
+               "-fno-gnu-unique", "-Wl,-Bsymbolic", "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(stem.with_suffix(".so")))
+
+
+class Emulated:
+    """`Device`; `room`: bytes that it can give, `given`: those that it has."""
+
+    name, processors = "emulated", 4
+
+    def __init__(self, format_, room=1 << 34):
+        self.format, self.room, self.given = format_, room, 0
+        self.recording = None
+
+    def empty(self, shape, dtype):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        assert self.recording is None, "an allocation would fail while a graph is captured"
+        if self.given + size > self.room:
+            raise MemoryError
+        self.given += size
+        array = fenced(size)
+        array[:] = 0xff                     # NaN in every format, until somebody writes it
+        weakref.finalize(array.base, self.free, size)
+        return array.view(dtype).reshape(shape)
+
+    def free(self, size):
+        self.given -= size
+
+    def zeros(self, shape, dtype):
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    def page_locked(self, shape):
+        return np.full(shape, 99, np.uint8).view(PageLocked)
+
+    def spare_bytes(self):
+        return self.room - self.given
+
+    def put(self, host, into):
+        assert self.recording is None, "a copy from pageable memory would fail while a graph is captured"
+        assert host.dtype == into.dtype
+        into[...] = host
+
+    def get(self, x):
+        assert self.recording is None
+        return x.copy()
+
+    def kernel(self, name, vec, grid, block, *arguments):
+        function = getattr(library(self.format, vec), f"launch_{name}")
+        cells = [cell(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(each) for each in cells))
+        dims = [(ctypes.c_uint * 3)(*(*map(int, size), 1, 1)[:3]) for size in (grid, block)]
+        assert np.prod(block) <= 1024
+
+        def work(keeps=(cells, arguments)):         # alive as long as the launch
+            function(*dims, pointers)
+
+        def launch():
+            if self.recording is None:
+                work()
+            else:
+                self.recording.append(work)
+        return launch
+
+    def begin(self):
+        assert self.recording is None
+        self.recording = []
+
+    def end(self):
+        recorded, self.recording = self.recording, None
+
+        def replay():
+            for launch in recorded:
+                launch()
+        return replay
+
+    def mark(self):
+        return lambda: True
+
+
+def fenced(size):
+    """`size` bytes, 16-aligned, with no more than alignment between their end and memory that cannot be used."""
+    room = -(-size // 16) * 16
+    before = -(-max(room, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, before + mmap.PAGESIZE), np.uint8)
+    assert not LIBC.mprotect(ctypes.c_void_p(memory.ctypes.data + before), mmap.PAGESIZE, NO_ACCESS)
+    return memory[before - room : before - room + size]
+
+
+def cell(argument):
+    """A kernel's argument as it lies in memory."""
+    if argument is None or isinstance(argument, np.ndarray):
+        assert argument is None or argument.flags.c_contiguous
+        return ctypes.c_void_p(argument is not None and argument.ctypes.data)
+    kinds = {np.int32: ctypes.c_int, np.uint32: ctypes.c_uint, np.int64: ctypes.c_longlong, np.float32: ctypes.c_float}
+    return kinds[type(argument)](argument.item())

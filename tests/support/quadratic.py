@@ -1,0 +1,58 @@
+"""A small problem whose answer is known: each rank sees the gradient of one quadratic, with noise of its own."""
+
+import numpy as np
+
+from dsgd_mpi.arrays.flat import beside
+from dsgd_mpi.optim.sgd import LocalSgd
+
+
+class Quadratic:
+    """f(x) = 1/2 sum h (x - b)^2, gradients with noise drawn from (seed, rank, call)."""
+
+    def __init__(self, rank=0, size=40, noise=0.3, seed=5):
+        self.h = np.linspace(0.1, 1, size)
+        self.b = np.random.default_rng(7).normal(size=size)
+        self.rank, self.noise, self.seed, self.calls = rank, noise, seed, 0
+
+    def start(self):
+        return np.zeros_like(self.b)
+
+    def loss(self, x):
+        return float(np.sum(self.h * (x - self.b) ** 2) / 2)
+
+    def gradient(self, x, ready=None):
+        draw = np.random.default_rng((self.seed, self.rank, self.calls))
+        self.calls += 1
+        h, b, noise = (beside(x, each) for each in (self.h, self.b, self.noise * draw.normal(size=x.size)))
+        g = np.empty_like(x)
+        for end in range(x.size, 0, -10):   # in stretches, as a network would
+            part = slice(max(end - 10, 0), end)
+            np.subtract(x[part], b[part], out=g[part])
+            g[part] *= h[part]
+            g[part] += noise[part]
+            if ready:
+                ready(g, part)
+        return g
+
+
+def sgd_for(x, momentum=0.9, weight_decay=0.0):
+    return LocalSgd(x.size, momentum, weight_decay, like=x)
+
+
+def on(host, values):
+    """`values` where the algorithms of this host have their arrays: itself, or a copy on the host's device."""
+    return host.device.array(values) if hasattr(host, "device") else values
+
+
+def train(host, algorithm, task, steps, lr=0.05, momentum=0.9, x=None):
+    """A bare training loop: returns x and the optimiser."""
+    x = on(host, task.start()) if x is None else x
+    sgd = sgd_for(x, momentum)
+    algorithm.start(host, x, sgd)
+    for _ in range(steps):
+        go_on(host, algorithm, task, x, lr)
+    return x, sgd
+
+
+def go_on(host, algorithm, task, x, lr=0.05):
+    algorithm.step(x, lambda x, ready=None: host.compute(task.gradient, x, ready), lr)
