@@ -4,12 +4,14 @@ Each also with all arrays on a device (of NumPy's) on every rank, whose host sta
 """
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.simulated.host import Cluster
+from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host
 
 SIZES = (1, 2, 4, 5)
@@ -54,6 +56,16 @@ class DeviceWorld:
 
     def run(self, main, costs=None):
         return self.world.run(lambda host: on_host(main(self.over(host, NumpyDevice()))), costs)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--also", type=Path, help="A folder whose files join the package: algorithms/NAME.py, "
+                     "optim/NAME.py, nn/models/NAME.py. The laws run on them too.")
+
+
+def pytest_configure(config):
+    if config.getoption("--also"):
+        join(config.getoption("--also"))
 
 
 def pytest_generate_tests(metafunc):

@@ -1,27 +1,42 @@
-"""The house keeps its floors: a room imports only from floors below, and foreign libraries stay in theirs."""
+"""The house keeps its floors: what a room may import, name and ask, read from the syntax tree."""
 
 import ast
+import io
+import tokenize
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "dsgd_mpi"
-FLOORS = [                                  # lowest first; the longest prefix that fits a module decides
-    ("", "errors", "config", "arrays", "net.launch", "net.topology", "net.api", "kernels.api", "optim.schedule"),
-    ("optim", "net", "kernels", "nn", "data"),
+from dsgd_mpi import algorithms
+from dsgd_mpi.kernels.load import NAMES as BACK_ENDS
+from tests.support import ROOT
+
+PACKAGE = ROOT / "dsgd_mpi"
+FLOORS = [                                  # lowest first; a module is of the room with the longest prefix that fits
+    ("", "errors", "arrays", "net.launch"),
+    ("config", "net.api", "net.topology", "net.places", "kernels.api", "optim.schedule"),
+    ("optim", "net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
+    ("net.gpu", "nn"),
     ("algorithms",),
-    ("study", "training.record", "training.display", "training.deadline", "training.signals", "training.checkpoint"),
-    ("training.evaluate",),
-    ("training.steps",),
+    ("study", "training.checkpoint", "training.record", "training.display", "training.signals", "training.deadline"),
+    ("training.parts",),
+    ("training.evaluate", "training.steps"),
     ("training.loop",),
     ("training.build",),
-    ("training",),
+    ("training.job",),
     ("train", "doctor", "__main__"),
 ]
-ROOMS = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
-         "simpy": ("net.simulated",), "greenlet": ("net.simulated",), "rich": ("training", "study", "doctor", "data"),
-         "matplotlib": ("study",), "cffi": ("kernels.cpu",)}
+SIDEWAYS = {"training.record": ("training.display",)}       # what a room may import from its own floor, itself apart
+WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
+CHOOSERS = ("net", "training.build", "training.job", "doctor")
+FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
+           "simpy": ("net.simulated",), "greenlet": ("net.simulated",), "matplotlib": ("study",),
+           "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",)}
+ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default
+BACK_ENDS_ARE_ASKED_FOR_IN = ("training.build", "kernels.load")
+MOST_LINES = 60                             # of code, in an algorithm's file
 MODULES = sorted(PACKAGE.rglob("*.py"))
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: name_of(path) or "dsgd_mpi")
 
 
 def name_of(path):
@@ -29,42 +44,112 @@ def name_of(path):
     return ".".join(part for part in parts if part != "__init__")
 
 
-def floor_of(module):
-    floors = {prefix: floor for floor, prefixes in enumerate(FLOORS) for prefix in prefixes}
-    parts = module.split(".")
-    return next(floors[prefix] for end in range(len(parts), 0, -1) if (prefix := ".".join(parts[:end])) in floors)
+NAMES = {name_of(path) for path in MODULES}
+
+
+def within(module, rooms):
+    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+def room_of(module):
+    rooms = [room for floor in FLOORS for room in floor if room == module or (room and module.startswith(f"{room}."))]
+    assert rooms, f"{module} is in no room of the table"
+    return max(rooms, key=len)
+
+
+def floor_of(room):
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = {f"dsgd_mpi.{name_of(module)}" for module in MODULES}
-            yield from (name if name in known else node.module for name in names)
+    """Modules of ours without the package's name, and of others."""
+    for node in ast.walk(tree_of(path)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix("dsgd_mpi.") in NAMES else node.module for name in inside]
+        yield from names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_room_imports_only_from_its_floor_and_below(path):
-    module = name_of(path)
+@every_module
+def test_a_room_imports_from_floors_below_and_beside_it_only_what_the_table_names(path):
+    room = room_of(name_of(path))
     for imported in imports_of(path):
         package, _, inner = imported.partition(".")
         if package == "dsgd_mpi":
-            assert floor_of(inner) <= floor_of(module), f"{module} must not import {inner}"
-        elif package in ROOMS:
-            assert module.startswith(ROOMS[package]), f"{package} belongs to {ROOMS[package]}, not to {module}"
+            other = room_of(inner)
+            assert (other == room or floor_of(other) < floor_of(room)
+                    or (floor_of(other) == floor_of(room) and other in SIDEWAYS.get(room, ()))), \
+                f"{name_of(path)} must not import {inner}"
+        elif package in FOREIGN:
+            assert within(name_of(path), FOREIGN[package]), f"{package} belongs to {FOREIGN[package]}"
 
 
-def test_nothing_above_the_first_floor_asks_which_world_it_is_in():
-    for path in MODULES:
-        if floor_of(name_of(path)) > 1:
-            conditions = [ast.unparse(node.test) for node in ast.walk(ast.parse(path.read_text()))
-                          if isinstance(node, ast.If | ast.IfExp)]
-            assert not [each for each in conditions if "simulated" in each.lower()], path
+def test_every_entry_of_the_tables_is_about_something():
+    rooms = [room for floor in FLOORS for room in floor]
+    assert len(rooms) == len(set(rooms))
+    assert {room_of(name) for name in NAMES} == set(rooms)
+    for room, others in SIDEWAYS.items():
+        imported = {room_of(name.removeprefix("dsgd_mpi.")) for path in MODULES if room_of(name_of(path)) == room
+                    for name in imports_of(path) if name.startswith("dsgd_mpi")}
+        assert set(others) <= imported
+    for package, places in FOREIGN.items():
+        users = [name_of(path) for path in MODULES if package in {name.partition(".")[0] for name in imports_of(path)}]
+        assert all(any(within(user, (place,)) for user in users) for place in places), package
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "algorithms").glob("[a-z]*.py")), ids=lambda path: path.stem)
+@every_module
+def test_only_those_who_choose_know_which_world_they_are_in(path):
+    if not within(name_of(path), CHOOSERS):
+        known = [name for name in imports_of(path) if within(name.removeprefix("dsgd_mpi."), WORLDS)]
+        assert not known, known
+
+
+def texts(nodes):
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+@every_module
+def test_no_room_but_that_of_the_algorithms_names_one(path):
+    if not within(name_of(path), ALGORITHMS_ARE_NAMED_IN):
+        named = set(texts(ast.walk(tree_of(path)))) & {*algorithms.names(), *algorithms.RENAMED}
+        assert not named, named
+
+
+@every_module
+def test_no_room_but_those_of_choice_asks_for_a_back_end_by_name(path):
+    if not within(name_of(path), BACK_ENDS_ARE_ASKED_FOR_IN):
+        asked = []
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Compare):
+                asked += texts(ast.walk(node))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "load":
+                asked += texts([*node.args, *(keyword.value for keyword in node.keywords)])
+            elif isinstance(node, ast.MatchValue):
+                asked += texts([node.value])
+        assert not set(asked) & set(BACK_ENDS), asked
+
+
+def lines_of_code(text):
+    """Without comments, docstrings and empty lines."""
+    tree = ast.parse(text)
+    strings = {line for node in ast.walk(tree) if isinstance(node, ast.Expr) and texts([node.value])
+               for line in range(node.lineno, node.end_lineno + 1)}
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    code = {line for token in tokens if token.type not in silent for line in range(token.start[0], token.end[0] + 1)}
+    return len(code - strings)
+
+
+def test_lines_of_code_are_counted_as_a_reader_counts_them():
+    assert lines_of_code('"""Said\nin two lines."""\n\nx = 1    # one\n# none\ny = (2,\n     3)\n\ndef f():\n    """Said."""\n'
+                         '    return x\n') == 5
+
+
+@pytest.mark.parametrize("path", sorted(Path(PACKAGE / "algorithms").glob("[a-z]*.py")), ids=lambda path: path.stem)
 def test_an_algorithm_reads_like_its_paper(path):
-    code = [line for line in path.read_text().splitlines() if line.strip()]
-    assert len(code) <= 80
+    assert lines_of_code(path.read_text(encoding="utf-8")) <= MOST_LINES

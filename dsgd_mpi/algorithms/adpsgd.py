@@ -9,38 +9,30 @@ kept whatever happens in between; the paper makes the pair's averaging atomic, w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.topology import random_peer
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
-class AsynchronousDecentralised:
+class AsynchronousDecentralised(Algorithm):
     seed: int = 0                           # of each rank's choice of peers
 
-    keeps: ClassVar[tuple[str, ...]] = ("t",)
-    replicated: ClassVar[bool] = False
-    one_sided: ClassVar[bool] = True
-    servers: ClassVar[int] = 0
-    independent: ClassVar[bool] = True
-    traffic: ClassVar[str] = "the model of a random rank read and added to, one-sided"
-    offers: ClassVar[str] = "the mean of all models"
-    t = 0                                   # steps done
+    one_sided = True
+    independent = True
+    traffic = "the model of a random rank read and added to, one-sided"
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd, self.models = net, sgd, net.share(x)
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
+        self.models = net.share(x)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         me = self.net.rank
         peer = random_peer(self.t, me, self.net.size, self.seed)
-        g = gradient(x)
-        change = -x
-        self.sgd.update(x, g, lr)
-        change += x                         # -eta v_i
+        change = self.optimizer.change(x, gradient(x), lr)      # -eta v_i
         if peer != me:
             d = (self.models.read(me) - self.models.read(peer)) / 2
             self.models.add(peer, d)

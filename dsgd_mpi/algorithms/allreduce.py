@@ -8,40 +8,30 @@ All ranks hold the same x, to the bit. Finished stretches of the gradient travel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-from dsgd_mpi.algorithms import Gradient
-from dsgd_mpi.arrays.flat import Array, Buckets
-from dsgd_mpi.net.api import Net, Pending
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.algorithms import Algorithm, Gradient
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.net.api import Pending
 
 
 @dataclass
-class Allreduce:
+class Allreduce(Algorithm):
     bucket_mb: Annotated[float, 0] = 4.0    # how much of the gradient goes in one message, in 1e6 bytes
 
-    keeps: ClassVar[tuple[str, ...]] = ()
-    replicated: ClassVar[bool] = True
-    one_sided: ClassVar[bool] = False
-    servers: ClassVar[int] = 0
-    independent: ClassVar[bool] = False
-    traffic: ClassVar[str] = "one mean of the gradient over all, in buckets as it becomes ready"
-    offers: ClassVar[str] = "x, the same on all ranks"
-
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd = net, sgd
-        self.bucket = int(self.bucket_mb * 1e6) // x.itemsize
+    keeps = ()
+    replicated = True
+    traffic = "one mean of the gradient over all, in buckets as it becomes ready"
+    offers = "x, the same on all ranks"
+    variants = {}, {"bucket_mb": 1e-4}
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         under_way: list[Pending] = []
-        buckets = Buckets(self.bucket, lambda part: under_way.append(self.net.mean(part)))
-        g = gradient(x, buckets.ready)
+        bucket = int(self.bucket_mb * 1e6) // x.itemsize
+        g = gradient(x, lambda g, part: under_way.append(self.net.mean(g[part])), bucket)
         for pending in under_way:
             pending.wait()
-        self.sgd.update(x, g, lr)
-
-    def rest(self, x: Array) -> None:
-        pass                                # nothing is in flight between steps
+        self.optimizer.update(x, g, lr)
 
     def answer(self, x: Array) -> Array:
         return x

@@ -9,35 +9,34 @@ finds the model ahead of it skips the steps that were decided without it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
-class Backup:
+class Backup(Algorithm):
     backups: Annotated[int, 0] = 1          # b; at least one worker is always waited for
 
-    keeps: ClassVar[tuple[str, ...]] = ("t", "version")
-    replicated: ClassVar[bool] = False
-    one_sided: ClassVar[bool] = False
-    servers: ClassVar[int] = 1
-    independent: ClassVar[bool] = False
-    traffic: ClassVar[str] = "a worker's gradient to rank 0, its model to each worker"
-    offers: ClassVar[str] = "rank 0's model"
-    t = 0                                   # steps done
+    keeps = "t", "version"
+    servers = 1
+    ordered = False                         # the first to come are taken as they come
+    may_skip_step = False                   # the workers would not hear of it
+    traffic = "a worker's gradient to rank 0, its model to each worker"
+    offers = "rank 0's model"
+    variants = {}, {"backups": 0}
     version = 0                             # steps that the model here has taken
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd = net, sgd
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
         self.needed = max(1, net.size - 1 - self.backups)       # n
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         if self.net.size == 1:
-            self.sgd.update(x, gradient(x), lr)
+            self.optimizer.update(x, gradient(x), lr)
         elif self.net.rank == 0:
             self.serve(x, lr)
         else:
@@ -54,12 +53,12 @@ class Backup:
                 if letter.note == self.t and arrived < self.needed:
                     g += letter.array
                     arrived += 1
-        self.sgd.update(x, g / arrived, lr)
+        self.optimizer.update(x, g / arrived, lr)
         for worker in range(1, self.net.size):
             self.net.post(x, worker, note=self.t + 1)
 
     def take(self, x: Array, least: int = 0) -> None:
-        """The newest model that has arrived; from one sender letters come in order."""
+        """The newest model that has arrived; letters from one sender come in order."""
         for letter in self.net.collect(least):
             x[:], self.version = letter.array, int(letter.note)
 

@@ -9,31 +9,20 @@ doubly stochastic, so the mixing keeps the mean of all models; on the complete g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.topology import neighbours
-from dsgd_mpi.optim.sgd import LocalSgd
 
 
 @dataclass
-class Decentralised:
+class Decentralised(Algorithm):
     graph: Literal["ring", "torus", "exponential", "random", "complete"] = "ring"
     seed: int = 0                           # of the random graph, the same on all ranks
 
-    keeps: ClassVar[tuple[str, ...]] = ("t",)
-    replicated: ClassVar[bool] = False
-    one_sided: ClassVar[bool] = False
-    servers: ClassVar[int] = 0
-    independent: ClassVar[bool] = False
-    traffic: ClassVar[str] = "an exchange of models with each neighbour"
-    offers: ClassVar[str] = "the mean of all models"
-    t = 0                                   # steps done
-
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd = net, sgd
+    traffic = "an exchange of models with each neighbour"
+    variants = {}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         weights = self.weights(self.net.rank)
@@ -43,16 +32,10 @@ class Decentralised:
         x *= 1 - sum(weights.values())
         for peer, weight in weights.items():
             x += weight * arrived[peer]
-        self.sgd.update(x, g, lr)
+        self.optimizer.update(x, g, lr)
         self.t += 1
 
     def weights(self, rank: int) -> dict[int, float]:
         """W of this step: neighbour -> weight; the rank's own is what is left."""
         graph = neighbours(self.graph, self.net.size, self.t, self.seed)
         return {peer: 1 / (1 + max(len(graph[rank]), len(graph[peer]))) for peer in graph[rank]}
-
-    def rest(self, x: Array) -> None:
-        pass                                # nothing is in flight between steps
-
-    def answer(self, x: Array) -> Array:
-        return self.net.mean(x.copy()).wait()

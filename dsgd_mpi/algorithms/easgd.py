@@ -10,34 +10,33 @@ the paper's alpha is beta/n, since a fixed alpha makes c overshoot once n alpha 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.sharded import Sharded
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
-class Elastic:
+class Elastic(Algorithm):
     beta: Annotated[float, 0] = 0.9         # n alpha
     period: Annotated[int, 1] = 4           # tau
 
-    keeps: ClassVar[tuple[str, ...]] = ("t", "c")
-    replicated: ClassVar[bool] = False
-    one_sided: ClassVar[bool] = True
-    servers: ClassVar[int] = 0
-    independent: ClassVar[bool] = True
-    traffic: ClassVar[str] = "one model read and one added to, one-sided, every `period` steps"
-    offers: ClassVar[str] = "c, the centre"
-    t = 0                                   # steps done
+    keeps = "t", "c"
+    one_sided = True
+    independent = True
+    alone_is_sgd = False                    # the centre pulls
+    traffic = "one model read and one added to, one-sided, every `period` steps"
+    offers = "c, the centre"
+    variants = {}, {"period": 1}
     c = np.zeros(0)                         # the centre as of the last rest
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd = net, sgd
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
         self.centre = Sharded(net, self.c if len(self.c) else x)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
@@ -46,7 +45,7 @@ class Elastic:
             e = self.beta / self.net.size * (x - self.centre.read(np.empty_like(x)))
             x -= e
             self.centre.add(e)
-        self.sgd.update(x, g, lr)
+        self.optimizer.update(x, g, lr)
         self.t += 1
 
     def rest(self, x: Array) -> None:

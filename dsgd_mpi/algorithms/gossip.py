@@ -5,43 +5,33 @@
     then   x_i <- x_i - eta v_i              the local step, its gradient taken before the averaging
 
 The paper draws j independently for every rank; a matching keeps the mean of all models exactly and is one Sendrecv.
+The paper evaluates the mean of all models.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.topology import matching, random_peer
-from dsgd_mpi.optim.sgd import LocalSgd
 
 
 @dataclass
-class Gossip:
+class Gossip(Algorithm):
     mode: Literal["pull", "push"] = "pull"
     period: Annotated[int, 1] = 1           # tau: local steps from one meeting to the next
     probability: Annotated[float, 0] = 1.0  # that it takes place
     seed: int = 0                           # the same on all ranks: it decides who meets whom
 
-    keeps: ClassVar[tuple[str, ...]] = ("t",)
-    replicated: ClassVar[bool] = False
-    one_sided: ClassVar[bool] = False
-    servers: ClassVar[int] = 0
-    traffic: ClassVar[str] = "an exchange of models, or one model sent, every `period` steps"
-    offers: ClassVar[str] = "the mean of all models"
-    t = 0                                   # steps done
+    traffic = "an exchange of models, or one model sent, every `period` steps"
+    variants = {}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4}
 
-    @property
-    def independent(self) -> bool:
-        return self.mode == "push"
-
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd = net, sgd
+    def __post_init__(self) -> None:
+        self.independent = self.mode == "push"
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1
@@ -59,7 +49,7 @@ class Gossip:
             self.merge(x)
             if peer != self.net.rank:
                 self.net.post(x, peer)
-        self.sgd.update(x, g, lr)
+        self.optimizer.update(x, g, lr)
 
     def meets(self) -> bool:
         """At this step. To pull all ranks draw alike: nobody waits for a partner who stays away."""
@@ -75,6 +65,3 @@ class Gossip:
         self.net.settle()
         self.merge(x)
         self.net.settle()                   # nobody goes on before all have read
-
-    def answer(self, x: Array) -> Array:
-        return self.net.mean(x.copy()).wait()       # Jin et al. evaluate the average of all models

@@ -13,19 +13,20 @@ its own momentum v_i, so that one alone does plain SGD.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Gradient, serving
+from dsgd_mpi.algorithms import Algorithm, Gradient, serving
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.clocks import Clocks
 from dsgd_mpi.net.sharded import Sharded
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
-class ParameterServer:
+class ParameterServer(Algorithm):
     servers: Annotated[int, 0] = 0          # ranks that only hold the model; 0: all ranks do, and work
     pull_every: Annotated[int, 1] = 1       # steps from one read of c to the next
     push_every: Annotated[int, 1] = 1       # steps from one addition to c to the next
@@ -33,35 +34,33 @@ class ParameterServer:
     compensation: Annotated[float, 0] = 0.04    # lambda
     max_staleness: Annotated[int, 0] = 0    # steps; 0: no bound
 
-    keeps: ClassVar[tuple[str, ...]] = ("t", "c")
-    replicated: ClassVar[bool] = False
-    one_sided: ClassVar[bool] = True
-    traffic: ClassVar[str] = "one model read and one added to, one-sided, every pull_every and push_every steps"
-    offers: ClassVar[str] = "c, the model in shared memory"
-    t = 0                                   # steps done
+    keeps = "t", "c"
+    one_sided = True
+    updates_add_up = True
+    traffic = "one model read and one added to, one-sided, every pull_every and push_every steps"
+    offers = "c, the model in shared memory"
+    variants = ({}, {"servers": 1}, {"pull_every": 3, "push_every": 2}, {"staleness": "scale"},
+                {"staleness": "compensate"}, {"max_staleness": 1})
     c = np.zeros(0)                         # the model as of the last rest
 
-    @property
-    def independent(self) -> bool:
-        return not self.max_staleness
+    def __post_init__(self) -> None:
+        self.independent = not self.max_staleness
+        self.alone_is_sgd = self.pull_every == 1        # else late on purpose
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd, self.holders = net, sgd, serving(self, net.size)
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
+        self.holders = serving(self, net.size)
         self.model = Sharded(net, self.c if len(self.c) else x, self.holders)
-        self.clocks = net.counters(net.size)    # steps that each worker has done
-        self.clocks.add(net.rank, int(self.t))
+        self.clocks = Clocks(net, int(self.t), self.holders, self.max_staleness)
         self.update = 0 * x                 # of this rank, not yet added to c
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1
         if self.net.rank < self.holders:
-            self.wait_until_all_have_done(self.t)
+            self.clocks.wait_for_all(self.t)
         else:
             self.work(x, gradient, lr)
-            if self.holders or self.max_staleness:
-                self.clocks.add(self.net.rank)
-        if self.max_staleness:
-            self.wait_until_all_have_done(self.t - self.max_staleness)
+            self.clocks.tick()
 
     def work(self, x: Array, gradient: Gradient, lr: float) -> None:
         if (self.t - 1) % self.pull_every == 0:
@@ -69,23 +68,15 @@ class ParameterServer:
         g = gradient(x)
         if self.staleness == "compensate":
             g += self.compensation * g * g * (self.model.read(np.empty_like(x)) - x)
-        before = x.copy()
-        self.sgd.update(x, g, lr / max(1, self.model.age()) if self.staleness == "scale" else lr)
-        self.update += x - before
+        if self.staleness == "scale":
+            lr /= max(1, self.model.age())
+        self.update += self.optimizer.change(x, g, lr)
         if self.t % self.push_every == 0:
-            self.push()
-
-    def push(self) -> None:
-        self.model.add(self.update)
-        self.update[:] = 0
-
-    def wait_until_all_have_done(self, steps: int) -> None:
-        while self.clocks.values()[self.holders:].min() < steps:
-            self.net.idle()
+            self.model.flush(self.update)
 
     def rest(self, x: Array) -> None:
         if self.update.any():
-            self.push()
+            self.model.flush(self.update)
         self.c = self.model.whole(x)
 
     def answer(self, x: Array) -> Array:

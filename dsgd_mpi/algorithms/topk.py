@@ -10,72 +10,60 @@ all of u sent it is `allreduce`. Batch norm's statistics are averaged whole: rem
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.api import Letter, Net
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.compression import topk
+from dsgd_mpi.net.letters import Letters
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
-class TopK:
+class TopK(Algorithm):
     share: Annotated[float, 0] = 0.01       # k, of the trained numbers; at least one is sent
 
-    keeps: ClassVar[tuple[str, ...]] = ("t", "error")
-    replicated: ClassVar[bool] = False      # x is the same on all ranks, but what is remembered is not
-    one_sided: ClassVar[bool] = False
-    servers: ClassVar[int] = 0
-    independent: ClassVar[bool] = False
-    traffic: ClassVar[str] = "a share of the gradient, with its places, to each other rank"
-    offers: ClassVar[str] = "x, the same on all ranks"
-    t = 0                                   # steps done
+    keeps = "t", "error"                    # x is the same on all ranks, but what is remembered is not
+    may_skip_step = False                   # what overflows would be remembered
+    traffic = "a share of the gradient, with its places, to each other rank"
+    offers = "x, the same on all ranks"
+    variants = {"share": 0.1}, {"share": 1.0}
     error = np.zeros(0)                     # e
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd = net, sgd
-        self.trained = len(sgd.v)
-        self.k = min(max(1, round(self.share * self.trained)), self.trained)
-        self.early: list[Letter] = []       # of the next step
+    def __post_init__(self) -> None:
+        self.alone_is_sgd = self.share >= 1
+
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
+        self.trained = optimizer.trained
+        size = x[self.trained].size
+        self.k = min(max(1, round(self.share * size)), size)
+        self.letters = Letters(net)
         if not len(self.error):
-            self.error = 0 * sgd.v
+            self.error = 0 * x[self.trained]
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         g = gradient(x)
-        statistics = self.net.mean(g[self.trained :])
-        u = g[: self.trained]
+        statistics = self.net.mean(g[self.trained.stop :])
+        u = g[self.trained]
         u += self.error
-        places = np.argpartition(abs(u), self.trained - self.k)[self.trained - self.k :]
-        letter = np.empty_like(u, dtype=f"int{8 * u.itemsize}", shape=2 * self.k)
-        letter[: self.k], letter[self.k :] = places, u[places].view(letter.dtype)
-        for peer in range(self.net.size):
-            if peer != self.net.rank:
-                self.net.post(letter, peer, note=self.t)
+        places = topk.largest(u, self.k)
+        own = topk.pack(u, places)
+        others = [peer for peer in range(self.net.size) if peer != self.net.rank]
+        for peer in others:
+            self.net.post(own, peer)
         self.error[:] = u
         self.error[places] = 0
         u[:] = 0
-        for sent in self.in_rank_order(letter):
-            u[sent[: self.k]] += sent[self.k :].view(x.dtype)
+        for rank in range(self.net.size):   # the sums are the same everywhere, to the bit
+            topk.add(own if rank == self.net.rank else self.letters.next_from(rank).array, into=u)
         u /= self.net.size
         statistics.wait()
-        self.sgd.update(x, g, lr)
+        self.optimizer.update(x, g, lr)
         self.t += 1
-
-    def in_rank_order(self, own: Array) -> list[Array]:
-        """What all have sent in this step, so that the sums are the same everywhere, to the bit."""
-        found = {self.net.rank: own}
-        letters, self.early = self.early, []
-        while True:
-            for letter in letters:
-                if letter.note == self.t:
-                    found[letter.source] = letter.array
-                else:                       # from a rank that has all letters already
-                    self.early.append(letter)
-            if len(found) == self.net.size:
-                return [found[rank] for rank in range(self.net.size)]
-            letters = list(self.net.collect(least=1))
 
     def rest(self, x: Array) -> None:
         self.net.settle()                   # nobody goes on before all have read the last step's letters

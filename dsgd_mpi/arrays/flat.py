@@ -10,6 +10,7 @@ import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray: what is written here works on both
 Shape = tuple[int, ...]
+Hear = Callable[[Array, slice], None]        # of a stretch of a vector that is final
 
 
 def to_numpy(x: Array) -> Array:
@@ -59,17 +60,17 @@ class Buckets:
     """Joins finished stretches of a vector into ones worth a message: many small messages cost more than few large.
 
     A backward pass finishes its gradient from the back to the front; each call of `ready` says that one more stretch,
-    adjoining the last, will not change any more. `send` gets a view of at least `size` elements at a time, and the rest
-    once the front is reached.
+    adjoining the last, will not change any more. `hear` is called with at least `least` elements at a time, and with
+    the rest once the front is reached.
     """
 
-    def __init__(self, size: int, send: Callable[[Array], None]) -> None:
-        self.size, self.send = size, send
-        self.end: int | None = None         # what lies between the last stretch and here is finished and not yet sent
+    def __init__(self, least: int, hear: Callable[[slice], None]) -> None:
+        self.least, self.hear = least, hear
+        self.end: int | None = None         # what lies between here and the last stretch is finished and not yet told
 
-    def ready(self, vector: Array, part: slice) -> None:
+    def ready(self, part: slice) -> None:
         if self.end is None:
             self.end = part.stop
-        if self.end - part.start >= self.size or part.start == 0:
-            self.send(vector[part.start : self.end])
+        if self.end - part.start >= self.least or part.start == 0:
+            self.hear(slice(part.start, self.end))
             self.end = part.start

@@ -211,7 +211,7 @@ def fails(tool: Path, library: str, limit_s: float) -> tuple[str, str] | None:
 # under a launcher: MPI in this process, as in a run
 
 def examine(report: Report, ranks: int, out: Path, seconds: float, stage: Callable[[str], None]) -> int:
-    """Everyone: hosts, verbs, and the report's end; the exit status, the same on all ranks."""
+    """Collective: hosts, verbs, and the report's end; the exit status, the same on all ranks."""
     stage("the start of MPI")
     from dsgd_mpi.training.job import fail, started_mpi
     try:
@@ -235,7 +235,7 @@ def examine(report: Report, ranks: int, out: Path, seconds: float, stage: Callab
 
 
 def hosts(report: Report, host: Any, out: Path) -> None:
-    """Everyone: what each host has, and whether all are alike."""
+    """Collective: what each host has, and whether all are alike."""
     from dsgd_mpi.net.mpi.probe import facts
     own = {**machine.here(), **facts(host), "dsgd_mpi": __version__, "python": platform.python_version()}
     ranks = host.allgather(own)
@@ -272,7 +272,7 @@ def judge_cores(report: Report, name: str, ranks: list[dict[str, Any]]) -> None:
 
 
 def judge_sharing(report: Report, host: Any, out: Path, ranks: list[dict[str, Any]]) -> None:
-    """Everyone: whether all hosts see what rank 0 writes where run folders are to be."""
+    """Collective: whether all hosts see what rank 0 writes where run folders are to be."""
     token = machine.place(out).nearest / f".doctor-{secrets.token_hex(8)}"
     with suppress(OSError):
         if host.rank == 0:
@@ -287,7 +287,7 @@ def judge_sharing(report: Report, host: Any, out: Path, ranks: list[dict[str, An
 
 
 def measure(report: Report, host: Any, seconds: float, stage: Callable[[str], None]) -> None:
-    """Everyone: each verb with large and with small messages."""
+    """Collective: each verb with large and with small messages."""
     from dsgd_mpi.doctor.selftest import selftest
     names = host.allgather(platform.node())
     timings = list(selftest(host, seconds, stage))

@@ -1,7 +1,7 @@
 """A little of each verb on all ranks at once: how fast are messages and one-sided memory, and is what they bring right?
 
 Every rank works with the one half the job away, which is on another host wherever there are several. Times are medians
-over the repetitions of a rank; over the ranks, the median and the slowest are told.
+over the repetitions of a rank; the median over ranks and the slowest rank are reported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Timing(NamedTuple):
 
 
 def selftest(host: Host, seconds: float, stage: Callable[[str], None]) -> Iterator[Timing]:
-    """Everyone: the timings one by one. RuntimeError names the rank and the verb that gave a wrong answer."""
+    """Collective: the timings one by one. RuntimeError names the rank and the verb that gave a wrong answer."""
     trials = [trial for numbers in (LARGE, SMALL) for trial in verbs(host, numbers)]
     for verb, numbers, act in trials:
         stage(f"{verb} of {numbers * 4:,} bytes")
@@ -47,7 +47,7 @@ def selftest(host: Host, seconds: float, stage: Callable[[str], None]) -> Iterat
 
 
 def verbs(host: Host, numbers: int) -> Iterator[tuple[str, int, Callable[[], None]]]:
-    """Everyone: each verb as a call that checks its answer."""
+    """Collective: each verb as a call that checks its answer."""
     peer = partner(host.rank, host.size)
     own, out = np.full(numbers, host.rank, np.float32), np.empty(numbers, np.float32)
     ones, shared = np.ones(numbers, np.float32), host.share(np.zeros(numbers, np.float32))
@@ -83,7 +83,7 @@ def partner(rank: int, size: int) -> int:
 
 
 def timed(host: Host, verb: str, numbers: int, act: Callable[[], Any], budget_s: float) -> Timing:
-    """Everyone: repetitions for about so long, as many on each rank."""
+    """Collective: repetitions for about so long, as many on each rank."""
     seconds(host, [act, act])                   # the first ones open connections
     slowest = max(host.allgather(sum(seconds(host, [act]))))
     turns = int(min(TURNS, max(3, budget_s / slowest)))

@@ -86,38 +86,38 @@ class Net(Protocol):
     size: int
 
     def mean(self, x: Array, half: Half | None = None) -> Pending:
-        """Everyone, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all.
+        """Collective, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all.
 
         Where `half` is given, numbers travel in it: what a rank hands in, sums on their way and the mean are rounded.
         """
 
     def exchange(self, x: Array, peer: int) -> Pending:
-        """Both: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.
+        """The two ranks: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.
 
         With oneself it is x itself. Two arrays of unequal length raise an error that names the ranks.
         """
 
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
-        """The sender alone: a copy of x and a number, to be collected by `peer` some time later."""
+        """One-sided, by the sender: a copy of x and a number, to be collected by `peer` some time later."""
 
     def collect(self, least: int = 0) -> Iterator[Letter]:
-        """The receiver alone: what has arrived, once that are at least so many. From one sender in the order sent."""
+        """One-sided, by the receiver: what has arrived, once it is at least so many. Each sender's in the order sent."""
 
     def share(self, x: Array) -> Shared:
-        """Everyone, once: lends a copy of x to all. The parts of the ranks may differ in length."""
+        """Collective, once: lends a copy of x to all. The parts of the ranks may differ in length."""
 
     def counters(self, count: int) -> Counters:
-        """Everyone, once: so many counters, at zero, in the memory of rank 0."""
+        """Collective, once: so many counters, at zero, in the memory of rank 0."""
 
     def idle(self) -> None:
-        """This rank alone, again and again while it waits for a change in shared memory: sleeps for a moment."""
+        """One rank, again and again while it waits for a change in shared memory: sleeps for a moment."""
 
     def settle(self) -> None:
-        """Everyone: when it returns, all that was posted has arrived and can be collected."""
+        """Collective: when it returns, all that was posted has arrived and can be collected."""
 
 
 class Host(Net, Protocol):
-    """What the training loop sees besides."""
+    """What the training loop sees in addition."""
 
     traffic: Traffic
 
@@ -128,19 +128,19 @@ class Host(Net, Protocol):
         """Lets messages move on; called between layers, since nothing moves while MPI is not entered."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment, on this rank's clock."""
+        """Seconds since some fixed moment by this rank's clock."""
 
     def broadcast(self, x: Array, root: int = 0) -> None:
-        """Everyone: x becomes the root's, in place."""
+        """Collective: x becomes the root's, in place."""
 
     def allgather(self, item: Any) -> list[Any]:
-        """Everyone: small Python objects, in rank order."""
+        """Collective: small Python objects, in rank order."""
 
     def cores(self) -> int:
-        """Everyone: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
+        """Collective: the cores this rank may use, divided among the ranks of its node that may use the same ones."""
 
     def local_rank(self) -> int:
-        """Everyone: this rank's number among the ranks of its node."""
+        """Collective: this rank's number among the ranks of its node."""
 
     def library(self) -> str:
         """What carries the messages, with its version, in one line."""

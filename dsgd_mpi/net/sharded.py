@@ -18,21 +18,26 @@ class Sharded:
         self.net, self.shared = net, net.share(x[bounds[net.rank] : bounds[net.rank + 1]])
 
     def read(self, out: Array) -> Array:
-        """Everyone alone: fills `out` (the whole vector) and returns it."""
+        """Each rank alone: fills `out` (the whole vector) and returns it."""
         for owner, part in enumerate(self.parts):
             self.shared.read(owner, out[part])
         return out
 
     def add(self, delta: Array) -> int:
-        """Everyone alone: adds `delta` (the whole vector); the largest staleness that a part of it met."""
+        """Each rank alone: adds `delta` (the whole vector); the largest staleness that a part of it met."""
         return max(self.shared.add(owner, delta[part]) for owner, part in enumerate(self.parts))
+
+    def flush(self, delta: Array) -> None:
+        """Adds `delta` and sets it to zero."""
+        self.add(delta)
+        delta[:] = 0
 
     def age(self) -> int:
         """The largest number of additions to a part since this rank last read it."""
         return max(self.shared.age(owner) for owner in range(len(self.parts)))
 
     def whole(self, like: Array) -> Array:
-        """Everyone together: a copy of the vector when all have added what they had to add; the same on all ranks."""
+        """Collective: a copy of the vector when all have added what they had to add; the same on all ranks."""
         self.net.settle()                   # nobody adds any more, and
         whole = self.read(np.empty_like(like))
         self.net.settle()                   # nobody goes on before all have read

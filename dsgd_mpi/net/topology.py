@@ -27,7 +27,7 @@ def random_peer(step: int, rank: int, size: int, seed: int) -> int:
 def exponential_peer(step: int, rank: int, size: int) -> int:
     """Whom a rank sends to on the directed exponential graph: 1, 2, 4, ... ranks on, in turn.
 
-    At each step everybody sends once and receives once; after log2 n steps everyone has heard of everyone.
+    At each step every rank sends once and receives once; after log2 n steps each has heard of every other.
     """
     return (rank + (1 << step % max(1, (size - 1).bit_length()))) % size
 

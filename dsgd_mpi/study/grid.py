@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import click
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.config import build, read_toml
+from dsgd_mpi.config import read_toml
 from dsgd_mpi.errors import UsageError
 
 
@@ -43,7 +43,7 @@ def points(path: Path) -> list[Point]:
                          f"'gossip mode=push'; found {table!r}")
     for name in names:
         first, *settings = name.split() or [""]
-        build(algorithms.find(first), dict(setting.partition("=")[::2] for setting in settings), first)
+        algorithms.build(first, dict(setting.partition("=")[::2] for setting in settings))
     return [Point(count, " ".join(name.split())) for count in sorted(set(ranks)) for name in names]
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.config import FIELDS, Config, build, from_toml
+from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
 from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
@@ -158,7 +158,7 @@ def all_options(config: Config) -> dict[str, Any]:
     """The algorithm's, with its defaults; of an algorithm that this version does not know, those given."""
     given = config.algorithm_options()
     with suppress(UsageError):
-        return dict(vars(build(algorithms.find(config.algorithm), given, config.algorithm)))
+        return {**given, **algorithms.build(config.algorithm, given).options()}
     return dict(given)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsgd_mpi import algorithms, config
+from dsgd_mpi import algorithms
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
@@ -21,7 +20,7 @@ from dsgd_mpi.nn.models.resnet import network
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.optim.sgd import LocalSgd
 from dsgd_mpi.training.checkpoint import Checkpoints
-from dsgd_mpi.training.evaluate import Training
+from dsgd_mpi.training.parts import Training
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Prepared:
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""
-        return dataclasses.asdict(self.algorithm)               # type: ignore[call-overload, no-any-return]
+        return self.algorithm.options()
 
     def about(self, ranks: int) -> dict[str, Any]:
         """What was run, for a summary."""
@@ -49,7 +48,7 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     slowed = config_.slowed()
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
-    algorithm = config.build(algorithms.find(config_.algorithm), config_.algorithm_options(), config_.algorithm)
+    algorithm = algorithms.build(config_.algorithm, config_.algorithm_options())
     if config_.steps_total and config_.steps:
         raise UsageError("--steps and --steps-total: expected one of them, found both")
     if config_.steps_total and not algorithm.independent:
@@ -57,7 +56,7 @@ def prepare(config_: Config, ranks: int) -> Prepared:
                          f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
     if config_.compress != "none" and algorithm.one_sided:
         raise UsageError(f"--compress: {config_.algorithm} works in shared memory, which is not compressed; use none")
-    if config_.dtype == "float16" and config_.algorithm in ("backup", "topk"):
+    if config_.dtype == "float16" and not algorithm.may_skip_step:
         raise UsageError(f"--dtype float16: {config_.algorithm} cannot leave out a step whose gradient overflows, as "
                          "float16 must; use --dtype bfloat16")
     kernels = load(config_.kernels, config_.dtype, config_.device)
@@ -67,7 +66,7 @@ def prepare(config_: Config, ranks: int) -> Prepared:
 
 
 def connect(parts: Prepared, host: Host) -> Host:
-    """Everyone: the host for the arrays of these kernels. UsageError, the same on all ranks, where there is none."""
+    """Collective: the host for the arrays of these kernels. UsageError, the same on all ranks, where there is none."""
     with_gpu = host.allgather(parts.kernels.name == "cudnn")
     if not any(with_gpu):
         return host
@@ -80,7 +79,7 @@ def connect(parts: Prepared, host: Host) -> Host:
 
 
 def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
-    """Everyone: the whole run, its model the same on all ranks."""
+    """Collective: the whole run, its model the same on all ranks."""
     chosen = parts.config
     servers = algorithms.serving(parts.algorithm, host.size)
     workers = host.size - servers
@@ -95,14 +94,16 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     parts.kernels.set_threads(threads)
     model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
-    sgd = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
-                   like=model.flat)
+    optimizer = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
+                         like=model.flat)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
-    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host      # type: ignore[arg-type]
-    return Training(host, net, model, batches, parts.dataset.test, parts.algorithm, sgd,
-                    Schedule(chosen.lr, chosen.schedule, steps, warmup),    # type: ignore[arg-type]
-                    Checkpoints(host, folder, header, parts.kernels.state), steps, epoch, at_once,
-                    max(1, round(chosen.eval_every * epoch)), chosen.checkpoint_every, threads, workers,
-                    host.rank >= servers, chosen.bn, seconds if host.rank == slow_rank else 0.0)  # type: ignore[arg-type]
+    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
+    return Training(
+        host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
+        optimizer=optimizer, schedule=Schedule(chosen.lr, chosen.schedule, steps, warmup),
+        checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
+        ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
+        checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
+        bn=chosen.bn, delay_s=seconds if host.rank == slow_rank else 0.0)

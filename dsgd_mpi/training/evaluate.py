@@ -1,56 +1,21 @@
-"""What a run is made of, and what the model that it has come to is worth."""
+"""What the model that a run has come to is worth."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.data import Batches, Split, evaluation_batches
-from dsgd_mpi.net.api import Host, Net
-from dsgd_mpi.nn import Model
-from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import LocalSgd
-from dsgd_mpi.training.checkpoint import Checkpoints
+from dsgd_mpi.data import evaluation_batches
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.training.parts import Training
 
 RECALIBRATION_STEPS = 16                    # batches a rank that statistics are measured on
 
 
-@dataclass
-class Training:
-    """All that takes part in a run, as `build` puts it together."""
-
-    host: Host
-    net: Net                                # what the algorithm sees of it
-    model: Model
-    batches: Batches
-    test: Split
-    algorithm: Algorithm
-    sgd: LocalSgd
-    schedule: Schedule
-    checkpoints: Checkpoints
-    steps: int                              # of the whole run
-    steps_per_epoch: int
-    ranks_per_step: int                     # that compute a gradient in it; 1 where the steps are shared out
-    eval_every: int                         # steps
-    checkpoint_every: int                   # steps; 0: none but the last
-    threads: int                            # that this rank computes with
-    workers: int                            # ranks that train a model; the others only serve
-    works: bool                             # whether this rank is one of them
-    bn: Literal["average", "recalibrate", "local"] = "average"      # whose statistics the answer gets
-    delay_s: float = 0.0                    # by which each gradient is made slower
-
-    @property
-    def shared_out(self) -> bool:
-        """Whether a step is done by one rank, any of them, and not by all."""
-        return self.ranks_per_step < self.workers
-
-
 def take_answer(run: Training, step: int) -> None:
-    """Everyone: x becomes the model that the algorithm offers, with the statistics that were asked for."""
+    """Collective: x becomes the model that the algorithm offers, with the statistics that were asked for."""
     model, x = run.model, run.model.flat
     statistics = slice(model.parameters, None)
     own = x[statistics].copy()
@@ -66,7 +31,7 @@ def take_answer(run: Training, step: int) -> None:
 
 
 def evaluate(run: Training, step: int) -> dict[str, Any]:
-    """Everyone: what the algorithm's answer does on the test set, each rank taking its share; x stays as it was."""
+    """Collective: what the algorithm's answer does on the test set, each rank taking its share; x stays as it was."""
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
@@ -82,7 +47,7 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
 
 
 def consensus_distance(host: Host, x: Array, weight: float = 1.0) -> float:
-    """Everyone: mean over the ranks of ||x_i - mean x||, divided by ||mean x||; the weights have a mean of 1."""
+    """Collective: the average over ranks of ||x_i - mean x||, divided by ||mean x||; the weights have a mean of 1."""
     mean = host.mean(weight * x).wait()
     distance = host.mean(np.array([weight * float(np.linalg.norm(x - mean))])).wait()
     return float(distance[0]) / float(np.linalg.norm(mean))

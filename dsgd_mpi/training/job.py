@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,12 +30,13 @@ from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training.build import Prepared, assemble, connect, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
-from dsgd_mpi.training.evaluate import Training
 from dsgd_mpi.training.loop import train
+from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record, write_json
 from dsgd_mpi.training.signals import STATUS, StopRequest
 
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
+Result = TypeVar("Result")
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -46,26 +48,27 @@ def run(config: Config) -> int:
     job = batch_job() if rank == 0 else None
     if job:
         stop.deadline = job.deadline(config.time_left)
-    parts, problem = prepared(config, size)
+    parts, problem = attempted(prepare, config, size)
     if problem and size == 1:
         problem.show()
         return problem.exit_code
-    try:
-        host = started_mpi(size)
-    except UsageError as unusable:
+    host, unusable = attempted(started_mpi, size)
+    if unusable:
         if rank == 0:
             unusable.show()
         return unusable.exit_code
+    assert host
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
         if told(host, problem):
             return UsageError.exit_code
         assert parts
-        net, problem = connected(parts, host)
-        folder, problem = made_folder(config, host.rank) if not problem else (None, problem)
+        net, problem = attempted(connect, parts, host)
+        folder, problem = (None, problem) if problem else attempted(made_folder, config, host.rank)
         if told(host, problem):
             return UsageError.exit_code
+        assert net
         where = Path(host.allgather(str(folder))[0])
         status = work(parts, net, where, stop, job)
         host.close()
@@ -75,9 +78,10 @@ def run(config: Config) -> int:
         raise                               # never reached: the job is gone
 
 
-def prepared(config: Config, ranks: int) -> tuple[Prepared | None, UsageError | None]:
+def attempted(act: Callable[..., Result], *args: Any) -> tuple[Result | None, UsageError | None]:
+    """What it gives, or the user's error that it raises, which is not to be told before all ranks know of it."""
     try:
-        return prepare(config, ranks), None
+        return act(*args), None
     except UsageError as problem:
         return None, problem
 
@@ -95,33 +99,25 @@ def started_mpi(ranks: int) -> Any:
     return host
 
 
-def connected(parts: Prepared, host: Host) -> tuple[Host, UsageError | None]:
-    try:
-        return connect(parts, host), None
-    except UsageError as problem:
-        return host, problem
-
-
-def made_folder(config: Config, rank: int) -> tuple[Path | None, UsageError | None]:
-    """Rank 0 makes the run folder, or finds the one to go on in."""
+def made_folder(config: Config, rank: int) -> Path | None:
+    """Rank 0 makes the run folder, or finds the one to go on in; UsageError."""
     if rank != 0:
-        return None, None
+        return None
     if config.resume:
-        return Path(config.resume), None
+        return Path(config.resume)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.algorithm}-{config.model}-{launched().size}"
     folder = Path(config.out or Path("runs") / name)
     if (folder / "config.toml").exists():
         if config.auto_resume and same_run(config, folder):
-            return folder, None
+            return folder
         kind = "another run" if config.auto_resume else "a run"
-        return None, UsageError(f"{folder} holds {kind} already; go on with it by --resume {folder}, or choose another "
-                                "--out")
+        raise UsageError(f"{folder} holds {kind} already; go on with it by --resume {folder}, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(replace(config, out=str(folder), auto_resume=False).to_toml())
     except OSError as error:
-        return None, UsageError(f"{folder} cannot be made ({error.strerror}); choose another --out")
-    return folder, None
+        raise UsageError(f"{folder} cannot be made ({error.strerror}); choose another --out") from None
+    return folder
 
 
 def same_run(config: Config, folder: Path) -> bool:
@@ -132,7 +128,7 @@ def same_run(config: Config, folder: Path) -> bool:
 
 
 def told(host: Host, problem: UsageError | None) -> bool:
-    """Everyone: whether any rank has a problem; rank 0 prints each once."""
+    """Collective: whether any rank has a problem; rank 0 prints each once."""
     problems = host.allgather(problem and problem.message)
     if host.rank == 0:
         for message in sorted({message for message in problems if message}):
@@ -154,13 +150,13 @@ def fail(host: Any, failure: BaseException | None) -> None:
 
 
 def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None) -> int:
-    """Everyone: one run in its folder."""
+    """Collective: one run in its folder."""
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
     first, totals = 0, None
     if config.resume or config.auto_resume:
-        first, totals = training.checkpoints.restore(training.model.flat, training.sgd, training.algorithm,
+        first, totals = training.checkpoints.restore(training.model.flat, training.optimizer, training.algorithm,
                                                      required=config.resume is not None)
         if first >= training.steps:
             display.print(f"{folder}: finished already, at step {first}")
@@ -196,7 +192,7 @@ def python() -> str:
 
 
 def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
-    """Everyone: what the run runs on, for env.json."""
+    """Collective: what the run runs on, for env.json."""
     own = {**host.place(), "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
-from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.training.evaluate import Training, evaluate, take_answer
+from dsgd_mpi.arrays.flat import Array, Buckets, Hear
+from dsgd_mpi.training.evaluate import evaluate, take_answer
+from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.steps import walk_of
 
@@ -20,21 +21,24 @@ BETWEEN_S = 5e-4                            # of a slowed computation between tw
 
 
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
-    """Everyone, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
+    """Collective, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
     host, model, x = run.host, run.model, run.model.flat
-    run.algorithm.start(run.net, x, run.sgd)
+    run.algorithm.start(run.net, x, run.optimizer)
 
     with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
-        def gradient(at: Array, /, ready: Callable[[Array, slice], None] | None = None) -> Array:
-            if at is not x:
+        def gradient(at: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
+            own = None if at is x else x.copy()
+            if own is not None:             # the network is bound to x
                 x[:] = at
             with record.data:
                 images, labels = next(batches)
             g = model.flat_gradient
-            handed_out = partial(ready, g) if ready else None
+            ready = Buckets(least, partial(hear, g)).ready if hear else None
             with record.compute:
-                record.loss(host.compute(model.loss_and_gradient, images, labels, handed_out, host.progress))
+                record.loss(host.compute(model.loss_and_gradient, images, labels, ready, host.progress))
                 linger(run.delay_s, host.progress)
+            if own is not None:
+                x[:] = own
             return g
 
         def take(step: int) -> None:
@@ -52,7 +56,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
                     found = evaluate(run, reached)
                 record.evaluation(reached, run.schedule(reached - 1), **found)
             if stopped or due(reached, run.checkpoint_every, run.steps):
-                run.checkpoints.save(reached, x, run.sgd, run.algorithm, record.totals())
+                run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
             if stopped:
                 return reached
     take_answer(run, run.steps)

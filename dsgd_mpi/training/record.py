@@ -107,7 +107,7 @@ class Record:
         self.display.step(line)
 
     def evaluation(self, step: int, lr: float, accuracy: float, consensus_distance: float) -> None:
-        """Everyone, after an evaluation: a line of summary.csv."""
+        """Collective, after an evaluation: a line of summary.csv."""
         own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.figures()}
         self.epoch_losses.clear()
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
@@ -133,7 +133,7 @@ class Record:
         return round(self.gradients * self.batch / self.stepping_s, 1) if self.stepping_s else 0.0
 
     def finish(self, status: str, step: int, about: dict[str, Any]) -> dict[str, Any]:
-        """Everyone: rank 0 writes summary.json, with the figures of the last evaluation, None if there was none."""
+        """Collective: rank 0 writes summary.json, with the figures of the last evaluation, None if there was none."""
         figures = {key: self.row.get(key) for key in SUMMARY}
         stale: Counter[int] = sum(self.host.allgather(self.host.traffic.staleness), Counter())
         summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures,

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from dsgd_mpi.training.evaluate import Training
+from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 
 Take = Callable[[int], None]                # does the step of that number
@@ -16,12 +16,12 @@ Walk = Callable[[int, int, Take, StopAsked], int]
 
 
 def walk_of(run: Training, record: Record, first: int) -> Walk:
-    """Everyone: how this run's steps are walked; `first` is the one that it begins or goes on with."""
+    """Collective: how this run's steps are walked; `first` is the one that it begins or goes on with."""
     return SharedOut(run, record, first).walk if run.shared_out else partial(together, run)
 
 
 def together(run: Training, start: int, goal: int, take: Take, stop_asked: StopAsked) -> int:
-    """Everyone: all steps from `start` to `goal`, or to the one that all agree to stop at; the step reached."""
+    """Collective: all steps from `start` to `goal`, or to the one that all agree to stop at; the step reached."""
     for step in range(start, goal):
         if run.host.stop_agreed(step, stop_asked()):
             return step
@@ -37,7 +37,7 @@ class SharedOut:
         self.drawn = run.host.counters(1)
 
     def walk(self, start: int, goal: int, take: Take, stop_asked: StopAsked) -> int:
-        """Everyone: the steps before `goal` that nobody has begun; the step reached, short of it if one asked to stop.
+        """Collective: the steps before `goal` that nobody has begun; the step reached, less if one asked to stop.
 
         Who is asked to stop draws all tickets that are left, so that the others find none.
         """

@@ -14,10 +14,11 @@ from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.backup import Backup
 from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.easgd import Elastic
+from dsgd_mpi.algorithms.gosgd import GossipPush
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
-from dsgd_mpi.algorithms.push_sum import PushSum
+from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
@@ -25,30 +26,20 @@ from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.topology import exponential_peer, matching, neighbours
-from tests.support.quadratic import Quadratic, go_on, on, sgd_for, train
+from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
-# Options worth a run of their own; an algorithm that is not named runs with its defaults.
-VARIANTS = {
-    "allreduce": [{}, {"bucket_mb": 1e-4}],
-    "gossip": [{}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4}],
-    "local_sgd": [{}, {"period": 3, "post_local": 10}, {"slow_momentum": 0.3}],
-    "dpsgd": [{}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}],
-    "easgd": [{}, {"period": 1}],
-    "parameter_server": [{}, {"servers": 1}, {"pull_every": 3, "push_every": 2}, {"staleness": "scale"},
-                         {"staleness": "compensate"}, {"max_staleness": 1}],
-    "push_sum": [{}, {"overlap": 0}, {"overlap": 2}, {"graph": "random", "probability": 0.5}],
-    "backup": [{}, {"backups": 0}],
-    "topk": [{"share": 0.1}, {"share": 1.0}],
-}
-ORDERED = ("allreduce", "local_sgd", "dpsgd", "gossip", "topk")      # over MPI, what others have seen when is chance
-LR = {"parameter_server": 0.01}             # where the updates of all ranks add up
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
-       for name in algorithms.names() for options in VARIANTS.get(name, [{}])]
+       for name in algorithms.names() for options in algorithms.find(name).variants]
 every_algorithm = pytest.mark.parametrize(("name", "options"), ALL)
 
 
 def make(name, options):
     return algorithms.find(name)(**options)
+
+
+def rate(algorithm):
+    """Where the updates of all ranks add up it must be smaller."""
+    return 0.01 if algorithm.updates_add_up else 0.05
 
 
 def plain_sgd(gradients, steps, lr=0.05):
@@ -62,8 +53,7 @@ def plain_sgd(gradients, steps, lr=0.05):
 
 @every_algorithm
 def test_one_rank_alone_does_plain_sgd(name, options, world):
-    if world.size > 1 or name == "easgd" or options.get("slow_momentum") or options.get("pull_every") \
-            or options.get("share", 1) < 1:
+    if world.size > 1 or not make(name, options).alone_is_sgd:
         return                              # pulled to a centre, carried on, late on purpose
     x, = world.run(lambda host: train(host, make(name, options), Quadratic(), 20)[0])
     assert np.allclose(x, plain_sgd([Quadratic().gradient], 20), rtol=0, atol=1e-13)
@@ -73,7 +63,7 @@ def test_one_rank_alone_does_plain_sgd(name, options, world):
 def test_all_ranks_come_to_the_minimum_and_agree_on_the_answer(name, options, world):
     def main(host):
         algorithm, task = make(name, options), Quadratic(host.rank)
-        x, _ = train(host, algorithm, task, 150, LR.get(name, 0.05))
+        x, _ = train(host, algorithm, task, 150, rate(algorithm))
         algorithm.rest(x)
         before = x.copy()
         answer = algorithm.answer(x)
@@ -109,26 +99,27 @@ def test_what_is_kept_is_all_that_a_later_run_needs(name, options, world):
     """Stopped after a rest and taken up by a fresh object equals never stopped, to the bit where nothing is random."""
     def main(host):
         algorithm, task = make(name, options), Quadratic(host.rank)
-        x, sgd = train(host, algorithm, task, 9)
+        x, optimizer = train(host, algorithm, task, 9)
         algorithm.rest(x)
         kept = {key: copy.deepcopy(getattr(algorithm, key)) for key in algorithm.keeps}
         y, task_y = x.copy(), copy.deepcopy(task)
-        v = sgd.v.copy()
+        state = copy.deepcopy(optimizer.state)
         for _ in range(9):
             go_on(host, algorithm, task, x)
         algorithm.rest(x)
-        fresh, sgd_y = make(name, options), sgd_for(y)
-        sgd_y.v[:] = v
+        fresh = make(name, options)
+        its_optimizer = optimizer_for(fresh, y)
+        for key, array in its_optimizer.state.items():
+            array[:] = state[key]
         for key, value in kept.items():
             setattr(fresh, key, value)
-        fresh.start(host, y, sgd_y)
+        fresh.start(host, y, its_optimizer)
         for _ in range(9):
             go_on(host, fresh, task_y, y)
         fresh.rest(y)
         return np.abs(x - y).max()
     uneven = Costs(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
-    ordered = (name in ORDERED and options.get("mode") != "push") or options.get("overlap") == 0
-    if world.simulated or ordered:
+    if world.simulated or make(name, options).ordered:
         assert max(world.run(main, uneven)) == 0
 
 
@@ -151,7 +142,7 @@ def test_what_topk_does_not_send_it_remembers(world):
         task, algorithm = Quadratic(host.rank), TopK(share=0.1)
         seen = np.zeros(task.b.size)
 
-        def gradient(x, ready=None):
+        def gradient(x, hear=None, least=0):
             g = task.gradient(on(host, task.b))     # noise alone
             seen[:] += to_numpy(g)
             return g
@@ -178,7 +169,7 @@ def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
     def main(host):
         net, algorithm, task = Compressed(host, "bfloat16"), make(name, options), Quadratic(host.rank)
         x = on(host, task.start())
-        algorithm.start(net, x, sgd_for(x))
+        algorithm.start(net, x, optimizer_for(algorithm, x))
         for _ in range(150):
             go_on(host, algorithm, task, x)
         algorithm.rest(x)
@@ -317,8 +308,8 @@ KEEPS = {
     "dpsgd ring": (Decentralised("ring"), whole_model),
     "dpsgd random": (Decentralised("random"), whole_model),
     "adpsgd": (AsynchronousDecentralised(), whole_model),
-    "push_sum": (PushSum(), weighted_model),
-    "push_sum random": (PushSum("random", probability=0.7), weighted_model),
+    "sgp": (StochasticGradientPush(), weighted_model),
+    "gosgd": (GossipPush(probability=0.7), weighted_model),
     "easgd": (Elastic(period=1), model_and_centre),
     "local_sgd": (Local(period=3), whole_model),
 }
@@ -353,11 +344,11 @@ def test_every_algorithm_ends_whatever_is_delayed(parameter, size, seed):
     assert all(np.array_equal(answer, answers[0]) and np.isfinite(answer).all() for answer in answers)
 
 
-def test_push_sum_without_gradients_comes_to_the_mean_of_all_models(world):
+def test_sgp_without_gradients_comes_to_the_mean_of_all_models(world):
     def main(host):
         x = on(host, np.random.default_rng(host.rank).normal(size=5))
         before = x.copy()
-        train(host, PushSum(), Quadratic(host.rank, size=5), 120, lr=0.0, x=x)
+        train(host, StochasticGradientPush(), Quadratic(host.rank, size=5), 120, lr=0.0, x=x)
         return before, x
     befores, afters = zip(*world.run(main), strict=True)
     assert np.allclose(afters, np.mean(befores, 0), rtol=0, atol=1e-6)
@@ -365,9 +356,9 @@ def test_push_sum_without_gradients_comes_to_the_mean_of_all_models(world):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 10_000))
-def test_push_sum_without_overlap_is_its_matrix_whatever_is_delayed(size, seed):
+def test_sgp_without_overlap_is_its_matrix_whatever_is_delayed(size, seed):
     """y <- P y with the column-stochastic P of each step, the gradients of a quadratic between."""
-    found = Cluster(size, delays(seed)).run(lambda host: train(host, PushSum(overlap=0), Quadratic(host.rank), 12)[0])
+    found = Cluster(size, delays(seed)).run(lambda host: train(host, StochasticGradientPush(overlap=0), Quadratic(host.rank), 12)[0])
     tasks = [Quadratic(rank) for rank in range(size)]
     z, w = np.array([task.start() for task in tasks]), np.ones(size)
     optimisers = [sgd_for(x) for x in z]
@@ -383,10 +374,10 @@ def test_push_sum_without_overlap_is_its_matrix_whatever_is_delayed(size, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 9), st.integers(0, 3), st.integers(0, 10_000))
-def test_push_sum_adds_in_time_and_in_order(size, overlap, seed):
+def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
     """No letter of a step to come is added, and none of the last `overlap` steps alone is missing."""
     def main(host):
-        algorithm, task, x = PushSum(overlap=overlap), Quadratic(host.rank), Quadratic().start()
+        algorithm, task, x = StochasticGradientPush(overlap=overlap), Quadratic(host.rank), Quadratic().start()
         algorithm.start(host, x, sgd_for(x))
         for t in range(1, 13):
             go_on(host, algorithm, task, x)
@@ -400,9 +391,9 @@ def test_push_sum_adds_in_time_and_in_order(size, overlap, seed):
 # waiting, and staleness
 
 @pytest.mark.parametrize(("algorithm", "waits"), [
-    (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True), (PushSum(), True),
+    (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True), (StochasticGradientPush(), True),
     (ParameterServer(max_staleness=2), True),
-    (Gossip("push"), False), (PushSum("random"), False), (ParameterServer(), False), (Elastic(), False),
+    (Gossip("push"), False), (GossipPush(), False), (ParameterServer(), False), (Elastic(), False),
     (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
@@ -462,7 +453,7 @@ def test_a_server_leaves_its_core_to_others(world):
 
     def main(host):
         gradient, task = Quadratic(host.rank).gradient, Quadratic(host.rank)
-        task.gradient = lambda x, ready=None: time.sleep(0.05) or gradient(x)
+        task.gradient = lambda x, hear=None, least=0: time.sleep(0.05) or gradient(x)
         host.settle()
         start, used = time.perf_counter(), time.process_time()
         train(host, ParameterServer(servers=1), task, 30, 0.01)
@@ -485,7 +476,7 @@ def test_the_independent_come_to_the_end_after_different_numbers_of_steps(name, 
     def main(host):
         own, task = make(name, options), Quadratic(host.rank)
         serves = host.rank < algorithms.serving(own, host.size)
-        x, _ = train(host, own, task, 0 if serves else 40 + 17 * host.rank, LR.get(name, 0.05))
+        x, _ = train(host, own, task, 0 if serves else 40 + 17 * host.rank, rate(own))
         own.rest(x)
         letters = list(host.collect())
         return own.answer(x).copy(), len(letters), getattr(own, "w", 1.0)

@@ -135,10 +135,11 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert (status, errors) == (0, "")
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 < summary["train_loss"] < 3
-    assert summary["images"] == 12 * 8 * 3 or name == "backup"      # whose server computes no gradient
-    one_sided = name in ("adpsgd", "easgd", "parameter_server")
+    serving = algorithms.find(name)().servers
+    assert summary["images"] == 12 * 8 * 3 or serving       # who serves computes no gradient
+    one_sided = algorithms.find(name).one_sided
     assert (summary["staleness"] is not None) == one_sided
-    steps = [0 if name == "backup" else 12, 12, 12]             # whose rank 0 serves
+    steps = [0] * serving + [12] * (3 - serving)
     assert (summary["rank_steps"], summary["lr"] > 0) == (steps, True)
     counts = {int(stale): count for stale, count in summary["staleness_counts"].items()}
     with open(folder / "summary.csv", newline="") as file:
@@ -148,7 +149,7 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert row["staleness_max"] == (str(max(counts)) if one_sided else "")
     assert all(float(row[key]) >= 0 for key in ("consensus_distance", "bytes_sent", "wait_s", "lr"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["rank_steps"] for line in lines] == ([0, 0, 0] if name == "backup" else [4, 8, 12])
+    assert [line["rank_steps"] for line in lines] == ([0, 0, 0] if serving else [4, 8, 12])
     told = sum((Counter(line["staleness_counts"]) for line in lines), Counter())    # of rank 0
     assert (0 < told.total() <= sum(counts.values())) if one_sided else not told
     assert np.isfinite(model_of(folder)["fc.weight"]).all()
@@ -283,7 +284,7 @@ def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
     (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
     (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
     (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd needs those of other ranks; use "
-     "--steps, or one of adpsgd, easgd, gossip mode=push, parameter_server, push_sum graph=random"),
+     "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, parameter_server"),
     (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "
      "max_staleness=2 needs those of other ranks"),
     (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),
@@ -341,7 +342,6 @@ def test_the_list_tells_of_each_algorithm_all_that_is_to_be_known():
         assert f"the model evaluated, kept  {found.offers}" in entry
         assert "--steps-total  " in entry
     assert "with mode=push" in listed
-    assert "with graph=random" in listed
 
 
 def test_a_run_without_an_mpi_library_says_what_to_install(tmp_path):

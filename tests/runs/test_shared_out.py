@@ -7,49 +7,29 @@ import signal
 import numpy as np
 import pytest
 from tests.support.jobs import Job, pids, train, until
+from tests.support.runs import training
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.training import loop
-from dsgd_mpi.data import Batches, open_dataset
-from dsgd_mpi.data.formats import Split
-from dsgd_mpi.training.evaluate import Training
-from dsgd_mpi.kernels.load import load
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
-from dsgd_mpi.nn import Model
-from dsgd_mpi.nn.models.resnet import network
-from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record
-from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import LocalSgd
 
 WAYS = [("adpsgd", {}), ("easgd", {}), ("gossip", {"mode": "push"}), ("parameter_server", {}),
-        ("parameter_server", {"servers": 1}), ("push_sum", {"graph": "random"})]
+        ("parameter_server", {"servers": 1}), ("gosgd", {})]
 every_way = pytest.mark.parametrize(("name", "options"), WAYS, ids=lambda value: str(value))
 SLOW = 3                                    # rank
 
 
 def simulated(folder, name, options, steps, ask=None, resume=False):
     """A run on four ranks, of which one takes five times as long: of each the step reached, the summary, the model."""
-    dataset = open_dataset("fashion-mnist-12k")
-    kernels = load("reference", "float32")
-    few = Split(np.zeros((8, 28, 28, 1), np.uint8), np.zeros(8), dataset.test.mean, dataset.test.std)
-
     def main(host):
-        algorithm = algorithms.find(name)(**options)
-        servers = algorithms.serving(algorithm, host.size)
-        model = Model(network("resnet8", 10, (28, 28, 1)), 2, kernels, 0, 0.0)
-        batches = Batches(dataset.train, 2, max(0, host.rank - servers), host.size - servers, 0, False)
-        sgd = LocalSgd(model.parameters, 0.9)
-        checkpoints = Checkpoints(host, folder, {})
-        run = Training(host, host, model, batches, few, algorithm, sgd, Schedule(0.01, "constant", steps), checkpoints,
-                       steps, 1000, 1, 10**9, 25, 1, host.size - servers, host.rank >= servers)
-        first, totals = checkpoints.restore(model.flat, sgd, algorithm) if resume else (0, None)
+        run = training(host, folder, algorithms.find(name)(**options), steps, shared_out=True)
+        first, totals = run.checkpoints.restore(run.model.flat, run.optimizer, run.algorithm) if resume else (0, None)
         record = Record(host, folder, Display(False), 1000, 2, 1, 5, first, totals)
-
         reached = loop.train(run, record, first, lambda: host.rank == 1 and record.rank_steps == ask)
-        return reached, record.finish("", reached, {}), model.flat.copy()
+        return reached, record.finish("", reached, {}), run.model.flat.copy()
     costs = Costs(gradient_s=lambda rank, step: 5.0 if rank == SLOW else 1.0)
     return list(zip(*Cluster(4, costs).run(main), strict=True))
 

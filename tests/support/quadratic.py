@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from dsgd_mpi.arrays.flat import beside
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi import optim
+from dsgd_mpi.arrays.flat import Buckets, Layout, beside
+from dsgd_mpi.optim.sgd import Sgd
 
 
 class Quadratic:
@@ -20,23 +21,34 @@ class Quadratic:
     def loss(self, x):
         return float(np.sum(self.h * (x - self.b) ** 2) / 2)
 
-    def gradient(self, x, ready=None):
+    def gradient(self, x, hear=None, least=0):
         draw = np.random.default_rng((self.seed, self.rank, self.calls))
         self.calls += 1
         h, b, noise = (beside(x, each) for each in (self.h, self.b, self.noise * draw.normal(size=x.size)))
         g = np.empty_like(x)
+        ready = Buckets(least, lambda part: hear(g, part)).ready if hear else lambda part: None
         for end in range(x.size, 0, -10):   # in stretches, as a network would
             part = slice(max(end - 10, 0), end)
             np.subtract(x[part], b[part], out=g[part])
             g[part] *= h[part]
             g[part] += noise[part]
-            if ready:
-                ready(g, part)
+            ready(part)
         return g
 
 
 def sgd_for(x, momentum=0.9, weight_decay=0.0):
-    return LocalSgd(x.size, momentum, weight_decay, like=x)
+    sgd = Sgd(momentum=momentum, weight_decay=weight_decay)
+    sgd.start(Layout({"x": x.shape}), x)
+    return sgd
+
+
+def optimizer_for(algorithm, x, momentum=0.9):
+    """The one that the algorithm wants: SGD without weight decay, or another with its defaults."""
+    if algorithm.default_optimizer == "sgd":
+        return sgd_for(x, momentum)
+    optimizer = optim.find(algorithm.default_optimizer)()
+    optimizer.start(Layout({"x": x.shape}), x)
+    return optimizer
 
 
 def on(host, values):
@@ -47,12 +59,12 @@ def on(host, values):
 def train(host, algorithm, task, steps, lr=0.05, momentum=0.9, x=None):
     """A bare training loop: returns x and the optimiser."""
     x = on(host, task.start()) if x is None else x
-    sgd = sgd_for(x, momentum)
-    algorithm.start(host, x, sgd)
+    optimizer = optimizer_for(algorithm, x, momentum)
+    algorithm.start(host, x, optimizer)
     for _ in range(steps):
         go_on(host, algorithm, task, x, lr)
-    return x, sgd
+    return x, optimizer
 
 
 def go_on(host, algorithm, task, x, lr=0.05):
-    algorithm.step(x, lambda x, ready=None: host.compute(task.gradient, x, ready), lr)
+    algorithm.step(x, lambda x, hear=None, least=0: host.compute(task.gradient, x, hear, least), lr)

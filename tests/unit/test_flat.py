@@ -20,10 +20,10 @@ def test_views_write_to_the_vector_and_cover_it():
 def test_buckets_carry_every_number_once_from_the_back_and_are_large_enough(stretches, size):
     x = np.arange(sum(stretches))
     sent = []
-    buckets = Buckets(size, sent.append)
+    buckets = Buckets(size, lambda part: sent.append(x[part]))
     end = x.size
     for length in stretches:
-        buckets.ready(x, slice(end - length, end))
+        buckets.ready(slice(end - length, end))
         end -= length
     assert np.array_equal(np.concatenate(sent[::-1]), x)
     assert all(len(part) >= size for part in sent[:-1])

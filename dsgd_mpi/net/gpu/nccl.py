@@ -15,7 +15,7 @@ class Adder(Protocol):
     """A communicator of all ranks."""
 
     def add_up(self, x: Array) -> None:
-        """Everyone: x becomes the sum over all ranks, on the current stream."""
+        """Collective: x becomes the sum over all ranks, on the current stream."""
 
 
 def missing() -> str | None:
@@ -30,7 +30,7 @@ def missing() -> str | None:
 
 
 class Nccl:
-    """`Adder` over NCCL. Everyone, to make: rank 0's id travels by MPI."""
+    """`Adder` over NCCL. Collective to make: rank 0's id travels by MPI."""
 
     def __init__(self, host: Host) -> None:
         import cupy

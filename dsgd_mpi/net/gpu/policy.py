@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def connected(host: Host, policy: str, share: bool) -> StagedHost:
-    """Everyone: `host` for arrays on GPUs. UsageError, the same on all ranks, where that cannot be."""
+    """Collective: `host` for arrays on GPUs. UsageError, the same on all ranks, where that cannot be."""
     local = host.local_rank()
     places = host.allgather(cuda.find(local))
     refuse(places, share)

@@ -227,7 +227,7 @@ class MpiHost:
         return self.stop.agreed(step, asked)
 
     def close(self) -> None:
-        """Everyone: gives the communicators back, with nothing left in them that a later one could receive."""
+        """Collective: gives the communicators back, with nothing left in them that a later one could receive."""
         self.settle()
         self.stop.listen()
         for window in self.windows:

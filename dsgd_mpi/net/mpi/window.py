@@ -54,7 +54,7 @@ class Window:
         return fetch(self.window, owner, 0) - self.seen[owner]
 
     def free(self) -> None:
-        """Everyone."""
+        """Collective."""
         self.window.Unlock_all()
         self.window.Free()
 
@@ -81,7 +81,7 @@ class Numbers:
         return found
 
     def free(self) -> None:
-        """Everyone."""
+        """Collective."""
         self.window.Unlock_all()
         self.window.Free()
 

@@ -1,0 +1,63 @@
+"""Gossip by push-sum (GoSGD; Blot et al. 2016, arXiv:1611.09726): now and then to a random rank; nobody waits.
+
+    z_i <- z_i - eta v_i;  y_i = w_i z_i;  with probability p send (y_i, w_i) / 2 to a random k, keep half
+    add what has arrived;  z_i = y_i / w_i
+
+Models travel with a weight, so that one-way messages lose nothing (Kempe et al. 2003).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from dsgd_mpi.algorithms import Algorithm, Gradient
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.net.topology import random_peer
+
+
+@dataclass
+class GossipPush(Algorithm):
+    probability: Annotated[float, 0] = 1.0  # p, of sending at a step
+    seed: int = 0                           # of each rank's choices
+
+    keeps = "t", "w"
+    independent = True
+    traffic = "one model sent with `probability` and, as a rule, as many received"
+    offers = "the mean of all models by their weights, sum w x / sum w"
+    variants = {}, {"probability": 0.5}
+    w = 1.0                                 # this rank's weight; over all ranks and letters they sum to n
+
+    def step(self, x: Array, gradient: Gradient, lr: float) -> None:
+        self.optimizer.update(x, gradient(x), lr)       # x is z
+        x *= self.w                         # and now y
+        peer = self.peer()
+        self.t += 1
+        if peer != self.net.rank:
+            x /= 2
+            self.w /= 2
+            self.net.post(x, peer, note=self.w)
+        self.add_letters(x)
+        x /= self.w
+
+    def peer(self) -> int:
+        lucky = np.random.default_rng((self.seed, self.t, self.net.rank, 1)).random() < self.probability
+        return random_peer(self.t, self.net.rank, self.net.size, self.seed) if lucky else self.net.rank
+
+    def add_letters(self, y: Array) -> None:
+        for letter in self.net.collect():
+            y += letter.array
+            self.w += letter.note
+
+    def rest(self, x: Array) -> None:
+        self.net.settle()
+        x *= self.w
+        self.add_letters(x)
+        x /= self.w
+        self.net.settle()                   # nobody goes on before all have read
+
+    def answer(self, x: Array) -> Array:
+        total = self.net.mean(np.append(x * self.w, x.dtype.type(self.w))).wait()
+        return total[:-1] / total[-1]

@@ -1,0 +1,77 @@
+"""Stochastic gradient push (SGP; Assran et al. 2019, arXiv:1811.10792): push-sum on the directed exponential graph.
+
+    z_i <- z_i - eta v_i;  y_i = w_i z_i;  send (y_i, w_i) / 2 to k, keep half;  add what arrives;  z_i = y_i / w_i
+
+k = i + 1, i + 2, i + 4 ... in turn. Models travel with a weight, so that one-way messages lose nothing (Kempe et al.
+2003). The local step is taken at z, as GoSGD has it; SGP's y_i <- y_i - eta v_i makes large steps of z where w is
+small. Letters are added in the order of the steps that they were sent at, none before this rank has done that step, and it
+goes on when none is missing but those of the last `overlap` steps. Without overlap nothing is left to chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from dsgd_mpi.algorithms import Algorithm, Gradient
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.letters import Letters
+from dsgd_mpi.net.topology import exponential_peer, exponential_sender
+from dsgd_mpi.optim.api import Optimizer
+
+
+@dataclass
+class StochasticGradientPush(Algorithm):
+    overlap: Annotated[int, 0] = 1          # steps, the last ones, whose letters may be outstanding
+
+    keeps = "t", "w", "received"
+    traffic = "one model sent and, as a rule, one received"
+    offers = "the mean of all models by their weights, sum w x / sum w"
+    variants = {}, {"overlap": 0}, {"overlap": 2}
+    received = 0                            # steps whose letter has been added
+    w = 1.0                                 # this rank's weight; over all ranks and letters they sum to n
+
+    @property
+    def ordered(self) -> bool:
+        return self.overlap == 0
+
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
+        self.letters = Letters(net)
+
+    def step(self, x: Array, gradient: Gradient, lr: float) -> None:
+        self.optimizer.update(x, gradient(x), lr)       # x is z
+        x *= self.w                         # and now y
+        peer = exponential_peer(self.t, self.net.rank, self.net.size)
+        self.t += 1
+        if peer != self.net.rank:
+            x /= 2
+            self.w /= 2
+            self.net.post(x, peer, note=self.w)
+            self.add_letters(x, due=self.t - self.overlap)
+        x /= self.w
+
+    def add_letters(self, y: Array, due: int) -> None:
+        """Those whose turn it is; of the steps before `due` at any rate."""
+        while self.received < self.t and self.net.size > 1:
+            sender = exponential_sender(self.received, self.net.rank, self.net.size)
+            letter = self.letters.next_from(sender, wait=self.received < due)
+            if letter is None:
+                return
+            y += letter.array
+            self.w += letter.note
+            self.received += 1
+
+    def rest(self, x: Array) -> None:
+        self.net.settle()
+        x *= self.w
+        self.add_letters(x, due=self.t)
+        x /= self.w
+        self.net.settle()                   # nobody goes on before all have read
+
+    def answer(self, x: Array) -> Array:
+        total = self.net.mean(np.append(x * self.w, x.dtype.type(self.w))).wait()
+        return total[:-1] / total[-1]

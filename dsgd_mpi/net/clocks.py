@@ -1,0 +1,30 @@
+"""How many steps each worker has done, told to all without anybody's help."""
+
+from __future__ import annotations
+
+from dsgd_mpi.net.api import Net
+
+
+class Clocks:
+    """Collective to make. `done`: this rank's steps so far; the first `servers` ranks do none and are not counted.
+
+    A worker that would be more than `lead` steps ahead of the slowest waits for it (0: it never waits).
+    """
+
+    def __init__(self, net: Net, done: int, servers: int, lead: int) -> None:
+        self.net, self.done, self.servers, self.lead = net, done, servers, lead
+        self.steps = net.counters(net.size)
+        self.steps.add(net.rank, done)
+
+    def tick(self) -> None:
+        """This rank has done one more step."""
+        self.done += 1
+        if self.servers or self.lead:       # somebody looks
+            self.steps.add(self.net.rank)
+        if self.lead:
+            self.wait_for_all(self.done - self.lead)
+
+    def wait_for_all(self, steps: int) -> None:
+        """Until every worker has done so many."""
+        while self.steps.values()[self.servers :].min() < steps:
+            self.net.idle()

@@ -1,0 +1,34 @@
+"""Letters in an order of the receiver's own: those of each sender one by one, whoever else has written meanwhile."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Literal, overload
+
+from dsgd_mpi.net.api import Letter, Net
+
+
+class Letters:
+    """What has come to this rank and waits for its turn. Nothing else may collect from `net` meanwhile."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.waiting: defaultdict[int, deque[Letter]] = defaultdict(deque)      # by sender, in the order sent
+
+    @overload
+    def next_from(self, sender: int, wait: Literal[True] = True) -> Letter: ...
+    @overload
+    def next_from(self, sender: int, wait: bool) -> Letter | None: ...
+    def next_from(self, sender: int, wait: bool = True) -> Letter | None:
+        """The sender's next letter; None if it has not come and we do not `wait` for it."""
+        self._sort(0)
+        while wait and not self.waiting[sender]:
+            self._sort(1)
+        return self.waiting[sender].popleft() if self.waiting[sender] else None
+
+    def _sort(self, least: int) -> None:
+        for letter in self.net.collect(least):
+            self.waiting[letter.source].append(letter)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.waiting.values()))

@@ -1,0 +1,44 @@
+"""What a run is made of, as `build` puts it together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsgd_mpi.algorithms import Algorithm
+from dsgd_mpi.config import Statistics
+from dsgd_mpi.data import Batches, Split
+from dsgd_mpi.net.api import Host, Net
+from dsgd_mpi.nn import Model
+from dsgd_mpi.optim.api import Optimizer
+from dsgd_mpi.optim.schedule import Schedule
+from dsgd_mpi.training.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """All that takes part in a run."""
+
+    host: Host
+    net: Net                                # what the algorithm sees of it
+    model: Model
+    batches: Batches
+    test: Split
+    algorithm: Algorithm
+    optimizer: Optimizer
+    schedule: Schedule
+    checkpoints: Checkpoints
+    steps: int                              # of the whole run
+    steps_per_epoch: int
+    ranks_per_step: int                     # that compute a gradient in it; 1 where the steps are shared out
+    eval_every: int                         # steps
+    checkpoint_every: int = 0               # steps; 0: none but the last
+    threads: int = 1                        # that this rank computes with
+    workers: int                            # ranks that train a model; the others only serve
+    works: bool                             # whether this rank is one of them
+    bn: Statistics = "average"              # whose batch norm statistics the answer gets
+    delay_s: float = 0.0                    # by which each gradient is made slower
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether a step is done by one rank, any of them, and not by all."""
+        return self.ranks_per_step < self.workers

@@ -1,0 +1,47 @@
+"""A refactoring shows the same bits: every algorithm on a small problem, on simulated clusters, as it was recorded.
+
+Element-wise arithmetic alone is done, which IEEE 754 fixes to the bit, so the recording holds on every processor. Where
+a change is meant to change the numbers, `python -m tests.laws.test_recorded` records them anew.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsgd_mpi import algorithms
+from dsgd_mpi.net.simulated.costs import Costs
+from dsgd_mpi.net.simulated.host import Cluster
+from tests.support.quadratic import Quadratic, train
+
+RECORDED = Path(__file__).with_name("recorded.json")
+UNEVEN = Costs(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
+CASES = {" ".join([name, *(f"{key}={value}" for key, value in options.items())]) + f" on {size}": (name, options, size)
+         for name in algorithms.names() for options in algorithms.find(name).variants for size in (1, 2, 4)}
+
+
+def digest(name, options, size):
+    """Of every rank's model and momentum, and of the answer."""
+    def main(host):
+        algorithm = algorithms.find(name)(**options)
+        x, sgd = train(host, algorithm, Quadratic(host.rank), 15, 0.01)
+        algorithm.rest(x)
+        return x.copy(), sgd.state["v"].copy(), np.array(algorithm.answer(x))
+    found = hashlib.sha256()
+    for parts in Cluster(size, UNEVEN).run(main):
+        for part in parts:
+            found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_algorithm_does_what_was_recorded_to_the_bit(case):
+    recorded = json.loads(RECORDED.read_text())
+    assert case in recorded, "a new algorithm or variant: python -m tests.laws.test_recorded records it"
+    assert digest(*CASES[case]) == recorded[case]
+
+
+if __name__ == "__main__":
+    RECORDED.write_text(json.dumps({case: digest(*parts) for case, parts in sorted(CASES.items())}, indent=1) + "\n")

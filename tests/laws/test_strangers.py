@@ -1,0 +1,135 @@
+"""What a stranger adds is one file each, and all laws run on it without being told.
+
+Three additions are written into a folder of the test's own: an algorithm that wants an optimizer of its own choice, an
+optimizer, and a model. Each is found by its file, keeps the laws of its kind, over MPI too, and trains from the command
+line. They are written for this test and are no part of the package.
+"""
+
+import json
+import textwrap
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.jobs import run
+
+DILOCO = '''
+    """DiLoCo (Douillard et al. 2023, arXiv:2311.08105): many inner steps of AdamW, then an outer step of Nesterov SGD.
+
+        every H steps:  D = x_0 - 1/n sum_j x_j;   u <- mu u + D;   x_0, x_i <- x_0 - alpha (D + mu u)
+    """
+
+    from __future__ import annotations
+
+    from dataclasses import dataclass
+    from typing import Annotated
+
+    import numpy as np
+
+    from dsgd_mpi.algorithms import Algorithm, Gradient
+    from dsgd_mpi.arrays.flat import Array, Layout, fill
+    from dsgd_mpi.net.api import Net
+    from dsgd_mpi.optim.api import Optimizer
+    from dsgd_mpi.optim.sgd import Sgd
+
+
+    @dataclass
+    class DiLoCo(Algorithm):
+        period: Annotated[int, 1] = 8           # H
+        outer_lr: Annotated[float, 0] = 0.7     # alpha
+        outer_momentum: Annotated[float, 0] = 0.9   # mu
+
+        default_optimizer = "adamw"
+        keeps = "t", "u", "x0"
+        alone_is_sgd = False
+        traffic = "one mean of the model over all every `period` steps"
+        variants = {}, {"period": 3}
+        u = x0 = np.zeros(0)
+
+        def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+            super().start(net, x, optimizer)
+            self.x0 = self.x0 if len(self.x0) else x[optimizer.trained].copy()
+            self.outer = Sgd(momentum=self.outer_momentum, weight_decay=0.0)
+            self.outer.start(Layout({"x": self.x0.shape}), self.x0)
+            if len(self.u):
+                fill(self.outer.state["v"], self.u)
+            self.u = self.outer.state["v"]
+
+        def step(self, x: Array, gradient: Gradient, lr: float) -> None:
+            self.optimizer.update(x, gradient(x), lr)
+            self.t += 1
+            if self.t % self.period == 0:
+                self.net.mean(x).wait()
+                self.outer.update(self.x0, self.x0 - x[self.optimizer.trained], self.outer_lr)
+                x[self.optimizer.trained] = self.x0
+'''
+THIN = '''
+    """A ResNet with one block a stage: resnet18's layers (He et al. 2015, arXiv:1512.03385), half as many of them."""
+
+    from dsgd_mpi.arrays.flat import Shape
+    from dsgd_mpi.nn.layers import Graph
+    from dsgd_mpi.nn.models.resnet import large
+
+    NAMES = "resnet10",
+
+
+    def graph(name: str, classes: int, image: Shape) -> Graph:
+        made = Graph(image)
+        x = large(made, (1, 1, 1, 1), bottleneck=False)
+        made.linear("fc", made.average_pool("avgpool", x), classes)
+        return made
+'''
+FILES = {"algorithms/diloco.py": DILOCO, "nn/models/thin.py": THIN}
+TRAIN = "import sys; from pathlib import Path; from tests.support.joined import join; join(Path(sys.argv.pop(1))); "\
+        "from dsgd_mpi.train import main; main()"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stranger")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(text).lstrip(), encoding="utf-8")
+    return folder
+
+
+def laws(folder, *words, ranks=None):
+    status, output, errors = run("-m", "pytest", "-p", "no:cacheprovider", "--also", folder, *words, ranks=ranks,
+                                 limit_s=240, env={"PYTHONPATH": str(ROOT)})
+    assert status == 0, output + errors
+    return output
+
+
+def trained(folder, place, *options, ranks=2):
+    status, output, errors = run("-c", TRAIN, folder, "--batch", 8, "--log-every", 4, "--out", place, *options,
+                                 ranks=ranks, limit_s=120, env={"PYTHONPATH": str(ROOT)})
+    assert (status, errors) == (0, ""), output + errors
+    return json.loads((place / "summary.json").read_text())
+
+
+def test_all_laws_run_on_a_stranger_s_algorithm(folder):
+    output = laws(folder, "tests/laws/test_laws.py", "-k", "diloco", "-v")
+    for law in ("all_ranks_come_to_the_minimum", "nothing_is_in_flight",
+                "what_is_kept_is_all", "with_16_bits", "do_need_each_other"):
+        assert law in output
+    assert "diloco-{'period': 3}" in output
+
+
+def test_the_laws_run_on_it_over_mpi_too(folder):
+    laws(folder, "--with-mpi", "tests/laws/test_laws.py", "-k", "diloco and mpi", ranks=2)
+
+
+def test_it_trains_with_the_optimizer_that_it_wants_and_goes_on_from_its_checkpoint(folder, tmp_path):
+    summary = trained(folder, tmp_path / "run", "--algorithm", "diloco", "--lr", 0.001, "--steps", 16)
+    assert (summary["algorithm"], summary["optimizer"]) == ("diloco", "adamw")
+    status, _, errors = run("-c", TRAIN, folder, "--resume", tmp_path / "run", "--steps", 24, ranks=2, limit_s=120,
+                            env={"PYTHONPATH": str(ROOT)})
+    assert (status, errors) == (0, "")
+
+
+def test_a_stranger_s_model_trains(folder, tmp_path):
+    laws(folder, "tests/unit/test_nn.py", "-k", "resnet10")
+    summary = trained(folder, tmp_path / "run", "--model", "resnet10", "--steps", 4, "--kernels", "reference")
+    assert summary["model"] == "resnet10"
+
+
