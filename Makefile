@@ -64,15 +64,15 @@ docs: $(VENV)/docs      ## the documentation, into build/docs/index.html; any wa
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo build/docs/index.html
 
-bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results and its README: about an hour
-	.venv-bench/bin/python benchmarks/step.py $(ARGS)
-	.venv-bench/bin/python benchmarks/kernels.py
-	.venv-bench/bin/python benchmarks/share.py
-	.venv-bench/bin/python benchmarks/waiting.py
-	.venv-bench/bin/python benchmarks/table.py
+bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/results: about an hour
+	.venv-bench/bin/python -m benchmarks.cpu.step $(ARGS)
+	.venv-bench/bin/python -m benchmarks.cpu.layers
+	.venv-bench/bin/python -m benchmarks.cpu.share
+	.venv-bench/bin/python -m benchmarks.cpu.waiting
+	.venv-bench/bin/python -m benchmarks.table
 
 bench-gpu: $(GPU_READY) ## ResNet-18 and 50 on an NVIDIA GPU against PyTorch's: about an hour
-	$(GPU_PYTHON) benchmarks/gpu_step.py $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu.step $(ARGS)
 
 clean:                  ## remove the environments and what tools left behind
 	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,21 +1,28 @@
-"""Puts the figures of benchmarks/results into the tables of benchmarks/README.rst: `python benchmarks/table.py`."""
+"""Makes benchmarks/results/README.rst, all tables, of the results beside it: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contest import HERE, RESULTS, quartiles, ratio, summary
-from kernels import rate
-from step import CASES, OURS, TORCH
 
-README = HERE / "README.rst"
+from benchmarks.cpu.layers import rate
+from benchmarks.cpu.step import TORCH
+from benchmarks.shared.cases import CASES, OURS
+from benchmarks.shared.contest import quartiles, ratio, summary
+from benchmarks.shared.provenance import RESULTS
+
 KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire", "feeding")
 TARGET = {"fashion-mnist": 0.85, "cifar10": 0.55}           # test accuracy
-BEGIN, END = ".. {0}: made by table.py\n", ".. end of {0}\n"
+HEAD = """\
+Results of the benchmarks
+=========================
+
+Made by ``python -m benchmarks.table`` from the files in this folder; ``benchmarks/README.rst`` explains how the figures
+were measured and what they mean.
+"""
 
 
 def files(kind: str) -> list[dict[str, Any]]:
@@ -168,22 +175,23 @@ def origin() -> str:
     """Where the figures come from, in a sentence for each machine, commit and day."""
     seen = sorted({(r["machine"], r["cores"], r["commit"], r["date"], *sorted(r["versions"].items()))
                    for kind in KINDS for r in files(kind)})
-    said = [f"{machine}, {cores} cores, commit {commit}, {date}; {', '.join(' '.join(v) for v in versions)}."
-            for machine, cores, commit, date, *versions in seen]
+    said = [f"{machine}, {cores} cores, commit {commit.replace('+changes', ' with changes that were not committed')}, "
+            f"{date}; {', '.join(' '.join(v) for v in versions)}." for machine, cores, commit, date, *versions in seen]
     return "\n".join(f"- {line}" for line in said) + "\n"
 
 
-def put(text: str, name: str, table: str) -> str:
-    begin, end = BEGIN.format(name), END.format(name)
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+TABLES = {"Machines and commits": origin, "Whole steps": steps, "Shares of a step": shares, "Waiting threads": waiting,
+          "Stragglers": straggler, "Learning": convergence, "16 bits on the wire": wire, "Feeding a GPU": feeding,
+          "Layers": layers}
 
 
-def main(readme: Path = README) -> None:
-    text = readme.read_text()
-    for table in (origin, steps, shares, waiting, straggler, convergence, wire, feeding, layers):
-        text = put(text, table.__name__, table())
-    readme.write_text(text)
+def page() -> str:
+    sections = (f"{title}\n{'-' * len(title)}\n\n{table()}" for title, table in TABLES.items())
+    return "\n".join([HEAD, *sections])
+
+
+def main() -> None:
+    (RESULTS / "README.rst").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

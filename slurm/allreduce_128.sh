@@ -12,5 +12,5 @@
 
 # Synchronous SGD by all-reduce on 128 ranks, a GPU each where there are any:
 # sbatch slurm/allreduce_128.sh [train options]
-job=jobs/resnet50_imagenet_allreduce.toml
+job=(jobs/resnet50_imagenet.toml jobs/allreduce.toml)
 . slurm/lib.sh

@@ -12,5 +12,5 @@
 
 # Elastic averaging SGD on 128 ranks, a GPU each where there are any:
 # sbatch slurm/easgd_128.sh [train options]
-job=jobs/resnet50_imagenet_easgd.toml
+job=(jobs/resnet50_imagenet.toml jobs/easgd.toml)
 . slurm/lib.sh

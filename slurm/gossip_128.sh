@@ -12,5 +12,5 @@
 
 # Pull-gossip SGD on 128 ranks, a GPU each where there are any:
 # sbatch slurm/gossip_128.sh [train options]
-job=jobs/resnet50_imagenet_gossip.toml
+job=(jobs/resnet50_imagenet.toml jobs/gossip.toml)
 . slurm/lib.sh

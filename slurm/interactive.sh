@@ -1,5 +1,5 @@
 #!/bin/bash -e
-# A run to watch, on one node for an hour: slurm/interactive.sh [salloc options] [-- train options]
+# An interactive run on one node for up to an hour: slurm/interactive.sh [salloc options] [-- train options]
 # Partition and account as in SALLOC_PARTITION and SALLOC_ACCOUNT; GPUs by salloc's --gpus-per-node.
 if [ -z "${SLURM_JOB_ID:-}" ]; then
     allocation=()
@@ -9,5 +9,5 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
         "${allocation[@]}" bash -e "$0" "$@"
 fi
 export DSGD_MAX_RESTARTS=0                  # there is no queue to go back to
-job=jobs/smoke.toml
+job=(jobs/smoke.toml)
 . slurm/lib.sh

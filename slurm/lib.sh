@@ -1,36 +1,37 @@
-# What the batch scripts have in common: makes the environment, starts the trainer on all ranks, and has a job that was
-# stopped before its end go on where it stopped. A script sets `job`, its job file, and sources this with the train
-# options that sbatch was given; those win over the job file, and so does another --config, key by key.
+# What the batch scripts share: sets up the environment, starts the trainer on all ranks, and makes a job that was stopped
+# early resume where it stopped. A script sets `job`, an array of job files, and sources this with the train options that
+# were given to sbatch. Those options win over the job files, and a further --config wins key by key.
 #
 #   DSGD_VENV          virtual environment           [.venv, if there is one]
 #   DSGD_MODULES       modules to load, e.g. "gcc openmpi cuda"
-#   DSGD_ENV           shell file with a site's settings, sourced after the modules: UCX_*, SLURM_MPI_TYPE, ...
+#   DSGD_ENV           shell file of site settings, sourced after the modules: UCX_*, SLURM_MPI_TYPE, ...
 #   DSGD_CONTAINER     Apptainer image to run in
 #   DSGD_LAUNCH        srun, or mpirun inside the allocation          [srun]
-#   DSGD_MAX_RESTARTS  times that a job is put back into the queue    [10]
+#   DSGD_MAX_RESTARTS  how many times a job is requeued               [10]
 #
-# A run that was asked to stop (by USR1, USR2, TERM, or its own clock: --time-left) ends with status 75 and is put back
-# into the queue; one that has ended with 0 is finished, and starting it again does nothing. All else has failed.
+# A run that was asked to stop (by USR1, USR2, TERM, or its own clock: --time-left) exits with status 75 and is requeued;
+# one that exits with 0 is finished, and starting it again does nothing. Any other status is a failure.
 # shellcheck shell=bash
 
 set -euo pipefail
-: "${job:?is to be set by the script that sources this}"
+: "${job:?must be set by the script that sources this}"
 STOPPED=75
-KILLED=128                                  # and more: by a signal
-STRAGGLERS_S=20                             # that the other ranks get once one has ended; a crash ends all of them
+KILLED=128                                  # and above: by a signal
+STRAGGLERS_S=20                             # grace for the other ranks once one has exited; a crash ends all of them
+CHOOSE="name a file with 'export MPIR_CVAR_CH4_NETMOD=ofi' in DSGD_ENV, or set DSGD_LAUNCH=mpirun"
 
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID: $*"; }
 refuse() { echo "Error: $*" >&2; exit 2; }
 
 environment() {
-    set +eu                                 # modules and a site's file are not written for them
+    set +eu                                 # modules and site files are not written for these
     if [ -n "${DSGD_MODULES:-}" ]; then
         type module >/dev/null 2>&1 || . /etc/profile
         # shellcheck disable=SC2086         # several words
         module load $DSGD_MODULES || refuse "module load $DSGD_MODULES failed; see module avail"
     fi
     # shellcheck source=/dev/null
-    [ -z "${DSGD_ENV:-}" ] || . "$DSGD_ENV" || refuse "DSGD_ENV=$DSGD_ENV cannot be read or has failed"
+    [ -z "${DSGD_ENV:-}" ] || . "$DSGD_ENV" || refuse "DSGD_ENV=$DSGD_ENV cannot be read, or failed"
     set -eu
     python=(python3)
     if [ -n "${DSGD_CONTAINER:-}" ]; then
@@ -39,13 +40,32 @@ environment() {
     elif [ -d "${DSGD_VENV:-.venv}" ]; then
         PATH=$(cd "${DSGD_VENV:-.venv}" && pwd)/bin:$PATH
     elif [ -n "${DSGD_VENV:-}" ]; then
-        refuse "DSGD_VENV=$DSGD_VENV is no folder; make it with python3 -m venv and pip install dsgd_mpi into it"
+        refuse "DSGD_VENV=$DSGD_VENV is not a directory; create it with python3 -m venv and pip install dsgd_mpi into it"
     fi
     "${python[@]}" -c 'import dsgd_mpi' ||
-        refuse "${python[*]} has no dsgd_mpi; make .venv here, or set DSGD_VENV, DSGD_MODULES or DSGD_CONTAINER"
+        refuse "${python[*]} cannot import dsgd_mpi; create .venv here, or set DSGD_VENV, DSGD_MODULES or DSGD_CONTAINER"
 }
 
-size() {                                    # of the run: that of the allocation
+wheel() {                                   # is the MPI that Python loads the MPICH from PyPI?
+    [ -z "${MPI4PY_LIBMPI:-}" ] && "${python[@]}" -c '
+import importlib.metadata, mpi4py
+importlib.metadata.version("mpich")
+assert not mpi4py.get_config()              # built from source: linked to an MPI of its own
+' 2>/dev/null
+}
+
+netmod() {                                  # with UCX that wheel often fails to start across nodes by srun
+    local name
+    for name in MPIR_CVAR_CH4_NETMOD MPICH_CH4_NETMOD "${!UCX_@}"; do
+        [ -z "${!name:-}" ] || return 0     # somebody has chosen
+    done
+    if wheel; then
+        export MPIR_CVAR_CH4_NETMOD=ofi
+        say "MPICH from PyPI: MPIR_CVAR_CH4_NETMOD=ofi (libfabric), since neither that nor UCX_* is set"
+    fi
+}
+
+size() {                                    # the run is as large as the allocation
     nodes=$SLURM_JOB_NUM_NODES
     ranks=${SLURM_NTASKS:-$((nodes * ${SLURM_NTASKS_PER_NODE:-1}))}
     a_node=$(((ranks + nodes - 1) / nodes))
@@ -54,19 +74,19 @@ size() {                                    # of the run: that of the allocation
     threads=$((cores > 0 ? cores : 1))
 }
 
-point() {                                   # number $1 of the job file's grid: fewer ranks, its options before "$@"
+point() {                                   # number $1 of the grid: fewer ranks, its options before "$@"
     local words per=$a_node
-    words=$("${python[@]}" -m dsgd_mpi grid "$job" --point "$1") || exit 2
+    words=$("${python[@]}" -m dsgd_mpi grid "${job[-1]}" --point "$1") || exit 2
     mapfile -t words <<<"$words"
-    [ "${words[0]}" -le "$ranks" ] || refuse "point $1 wants ${words[0]} ranks, the job has $ranks; give sbatch --nodes"
+    [ "${words[0]}" -le "$ranks" ] || refuse "point $1 needs ${words[0]} ranks, the job has $ranks; give sbatch --nodes"
     ranks=${words[0]} label=${words[1]} options=("${words[@]:2}")
     a_node=$((ranks < per ? ranks : per)) nodes=$(((ranks + per - 1) / per))
     [ "$nodes" -eq "$SLURM_JOB_NUM_NODES" ] || give_back
 }
 
-give_back() {                               # the nodes that a small point leaves idle, where the site allows it
+give_back() {                               # release nodes that a small point leaves idle, where the site allows it
     local after=slurm_job_${SLURM_JOB_ID}_resize
-    scontrol update JobId="$SLURM_JOB_ID" NumNodes="$nodes" >/dev/null || say "goes on with all of its nodes"
+    scontrol update JobId="$SLURM_JOB_ID" NumNodes="$nodes" >/dev/null || say "keeps all of its nodes"
     # shellcheck source=/dev/null
     [ ! -e "$after.sh" ] || . "./$after.sh"
     rm -f "$after.sh" "$after.csh"
@@ -77,11 +97,12 @@ launcher() {
     local restart
     case ${DSGD_LAUNCH:-srun} in
         srun)
-            # a step of a new number: MPICH names its shared memory by it, and killed ranks may have left theirs
+            netmod
+            # use a new step number: MPICH names its shared memory by it, and killed ranks may have left theirs behind
             for ((restart = 0; restart < ${SLURM_RESTART_COUNT:-0}; restart++)); do srun --nodes=1 --ntasks=1 true; done
             launch=(srun --nodes="$nodes" --ntasks="$ranks" --ntasks-per-node="$a_node" --cpus-per-task="$threads"
                     --kill-on-bad-exit=0 --wait="$STRAGGLERS_S")
-            # each rank sees all GPUs of its node and takes one; a step of a job that has them by --exclusive must ask
+            # each rank sees all GPUs of its node and takes one; where the job has them by --exclusive, a step must ask
             if [ -n "${SLURM_GPUS_ON_NODE:-}" ] && [ -z "${SLURM_GPUS_PER_TASK:-}" ]; then
                 launch+=(--gres="gpu:$SLURM_GPUS_ON_NODE")
             fi ;;
@@ -90,7 +111,7 @@ launcher() {
     esac
 }
 
-start() {                                   # the trainer on all ranks; its exit status is in `status`
+start() {                                   # the trainer on all ranks; leaves its exit status in `status`
     local code step woken=1
     asked='' cancelled=''
     "$@" &
@@ -100,27 +121,33 @@ start() {                                   # the trainer on all ranks; its exit
     while [ -n "$woken" ]; do               # a trap ends a wait early
         woken='' code=0
         wait "$step" || code=$?
-        [ "$code" -eq 127 ] || status=$code # 127: waited for already
+        [ "$code" -eq 127 ] || status=$code # 127: already reaped
     done
     trap - USR1 TERM
 }
 
-stopped() {                                 # rather than failed: by a signal, even one before it could listen
+stopped() {                                 # not failed: stopped by a signal, even one that came before it could listen
     [ -z "$cancelled" ] && { [ "$status" -eq "$STOPPED" ] || { [ -n "$asked" ] && [ "$status" -gt "$KILLED" ]; }; }
 }
 
-again() {                                   # back into the queue, for the rest of the run
+again() {                                   # requeue, for the rest of the run
     local restarts=${SLURM_RESTART_COUNT:-0} most=${DSGD_MAX_RESTARTS:-10}
     if [ "$restarts" -ge "$most" ]; then
-        say "stopped, and DSGD_MAX_RESTARTS=$most allows no more restarts; go on by the same sbatch with --resume as above"
+        say "stopped, and DSGD_MAX_RESTARTS=$most allows no more restarts; to resume, repeat the sbatch with --resume as above"
     elif scontrol requeue "$SLURM_JOB_ID"; then
-        say "stopped, and in the queue again: restart $((restarts + 1)) of at most $most"
+        say "stopped and requeued: restart $((restarts + 1)) of at most $most"
     else
-        say "stopped, and cannot be put back into the queue; go on by the same sbatch with --resume as above"
+        say "stopped, and cannot be requeued; to resume, repeat the sbatch with --resume as above"
     fi
 }
 
-[ -n "${SLURM_JOB_ID:-}" ] || refuse "this is for sbatch: sbatch $0 $*"
+log_size() { stat --dereference --format=%s /proc/self/fd/2; }
+
+failed_in_init() {                          # has this start written MPI_Init's error into the job's log?
+    [ -f /proc/self/fd/2 ] && tail --bytes=+$((log_before + 1)) /proc/self/fd/2 | grep -qE 'MPI_Init|internal_Init'
+}
+
+[ -n "${SLURM_JOB_ID:-}" ] || refuse "submit this with sbatch: sbatch $0 $*"
 environment
 size
 label=${SLURM_ARRAY_TASK_ID:-} options=()
@@ -128,8 +155,14 @@ label=${SLURM_ARRAY_TASK_ID:-} options=()
 launcher
 export DSGD_OUT=${DSGD_OUT:-runs/$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${label:+/$label}
 export DSGD_AUTO_RESUME=${DSGD_AUTO_RESUME:-true} DSGD_THREADS=${DSGD_THREADS:-$threads}
-set -- "${launch[@]}" "${python[@]}" -m dsgd_mpi.train --config "$job" "${options[@]}" "$@"
+files=()
+for file in "${job[@]}"; do files+=(--config "$file"); done
+set -- "${launch[@]}" "${python[@]}" -m dsgd_mpi.train "${files[@]}" "${options[@]}" "$@"
 say "$ranks ranks on $nodes nodes ($SLURM_JOB_NODELIST), $DSGD_THREADS threads each: $*"
+log_before=$(log_size)
 start "$@"
-if stopped; then again; fi
+if stopped; then again
+elif [ "$status" -ne 0 ] && [ "${DSGD_LAUNCH:-srun}" = srun ] && failed_in_init; then
+    say "ranks failed in MPI_Init; $CHOOSE" >&2
+fi
 exit "$status"

@@ -12,5 +12,5 @@
 
 # A parameter server in shared memory on 128 ranks, a GPU each where there are any:
 # sbatch slurm/parameter_server_128.sh [train options]
-job=jobs/resnet50_imagenet_parameter_server.toml
+job=(jobs/resnet50_imagenet.toml jobs/parameter_server.toml)
 . slurm/lib.sh

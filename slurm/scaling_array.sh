@@ -11,6 +11,6 @@
 #SBATCH --output=logs/%x-%A-%a.log
 #SBATCH --array=0-34
 
-# Images/s against ranks, a run for each point of a grid: sbatch slurm/scaling_array.sh [train options]
-job=${DSGD_GRID:-jobs/scaling.toml} grid_point=$SLURM_ARRAY_TASK_ID
+# Images/s against ranks, one run for each point of a grid: sbatch slurm/scaling_array.sh [train options]
+job=("${DSGD_GRID:-jobs/scaling.toml}") grid_point=$SLURM_ARRAY_TASK_ID
 . slurm/lib.sh

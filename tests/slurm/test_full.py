@@ -31,9 +31,10 @@ def test_slurm_takes_the_script_as_it_is(site, script):
     assert "using 128 processors" in errors
 
 
-def test_128_ranks_train_to_the_end(site):
-    job = site.submit("gossip_128.sh", *SMOKE)
+def test_128_ranks_train_to_the_end_with_nothing_set(site):
+    job = site.submit("gossip_128.sh", *SMOKE, empty=True)
     assert job.ended(600) == ["COMPLETED"], job.log()
+    assert "MPICH from PyPI: MPIR_CVAR_CH4_NETMOD=ofi" in job.log()
     run = RunFolder(site.folder / "runs" / f"gossip-128-{job.number}")
     summary = run.summary()
     assert (summary["status"], summary["algorithm"], summary["ranks"]) == ("finished", "gossip", 128)

@@ -4,10 +4,11 @@ import time
 
 import pytest
 
-from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS
+from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE
 from tests.support.jobs import pids
 
 NODES = 4
+ON_TWO_NODES = ("--nodes=2", "--ntasks-per-node=2")
 FAULT = """
 import os
 if os.environ.get("SLURM_PROCID") == "1" and "SLURM_STEP_NUM_TASKS" in os.environ:
@@ -28,6 +29,24 @@ def test_slurm_takes_the_script(site, script):
     assert f"using {8 * NODES} processors" in errors
 
 
+def test_a_job_runs_across_nodes_with_nothing_set(site, run_folder):
+    run = run_folder("run")
+    job = site.submit("gossip_128.sh", *SMOKE, "--out", run.path, sbatch=ON_TWO_NODES, empty=True)
+    assert job.ended() == ["COMPLETED"], job.log()
+    assert run.summary()["ranks"] == 4
+    assert job.log().count("MPICH from PyPI: MPIR_CVAR_CH4_NETMOD=ofi") == 1
+
+
+def test_what_the_site_has_chosen_stays_and_a_job_that_fails_in_mpi_init_says_how_to_choose(site, run_folder):
+    job = site.submit("gossip_128.sh", *SMOKE, "--out", run_folder("run").path, sbatch=ON_TWO_NODES, empty=True,
+                      env={"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "carrier-pigeon"})
+    assert job.ended() == ["FAILED"], job.log()
+    assert "MPICH from PyPI" not in job.log()
+    assert job.log().splitlines()[-1].endswith(
+        "ranks failed in MPI_Init; name a file with 'export MPIR_CVAR_CH4_NETMOD=ofi' in DSGD_ENV, or set "
+        "DSGD_LAUNCH=mpirun")
+
+
 def test_a_run_out_of_time_is_requeued_and_ends_as_if_never_stopped(site, run_folder):
     whole, stopped = run_folder("whole"), run_folder("stopped")
     first = site.submit("allreduce_128.sh", *LONG, "--out", whole.path, sbatch=ON_ONE_NODE)
@@ -37,7 +56,7 @@ def test_a_run_out_of_time_is_requeued_and_ends_as_if_never_stopped(site, run_fo
     assert first.ended() == ["COMPLETED"], first.log()
     assert second.ended() == ["COMPLETED"], second.log()
     assert second.shown("Restarts") == ["1"]
-    assert "in the queue again: restart 1 of at most 10" in second.log()
+    assert "stopped and requeued: restart 1 of at most 10" in second.log()
     assert f"job        │ {second.number} (allreduce-128, restart 1) on node" in second.log()
     assert stopped.steps() == whole.steps() == list(range(1, 61))
     assert stopped.lines()[-1]["loss"] == whole.lines()[-1]["loss"]

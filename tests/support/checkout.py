@@ -25,18 +25,22 @@ class Site:
         self.cluster, self.folder = cluster, folder
         for name in ("slurm", "jobs"):
             (folder / name).symlink_to(ROOT / name)
+        (folder / ".venv").symlink_to(sys.prefix)
         (folder / "logs").mkdir()
-        self.env = {**cluster.env, "DSGD_VENV": sys.prefix, "DSGD_THREADS": "1"}    # cores are many in name only
+        self.env = {**cluster.env, "DSGD_THREADS": "1"}     # cores are many in name only
+        self.empty = {name: cluster.env[name] for name in ("PATH", "HOME", "SLURM_CONF")}
 
-    def command(self, *words, env=None, limit_s=60):
-        """(status, output, errors) of a program started here."""
-        done = subprocess.run(list(map(str, words)), cwd=self.folder, env={**self.env, **(env or {})}, text=True,
+    def command(self, *words, env=None, empty=False, limit_s=60):
+        """(status, output, errors) of a program started here; `empty`: where nothing is set but what `env` says."""
+        environment = {**(self.empty if empty else self.env), **(env or {})}
+        done = subprocess.run(list(map(str, words)), cwd=self.folder, env=environment, text=True,
                               capture_output=True, timeout=limit_s)
         return done.returncode, done.stdout, done.stderr
 
-    def submit(self, script, *options, sbatch=(), env=None):
+    def submit(self, script, *options, sbatch=(), **environment):
         """`sbatch slurm/SCRIPT OPTIONS`, with further options of sbatch."""
-        status, output, errors = self.command("sbatch", "--parsable", *sbatch, f"slurm/{script}", *options, env=env)
+        words = ("sbatch", "--parsable", *sbatch, f"slurm/{script}", *options)
+        status, output, errors = self.command(*words, **environment)
         assert status == 0, errors
         return Job(self, output.strip())
 

@@ -8,35 +8,72 @@ import pytest
 from click.testing import CliRunner
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.config import Config, build, from_toml, read_toml
+from dsgd_mpi.config import build, read_toml, tomllib
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.nn.models.resnet import network
 from dsgd_mpi.study.grid import grid, points
+from dsgd_mpi.train import command
 from tests.support import ROOT
 
 JOBS = sorted((ROOT / "jobs").glob("*.toml"))
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 BATCH = [path for path in SCRIPTS if "#SBATCH" in path.read_text()]
-PARTIAL = ("smoke", "scaling")              # these leave the algorithm to others
+MODELS = [path for path in JOBS if path.stem.startswith("resnet")]
+ALGORITHMS = [path for path in JOBS if path.stem in algorithms.names()]
+WHOLE = ("smoke", "scaling")                # these need no other file
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_a_job_file_names_a_run_that_there_can_be(path):
-    config = Config(**from_toml(path))
-    build(algorithms.find(config.algorithm), config.algorithm_options(), config.algorithm)
-    network(config.model, 10, (32, 32, 3))
-    assert config.data in ("fashion-mnist-12k", "cifar10", "imagenet.h5")
+def resolved(*paths):
+    """The configuration that `train` makes of job files in a row."""
+    words = [word for path in paths for word in ("--config", str(path))]
+    done = CliRunner().invoke(command, [*words, "--print-config"])
+    assert done.exit_code == 0, done.output
+    return tomllib.loads(done.output)
 
 
-def test_a_whole_job_leaves_nothing_of_one_that_it_is_given_after():
-    whole = [read_toml(path) for path in JOBS if path.stem not in PARTIAL]
-    assert len(whole) == 11
-    for values in whole:
-        assert values.keys() - {"set"} == whole[0].keys() - {"set"}
-        assert values.keys() >= {"algorithm", "model", "data", "epochs", "batch", "lr", "schedule", "warmup", "augment"}
-    for path in JOBS:
-        if path.stem not in PARTIAL:
-            assert path.stem.endswith(read_toml(path)["algorithm"])
+def test_a_job_file_is_for_a_model_or_for_an_algorithm_or_whole():
+    assert len(MODELS) == 3
+    assert len(ALGORITHMS) == 5
+    assert {path.stem for path in JOBS} == {*(path.stem for path in [*MODELS, *ALGORITHMS]), *WHOLE}
+    for path in ALGORITHMS:
+        values = read_toml(path)
+        assert values["algorithm"] == path.stem
+        assert values.keys() <= {"algorithm", "lr", "set"}
+    for path in MODELS:
+        assert read_toml(path).keys().isdisjoint({"algorithm", "set"})
+        assert read_toml(path).keys() == read_toml(MODELS[0]).keys()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+def test_a_model_and_an_algorithm_make_a_run_that_there_can_be(model, algorithm):
+    values = resolved(model, algorithm)
+    table = values.pop("set")
+    build(algorithms.find(algorithm.stem), {key: str(value) for key, value in table.items()}, algorithm.stem)
+    network(values["model"], 10, (32, 32, 3))
+    assert values["data"] in ("cifar10", "imagenet.h5")
+    assert table == {key: str(value) for key, value in read_toml(algorithm).get("set", {}).items()}
+    assert values["algorithm"] == algorithm.stem
+    for key, value in read_toml(model).items():
+        assert values[key] == (read_toml(algorithm).get("lr", value) if key == "lr" else value)
+
+
+@pytest.mark.parametrize(("model", "ranks"), [("resnet20_cifar10", 8), ("resnet50_imagenet", 128)])
+def test_learning_rates_follow_their_rule(model, ranks):
+    """Linear in the images of a step where updates are averaged, that of a rank alone where they add up."""
+    found = {path.stem: resolved(ROOT / "jobs" / f"{model}.toml", path) for path in ALGORITHMS}
+    whole = found["allreduce"]["lr"]
+    assert found["gossip"]["lr"] == found["push_sum"]["lr"] == whole
+    assert found["parameter_server"]["lr"] == pytest.approx(whole / ranks)
+    assert found["easgd"]["lr"] == 0.1
+
+
+def test_a_file_on_the_command_line_wins_key_by_key():
+    before = resolved(ROOT / "jobs/resnet50_imagenet.toml", ROOT / "jobs/gossip.toml")
+    after = resolved(ROOT / "jobs/resnet50_imagenet.toml", ROOT / "jobs/gossip.toml", ROOT / "jobs/smoke.toml")
+    assert {key for key in after if after[key] != before.get(key)} <= read_toml(ROOT / "jobs/smoke.toml").keys()
+    assert (after["algorithm"], after["set"], after["model"]) == ("gossip", before["set"], "resnet8")
+    assert after["epochs"] == before["epochs"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -46,15 +83,23 @@ def test_a_script_is_sound(path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_batch_scripts_differ_in_their_job_only():
+def test_batch_scripts_hold_their_resources_their_job_and_nothing_else():
     assert len(BATCH) == 6
     own = ("--job-name", "--time", "--array", "--output")
-    heads = [[line for line in path.read_text().splitlines() if line.startswith(("#SBATCH", "#!", "."))
+    heads = [[line for line in path.read_text().splitlines() if line.startswith("#SBATCH")
               and not any(option in line for option in own)] for path in BATCH]
     assert all(head == heads[0] for head in heads)
     for path in BATCH:
-        job = next(line for line in path.read_text().splitlines() if line.startswith("job="))
-        assert path.stem == "scaling_array" or (ROOT / job.removeprefix("job=")).exists()
+        shebang, *lines = path.read_text().splitlines()
+        assert shebang == "#!/bin/bash -e"
+        job, body = [line for line in lines if line and not line.startswith("#")]
+        assert body == ". slurm/lib.sh"
+        if path.stem == "scaling_array":
+            assert job == 'job=("${DSGD_GRID:-jobs/scaling.toml}") grid_point=$SLURM_ARRAY_TASK_ID'
+        else:
+            algorithm = path.stem.removesuffix("_128")
+            assert job == f"job=(jobs/resnet50_imagenet.toml jobs/{algorithm}.toml)"
+            assert ROOT / f"jobs/{algorithm}.toml" in ALGORITHMS
 
 
 def test_the_array_has_a_task_for_each_point_of_its_grid():
@@ -69,7 +114,7 @@ def test_a_script_outside_a_job_says_what_it_is_for():
     done = subprocess.run(["bash", "-e", "slurm/gossip_128.sh"], cwd=ROOT, capture_output=True, text=True,
                           env={"PATH": "/usr/bin:/bin"})
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: this is for sbatch: sbatch slurm/gossip_128.sh \n"
+    assert done.stderr == "Error: submit this with sbatch: sbatch slurm/gossip_128.sh \n"
 
 
 # the grid

@@ -1,4 +1,4 @@
-"""What 16 bits on the wire cost where the wire costs nothing: `mpirun -n 2 python benchmarks/wire.py`, on one node.
+"""What 16 bits on the wire cost where the wire costs nothing: `mpirun -n 2 python -m benchmarks.net.wire`, on one node.
 
 A mean of a vector as long as ResNet-18's gradient, whole and in 16 bits. The difference is what rounding takes; it is
 won back where the bytes that are saved take longer.
@@ -10,8 +10,9 @@ import time
 
 import click
 import numpy as np
-from contest import quartiles, save
 
+from benchmarks.shared import provenance
+from benchmarks.shared.contest import quartiles
 from dsgd_mpi.net.mpi.host import MpiHost
 
 NUMBERS = 11_689_512
@@ -19,7 +20,8 @@ NUMBERS = 11_689_512
 
 @click.command()
 @click.option("--rounds", default=15, show_default=True)
-def main(rounds: int) -> None:
+@provenance.saving
+def main(rounds: int, save: bool) -> None:
     """Time means in turns, print and keep them."""
     host = MpiHost()
     x = np.random.default_rng(host.rank).normal(size=NUMBERS).astype("float32")
@@ -35,7 +37,8 @@ def main(rounds: int) -> None:
             del samples[0]
             print(f"mean of {NUMBERS:,} numbers over {host.size} ranks in {kind:8}: "
                   f"{quartiles(samples, 1, 5, ' ms')}")
-        print(save(f"wire-{host.size}", {"numbers": NUMBERS, "ranks": host.size, "seconds": seconds}))
+        if save:
+            print(provenance.save(f"wire-{host.size}", {"numbers": NUMBERS, "ranks": host.size, "seconds": seconds}))
     host.close()
 
 

@@ -1,4 +1,4 @@
-"""Which part of a training step each kind of layer takes: `python benchmarks/share.py`; with one thread."""
+"""Which part of a training step each kind of layer takes: `python -m benchmarks.cpu.share`; with one thread."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from itertools import product
 from typing import Any
 
 import click
-import contest
 import numpy as np
-from contest import Contestant, Work
-from step import CASES, DECAY, LR, MOMENTUM, Case, batch_of
 
+from benchmarks.shared import contest, provenance
+from benchmarks.shared.cases import CASES, DECAY, LR, MOMENTUM, Case, batch_of
+from benchmarks.shared.contest import Contestant, Work
 from dsgd_mpi.nn.models.resnet import resnet
 from dsgd_mpi.optim.sgd import LocalSgd
 
@@ -66,7 +66,8 @@ def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, li
 @click.option("--nets", default="resnet8,resnet20,resnet18", show_default=True, help=f"Of {', '.join(CASES)}.")
 @click.option("--dtypes", default="float32,bfloat16", show_default=True)
 @click.option("--rounds", default=10, show_default=True)
-def main(nets: str, dtypes: str, rounds: int) -> None:
+@provenance.saving
+def main(nets: str, dtypes: str, rounds: int, save: bool) -> None:
     """Take training steps apart."""
     for dtype, name in product(contest.usable(dtypes), nets.split(",")):
         with Contestant("dsgd_mpi", 1, parts, CASES[name], dtype) as contestant:
@@ -77,9 +78,10 @@ def main(nets: str, dtypes: str, rounds: int) -> None:
         for part, samples in sorted(seconds.items(), key=lambda item: -np.median(item[1])):
             click.echo(f"{name} {dtype} {part:24} {1e3 * np.median(samples):8.2f} ms "
                        f"{100 * np.median(samples) / total:5.1f} %")
-        contest.save(f"share-{name}-{dtype}-1-{contest.vectors()}",
-                     {"case": name, "batch": CASES[name].batch, "threads": 1, "dtype": dtype,
-                      "processor": contest.vectors(), "seconds": seconds})
+        if save:
+            provenance.save(f"share-{name}-{dtype}-1-{provenance.vectors()}",
+                            {"case": name, "batch": CASES[name].batch, "threads": 1, "dtype": dtype,
+                             "processor": provenance.vectors(), "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Single layers, ours against PyTorch's: `python benchmarks/kernels.py`, or `make bench`.
+"""Single layers, ours against PyTorch's: `python -m benchmarks.cpu.layers`, or `make bench`.
 
 Forward, gradient of the data and gradient of the weights of each shape of convolution in a network, and batch norm with
 ReLU, forward and backward, all NHWC (PyTorch's channels_last). Ours includes the re-ordering of the weights.
@@ -12,16 +12,16 @@ from itertools import product
 from typing import Any
 
 import click
-import contest
 import numpy as np
-from contest import Contestant, Work, quartiles, ratio, summary, take_turns
-from step import CASES, Case
 
+from benchmarks.shared import contest, provenance
+from benchmarks.shared.cases import CASES, OURS, Case
+from benchmarks.shared.contest import Contestant, Work, quartiles, ratio, summary, take_turns
 from dsgd_mpi.kernels.api import Tensor
 from dsgd_mpi.nn.layers import Layer, Network
 from dsgd_mpi.nn.models.resnet import network
 
-OURS, THEIRS = "dsgd_mpi", "eager channels_last"
+THEIRS = "eager channels_last"
 
 
 def shapes_of(net: Network) -> dict[str, Layer]:
@@ -136,7 +136,7 @@ def measure(case: Case, threads: int, rounds: int, dtype: str) -> dict[str, Any]
                 piece = f"{name} {which}"
                 rows[piece] = {**work, "seconds": take_turns(both, piece, rounds, 2, limit_s=20)}
     return {"case": case.name, "batch": case.batch, "threads": threads, "dtype": dtype,
-            "processor": contest.vectors(), "rows": rows}
+            "processor": provenance.vectors(), "rows": rows}
 
 
 def rate(row: dict[str, Any], gemm_gflops: float, copy_gb_s: float | None) -> str:
@@ -158,7 +158,7 @@ def line(name: str, row: dict[str, Any], *best: float) -> str:
 @click.option("--threads", default="1", show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--dtypes", default="float32,bfloat16", show_default=True)
-@click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
+@provenance.saving
 def main(nets: str, threads: str, rounds: int, dtypes: str, save: bool) -> None:
     """Time the layers of networks, both contestants taking turns."""
     copy = contest.copy_peak()
@@ -170,7 +170,7 @@ def main(nets: str, threads: str, rounds: int, dtypes: str, save: bool) -> None:
             for row, figures in found["rows"].items():
                 click.echo(line(row, figures, peak, copy))
             if save:
-                contest.save(f"kernels-{name}-{dtype}-{count}-{contest.vectors()}",
+                provenance.save(f"kernels-{name}-{dtype}-{count}-{provenance.vectors()}",
                              {**found, "gemm_gflops": peak, "copy_gb_s": copy})
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import click
 import numpy as np
-from contest import save
-from trainings import ALGORITHMS, trained
+
+from benchmarks.shared import provenance
+from benchmarks.shared.trainings import ALGORITHMS, trained
 
 FACTOR = 5                                  # as long as another rank's gradient
 SLOW = 1                                    # rank
@@ -19,7 +20,8 @@ SLOW = 1                                    # rank
 @click.option("--ranks", default=4, show_default=True)
 @click.option("--steps", default=150, show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="Each algorithm takes its turn in each.")
-def main(ranks: int, steps: int, rounds: int) -> None:
+@provenance.saving
+def main(ranks: int, steps: int, rounds: int, save: bool) -> None:
     """Print and keep, for each algorithm, its rate with a slow rank as a share of the rate without one."""
     samples: dict[str, list[float]] = {algorithm: [] for algorithm in ALGORITHMS}
     for _ in range(rounds):
@@ -36,7 +38,8 @@ def main(ranks: int, steps: int, rounds: int) -> None:
     for algorithm, ratios in samples.items():
         median = float(np.median(ratios))
         print(f"{algorithm:24} {median:7.0%} {min(ratios):7.0%} - {max(ratios):4.0%}  {median / share:.0%}")
-    print(save(f"straggler-{ranks}", {"factor": FACTOR, "steps": steps, "samples": samples}))
+    if save:
+        print(provenance.save(f"straggler-{ranks}", {"factor": FACTOR, "steps": steps, "samples": samples}))
 
 
 if __name__ == "__main__":

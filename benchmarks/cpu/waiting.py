@@ -1,4 +1,4 @@
-"""How long a waiting thread should look before it sleeps (GOMP_SPINCOUNT): `python benchmarks/waiting.py`.
+"""How long a waiting thread should look before it sleeps (GOMP_SPINCOUNT): `python -m benchmarks.cpu.waiting`.
 
 Steps of resnet8 with as many threads as there are cores, on an idle machine and beside processes that keep cores busy.
 """
@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
-import contest
-from contest import Contestant, quartiles, take_turns
-from step import CASES, ours
+
+from benchmarks.shared import provenance
+from benchmarks.shared.cases import CASES, ours
+from benchmarks.shared.contest import Contestant, quartiles, take_turns
 
 SPINS = ("300000", "30000", "10000", "3000", "1000", "0")      # the first: libgomp's own
 
@@ -33,7 +34,8 @@ def neighbours(count: int) -> Any:
 
 @click.command()
 @click.option("--rounds", default=10, show_default=True)
-def main(rounds: int) -> None:
+@provenance.saving
+def main(rounds: int, save: bool) -> None:
     """Time steps for some settings, which take turns."""
     cores = len(os.sched_getaffinity(0))
     found = {}
@@ -49,9 +51,10 @@ def main(rounds: int) -> None:
             for spins, samples in found[str(count)].items():
                 times = quartiles(samples, width=8, unit=" ms")
                 click.echo(f"{count} busy neighbours, {spins:>6} spins: {times}")
-    contest.save(f"waiting-resnet8-float32-{cores}-{contest.vectors()}",
-                 {"case": "resnet8", "threads": cores, "dtype": "float32", "processor": contest.vectors(),
-                  "seconds": found})
+    if save:
+        provenance.save(f"waiting-resnet8-float32-{cores}-{provenance.vectors()}",
+                        {"case": "resnet8", "threads": cores, "dtype": "float32", "processor": provenance.vectors(),
+                         "seconds": found})
 
 
 if __name__ == "__main__":

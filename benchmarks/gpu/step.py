@@ -1,4 +1,4 @@
-"""Whole training steps on one GPU, ours against PyTorch's: `python benchmarks/gpu_step.py`, or `make bench-gpu`.
+"""Whole training steps on one GPU, ours against PyTorch's: `python -m benchmarks.gpu.step`, or `make bench-gpu`.
 
 A step is forward, backward and SGD with Nesterov momentum and weight decay, on one batch that is on the GPU already;
 `whole_seconds`, which is ours alone, begins with bytes in the host's memory and waits for each loss.
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-import contest
 import numpy as np
-from contest import Contestant, Work, summary, timing
-from step import DECAY, LR, MOMENTUM, Case, batch_of, weights
 
+from benchmarks.shared import provenance
+from benchmarks.shared.cases import DECAY, FIRST, LR, MOMENTUM, OURS, Case, batch_of, weights
+from benchmarks.shared.contest import Contestant, Work, summary, timing
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.api import Bytes
 from dsgd_mpi.kernels.gpu import device as devices
@@ -24,10 +24,8 @@ from dsgd_mpi.nn.layers import Network
 from dsgd_mpi.nn.models.resnet import network, resnet
 from dsgd_mpi.optim.sgd import LocalSgd
 
-OURS = "dsgd_mpi"
 TORCH = {"eager": (False, False), "eager, CUDA graph": (False, True), "torch.compile": (True, False),
          "torch.compile, CUDA graph": (True, True)}
-FIRST = 3                                   # steps whose losses are compared
 STEPS = 10                                  # in one sample
 AGREE = 5e-2
 SCALE = 65536.0                             # of the loss in float16, ours and theirs at the start
@@ -74,7 +72,8 @@ def gpu_bytes() -> int:
 def torchs(case: Case, dtype: str, compiled: bool, graphed: bool,
            started: Callable[[], None]) -> tuple[Work, list[float]]:
     import torch
-    import torch_nets
+
+    from benchmarks.shared import torch_nets
 
     images, labels = batch_of(case)
     started()
@@ -208,7 +207,7 @@ def line(result: dict[str, Any]) -> str:
 @click.option("--dtypes", default="bfloat16,float16", show_default=True)
 @click.option("--rivals", default=":".join(TORCH), show_default=True, help="Separated by colons.")
 @click.option("--rounds", default=7, show_default=True, help=f"Samples, of {STEPS} steps each.")
-@click.option("--save/--no-save", default=True, show_default=True, help="Keep the figures in benchmarks/results.")
+@provenance.saving
 def main(nets: str, batches: str, dtypes: str, rivals: str, rounds: int, save: bool) -> None:
     """Time training steps on a GPU, all contestants in one run."""
     devices.check()
@@ -220,7 +219,7 @@ def main(nets: str, batches: str, dtypes: str, rivals: str, rounds: int, save: b
                 found = measure(case, dtype, tuple(filter(None, rivals.split(":"))), rate, rounds)
                 click.echo(line(found))
                 if save:
-                    contest.save(f"gpu-step-{name}-{batch}-{dtype}", found)
+                    provenance.save(f"gpu-step-{name}-{batch}-{dtype}", found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many images a second the host feeds a GPU: `python benchmarks/feeding.py`; it needs none.
+"""How many images a second the host feeds a GPU: `python -m benchmarks.gpu.feeding`; it needs none.
 
 One rank's loop (batches read from an HDF5 file and put, ResNet-50's passes, the update) on a device that computes
 nothing but takes its time for a step, as a GPU does, while the host goes on. What is missing to the device's own rate
@@ -17,8 +17,9 @@ from typing import Any
 import click
 import h5py
 import numpy as np
-from contest import quartiles, save, summary
 
+from benchmarks.shared import provenance
+from benchmarks.shared.contest import quartiles, summary
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.data import Batches, Split
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
@@ -93,7 +94,8 @@ def stored(path: Path) -> h5py.File:
 @click.command()
 @click.option("--milliseconds", default="0,5,10,20", show_default=True, help="That the device takes for a step.")
 @click.option("--rounds", default=7, show_default=True, help=f"Samples, of {STEPS} steps each.")
-def main(milliseconds: str, rounds: int) -> None:
+@provenance.saving
+def main(milliseconds: str, rounds: int, save: bool) -> None:
     """Time the loop for devices of several speeds, which take turns."""
     kernels, host = CuDNN("bfloat16", device=Idle), MpiHost()
     model = resnet("resnet50", 1000, IMAGE, BATCH, kernels)
@@ -114,7 +116,8 @@ def main(milliseconds: str, rounds: int) -> None:
         del samples[0]
         click.echo(f"device of {each:>4} ms a step: {quartiles(samples, width=5, unit=' ms')}, "
                    f"{BATCH / summary(samples)[0]:,.0f} images/s")
-    save(f"feeding-resnet50-{BATCH}", {"batch": BATCH, "image": IMAGE, "seconds": seconds})
+    if save:
+        provenance.save(f"feeding-resnet50-{BATCH}", {"batch": BATCH, "image": IMAGE, "seconds": seconds})
     host.close()
 
 

@@ -8,12 +8,14 @@ one that is kept already is not run again.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
-from contest import RESULTS, about, save
-from trainings import ALGORITHMS, trained
+
+from benchmarks.shared import provenance
+from benchmarks.shared.trainings import ALGORITHMS, trained
 
 LR = 0.2
 SUMMING = ("parameter_server",)
@@ -28,19 +30,21 @@ SUMMING = ("parameter_server",)
 @click.option("--batch", default=16, show_default=True, help="Images a rank.")
 @click.option("--algorithms", default=",".join(ALGORITHMS), help="Separated by commas; each with its options.")
 @click.option("--most", default=1000, help="Runs before it stops; it goes on when called again.")
-def main(most: int, seeds: int, algorithms: str, **settings: Any) -> None:
+@provenance.saving
+def main(most: int, seeds: int, algorithms: str, save: bool, **settings: Any) -> None:
     """Run what is not yet in the result, and keep it."""
     name = "convergence-{data}-{model}-{ranks}".format(**settings)
-    runs = kept(RESULTS / f"{name}.json", settings)
+    runs = kept(provenance.RESULTS / f"{name}.json", settings)
     for seed in range(seeds):
         for algorithm in algorithms.split(","):
             done = [run for run in runs.setdefault(algorithm, []) if run["seed"] == seed]
             if done or not most:
                 continue
             most -= 1
-            found = run_once(algorithm, seed, **settings)
+            found = {**run_once(algorithm, seed, **settings), "commit": provenance.commit() if save else None}
             runs[algorithm].append(found)
-            save(name, {**settings, "runs": runs})
+            if save:
+                provenance.save(name, {**settings, "runs": runs})
             print(f"{name} seed {seed}  {algorithm:24} {found['accuracy']:7.2%} {found['wall_s']:6.1f} s", flush=True)
 
 
@@ -55,7 +59,7 @@ def run_once(algorithm: str, seed: int, ranks: int, epochs: int, data: str, mode
     lr = LR / ranks if algorithm.split()[0] in SUMMING else LR
     found = trained(algorithm, ranks, "--seed", seed, "--epochs", epochs, "--data", data, "--model", model, "--batch",
                     batch, "--lr", lr, "--eval-every", 0.25)
-    return {**found, "commit": about()["commit"], "load": about()["load"]}
+    return {**found, "load": os.getloadavg()[0]}
 
 
 if __name__ == "__main__":

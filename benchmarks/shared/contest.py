@@ -5,27 +5,18 @@ Each round gives every contestant one turn, so that whatever else the machine do
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, suppress
-from importlib import metadata
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PAUSE_S = 0.02                              # after a turn: until the threads that it leaves behind have gone to sleep
-PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp", "cupy-cuda12x", "cupy-cuda13x",
-            "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Work = Mapping[str, Callable[[], object]]
@@ -226,49 +217,3 @@ def copy_peak(size: int = 1 << 28) -> float:
     """Best GB/s read and written by one thread that copies memory beyond the caches."""
     with Contestant("copy", 1, copy, size) as contestant:
         return 2e-9 * size / min(contestant.time("copy", 1) for _ in range(8))
-
-
-def about() -> dict[str, Any]:
-    """Machine, versions, commit and command: what a result must say of itself."""
-    def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(HERE), *args], capture_output=True, text=True).stdout.strip()
-
-    return {
-        "machine": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform(terse=True),
-        "python": platform.python_version(), "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: version for name in PACKAGES if (version := installed(name))},
-        "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-    }
-
-
-def installed(package: str) -> str | None:
-    """Its version, if it is there."""
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-def processor() -> str:
-    """Name and vector instructions."""
-    return f"{cpuinfo()['model name']} ({vectors()})"
-
-
-def cpuinfo() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    said = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {key.strip(): value.strip() for key, value in said.items()}
-
-
-def vectors() -> str:
-    """The widest vector instructions."""
-    flags = cpuinfo()["flags"].split()
-    return next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags), "no AVX")
-
-
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Writes a result beside the others; one of the same name is replaced."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**about(), **result}, indent=1) + "\n")
-    return path

@@ -1,0 +1,1 @@
+"""The kernels for GPUs against those of PyTorch, and what feeds them."""

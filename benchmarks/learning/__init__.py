@@ -1,0 +1,1 @@
+"""What algorithms learn, and how soon."""
