@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol, get_args, get_origin, get_type_h
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 class Gradient(Protocol):
@@ -36,7 +36,7 @@ class Algorithm(Protocol):
     def independent(self) -> bool:
         """Whether no step needs a step of another rank, so that ranks may do different numbers of them."""
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         """Everyone, once: x is the same on all ranks, or what a resumed run had; then what is kept is set already."""
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:

@@ -15,7 +15,7 @@ from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.topology import random_peer
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -31,7 +31,7 @@ class AsynchronousDecentralised:
     offers: ClassVar[str] = "the mean of all models"
     t = 0                                   # steps done
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd, self.models = net, sgd, net.share(x)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array, Buckets
 from dsgd_mpi.net.api import Net, Pending
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Allreduce:
     traffic: ClassVar[str] = "one mean of the gradient over all, in buckets as it becomes ready"
     offers: ClassVar[str] = "x, the same on all ranks"
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd = net, sgd
         self.bucket = int(self.bucket_mb * 1e6) // x.itemsize
 

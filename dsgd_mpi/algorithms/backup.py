@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Backup:
     t = 0                                   # steps done
     version = 0                             # steps that the model here has taken
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd = net, sgd
         self.needed = max(1, net.size - 1 - self.backups)       # n
 

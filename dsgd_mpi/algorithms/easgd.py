@@ -18,7 +18,7 @@ from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.sharded import Sharded
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Elastic:
     t = 0                                   # steps done
     c = np.zeros(0)                         # the centre as of the last rest
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd = net, sgd
         self.centre = Sharded(net, self.c if len(self.c) else x)
 

@@ -18,7 +18,7 @@ from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.topology import matching, random_peer
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Gossip:
     def independent(self) -> bool:
         return self.mode == "push"
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd = net, sgd
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Local:
     t = 0                                   # steps done
     u = x0 = np.zeros(0)                    # of what is trained, not of batch norm's statistics
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
-        self.net, self.sgd, self.trained = net, sgd, slice(0, len(sgd.v))
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
+        self.net, self.sgd, self.trained = net, sgd, sgd.trained
         if self.slow_momentum and not len(self.u):
             self.u, self.x0 = 0 * x[self.trained], x[self.trained].copy()
 

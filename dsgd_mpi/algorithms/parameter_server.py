@@ -21,7 +21,7 @@ from dsgd_mpi.algorithms import Gradient, serving
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.sharded import Sharded
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ParameterServer:
     def independent(self) -> bool:
         return not self.max_staleness
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd, self.holders = net, sgd, serving(self, net.size)
         self.model = Sharded(net, self.c if len(self.c) else x, self.holders)
         self.clocks = net.counters(net.size)    # steps that each worker has done

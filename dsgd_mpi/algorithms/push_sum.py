@@ -20,7 +20,7 @@ from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Letter, Net
 from dsgd_mpi.net.topology import exponential_peer, exponential_sender, random_peer
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -43,7 +43,7 @@ class PushSum:
     def independent(self) -> bool:
         return self.graph == "random"
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd = net, sgd
         self.letters: list[Letter] = []     # that have come and wait for their turn
 

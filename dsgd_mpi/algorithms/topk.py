@@ -17,7 +17,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Letter, Net
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
@@ -34,13 +34,13 @@ class TopK:
     t = 0                                   # steps done
     error = np.zeros(0)                     # e
 
-    def start(self, net: Net, x: Array, sgd: LocalSgd) -> None:
+    def start(self, net: Net, x: Array, sgd: Optimizer) -> None:
         self.net, self.sgd = net, sgd
-        self.trained = len(sgd.v)
+        self.trained = sgd.trained.stop
         self.k = min(max(1, round(self.share * self.trained)), self.trained)
         self.early: list[Letter] = []       # of the next step
         if not len(self.error):
-            self.error = 0 * sgd.v
+            self.error = 0 * x[sgd.trained]
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         g = gradient(x)

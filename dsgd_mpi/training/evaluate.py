@@ -12,8 +12,8 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.data import Batches, Split, evaluation_batches
 from dsgd_mpi.net.api import Host, Net
 from dsgd_mpi.nn import Model
+from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import LocalSgd
 from dsgd_mpi.training.checkpoint import Checkpoints
 
 RECALIBRATION_STEPS = 16                    # batches a rank that statistics are measured on
@@ -29,7 +29,7 @@ class Training:
     batches: Batches
     test: Split
     algorithm: Algorithm
-    sgd: LocalSgd
+    sgd: Optimizer
     schedule: Schedule
     checkpoints: Checkpoints
     steps: int                              # of the whole run

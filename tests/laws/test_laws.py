@@ -113,12 +113,12 @@ def test_what_is_kept_is_all_that_a_later_run_needs(name, options, world):
         algorithm.rest(x)
         kept = {key: copy.deepcopy(getattr(algorithm, key)) for key in algorithm.keeps}
         y, task_y = x.copy(), copy.deepcopy(task)
-        v = sgd.v.copy()
+        v = sgd.state["v"].copy()
         for _ in range(9):
             go_on(host, algorithm, task, x)
         algorithm.rest(x)
         fresh, sgd_y = make(name, options), sgd_for(y)
-        sgd_y.v[:] = v
+        sgd_y.state["v"][:] = v
         for key, value in kept.items():
             setattr(fresh, key, value)
         fresh.start(host, y, sgd_y)

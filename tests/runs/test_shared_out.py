@@ -22,7 +22,7 @@ from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 
 WAYS = [("adpsgd", {}), ("easgd", {}), ("gossip", {"mode": "push"}), ("parameter_server", {}),
         ("parameter_server", {"servers": 1}), ("push_sum", {"graph": "random"})]
@@ -41,7 +41,7 @@ def simulated(folder, name, options, steps, ask=None, resume=False):
         servers = algorithms.serving(algorithm, host.size)
         model = Model(network("resnet8", 10, (28, 28, 1)), 2, kernels, 0, 0.0)
         batches = Batches(dataset.train, 2, max(0, host.rank - servers), host.size - servers, 0, False)
-        sgd = LocalSgd(model.parameters, 0.9)
+        sgd = Sgd(0.9, weight_decay=0).start(model.layout, model.flat)
         checkpoints = Checkpoints(host, folder, {})
         run = Training(host, host, model, batches, few, algorithm, sgd, Schedule(0.01, "constant", steps), checkpoints,
                        steps, 1000, 1, 10**9, 25, 1, host.size - servers, host.rank >= servers)

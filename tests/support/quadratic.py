@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dsgd_mpi.arrays.flat import beside
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.arrays.flat import Layout, beside
+from dsgd_mpi.optim.sgd import Sgd
 
 
 class Quadratic:
@@ -36,7 +36,7 @@ class Quadratic:
 
 
 def sgd_for(x, momentum=0.9, weight_decay=0.0):
-    return LocalSgd(x.size, momentum, weight_decay, like=x)
+    return Sgd(momentum, weight_decay=weight_decay).start(Layout({"x": (x.size,)}), like=x)
 
 
 def on(host, values):
