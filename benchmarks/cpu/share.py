@@ -15,7 +15,7 @@ from benchmarks.shared import contest, provenance
 from benchmarks.shared.cases import CASES, DECAY, LR, MOMENTUM, Case, batch_of
 from benchmarks.shared.contest import Contestant, Work
 from dsgd_mpi.nn.models.resnet import resnet
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 
 
 class Stopwatch:
@@ -43,7 +43,7 @@ def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, li
     images, labels = batch_of(case)
     model.loss_and_gradient(images, labels)
     plan, k, watch = model.plans[case.batch], model.kernels, Stopwatch()
-    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, k.nesterov)
+    sgd = Sgd(MOMENTUM, weight_decay=DECAY).start(model.layout, model.flat, k)
     steps = list(zip(model.network.layers, plan.steps, strict=True))
 
     def step() -> None:

@@ -26,7 +26,7 @@ from dsgd_mpi.kernels.gpu.cudnn import CuDNN
 from dsgd_mpi.kernels.gpu.device import Dim, Format, Launch, PageLocked, Staging
 from dsgd_mpi.net.mpi.host import MpiHost
 from dsgd_mpi.nn.models.resnet import resnet
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 
 IMAGE, BATCH, IMAGES = (224, 224, 3), 64, 2560              # more than are kept in memory: read from the file
 STEPS = 50                                  # in one sample
@@ -99,7 +99,7 @@ def main(milliseconds: str, rounds: int, save: bool) -> None:
     """Time the loop for devices of several speeds, which take turns."""
     kernels, host = CuDNN("bfloat16", device=Idle), MpiHost()
     model = resnet("resnet50", 1000, IMAGE, BATCH, kernels)
-    sgd = LocalSgd(model.parameters, 0.9, 1e-4, kernels.nesterov, like=model.flat)
+    sgd = Sgd().start(model.layout, model.flat, kernels)
     seconds: dict[str, list[float]] = {each: [] for each in milliseconds.split(",")}
     with tempfile.TemporaryDirectory() as folder, stored(Path(folder) / "images.h5") as file:
         split = Split(file["images"], np.zeros(IMAGES), np.full(3, 0.5), np.full(3, 0.25))

@@ -22,7 +22,7 @@ from dsgd_mpi.kernels.api import Bytes
 from dsgd_mpi.kernels.gpu import device as devices
 from dsgd_mpi.nn.layers import Network
 from dsgd_mpi.nn.models.resnet import network, resnet
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 
 TORCH = {"eager": (False, False), "eager, CUDA graph": (False, True), "torch.compile": (True, False),
          "torch.compile, CUDA graph": (True, True)}
@@ -36,7 +36,7 @@ def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, lis
     images, labels = batch_of(case)
     started()
     model = resnet(case.name, case.classes, case.image, case.batch, "cudnn", dtype)
-    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, model.kernels.nesterov, like=model.flat)
+    sgd = Sgd(MOMENTUM, weight_decay=DECAY).start(model.layout, model.flat, model.kernels)
 
     def step(images: Array | Bytes) -> float:
         loss = model.loss_and_gradient(images, labels)

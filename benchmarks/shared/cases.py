@@ -12,7 +12,7 @@ from benchmarks.shared.contest import Work
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.nn.init import initialise
 from dsgd_mpi.nn.models.resnet import network, resnet
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
 OURS = "dsgd_mpi"
@@ -46,7 +46,7 @@ def ours(case: Case, training: bool, dtype: str, started: Callable[[], None]) ->
     images, labels = batch_of(case)
     started()
     model = resnet(case.name, case.classes, case.image, case.batch, "onednn", dtype)
-    sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, model.kernels.nesterov, like=model.flat)
+    sgd = Sgd(MOMENTUM, weight_decay=DECAY).start(model.layout, model.flat, model.kernels)
 
     def step() -> float:
         loss = model.loss_and_gradient(images, labels)

@@ -42,8 +42,8 @@ class Local(Algorithm):
         super().start(net, x, optimizer)
         if self.slow_momentum:
             self.x0 = self.x0 if len(self.x0) else x[optimizer.trained].copy()
-            self.outer = Sgd(self.slow_momentum, nesterov=False, weight_decay=0.0)
-            self.outer.start(Layout({"x": self.x0.shape}), self.x0)
+            outer = Sgd(self.slow_momentum, nesterov=False, weight_decay=0.0)
+            self.outer = outer.start(Layout({"x": self.x0.shape}), self.x0)
             if len(self.u):
                 fill(self.outer.state["v"], self.u)
             self.u = self.outer.state["v"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from dsgd_mpi.arrays.flat import Array, Shape
 
@@ -74,6 +74,20 @@ class Loss(Protocol):
         """The mean loss, once all work on it is done."""
 
 
+class Rule(Protocol):
+    """An optimizer as a fused kernel sees it. What is in its state stays where it is."""
+
+    state: dict[str, Array]
+    trained: slice                          # of the flat vectors; running statistics follow
+
+    @property
+    def weights(self) -> Array:
+        """(trained,): 1 for a weight, 0 in biases and batch norm, for a rule that tells them apart."""
+
+    def options(self) -> dict[str, Any]: ...
+
+
+Step = Callable[[Array, Array, float], None]    # of x, in place, along g, at a rate; the running statistics too
 Ready = Callable[[slice], None]             # of a stretch of the flat gradient that is final
 Between = Callable[[], None]
 Work = Callable[[Ready | None, Between | None], None]
@@ -165,9 +179,12 @@ class Kernels(Protocol):
     def accumulate(self, total: Array, term: Array) -> None:
         """total += term, for two activation gradients of one shape."""
 
-    def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        """In place, on the flat vectors, of which the first v.size numbers are trained; g is left alone.
+    @property
+    def fused(self) -> Mapping[str, Callable[[Rule], Step]]:
+        """Optimizers, by name, for whose step there is a kernel; all others run as they are written."""
 
-        Those: g' = g + decay x; v = mu v + g'; x -= lr (g' + mu v). The running statistics behind them, if any:
-        x -= STATISTICS_RATE g.
+    def in_parts(self, count: int, work: Callable[[slice], None]) -> None:
+        """`work(part)` on parts that together are slice(0, count): as suits a cache, on as many threads as pay.
+
+        In any order, and side by side: no part may depend on another, so that the bits do not depend on the cuts.
         """

@@ -8,16 +8,16 @@ their window one by one, so that what is written for one tap is the formula itse
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import STATISTICS_RATE, Folded, Loss, Operation, Tensor, Work
+from dsgd_mpi.kernels.api import Folded, Loss, Operation, Rule, Step, Tensor, Work
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
-BLOCK = 1 << 14                             # elements of x, v, g and two temporaries that fit into a level 2 cache
+BLOCK = 1 << 14                             # elements of all vectors of an update that fit into a level 2 cache
 PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
 
 
@@ -88,25 +88,18 @@ class Reference:
     def accumulate(self, total: Array, term: Array) -> None:
         total += term
 
-    def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        nesterov(x, v, g, lr, momentum, decay)
+    @property
+    def fused(self) -> Mapping[str, Callable[[Rule], Step]]:
+        return {}
+
+    def in_parts(self, count: int, work: Callable[[slice], None]) -> None:
+        in_blocks(0, count, work)
 
 
-def nesterov(x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float, block: int = BLOCK) -> None:
-    """Nesterov momentum as PyTorch has it (Sutskever et al. 2013), in place on x and v, block by block in the cache.
-
-    What x and g hold beyond v are running statistics and their distance from the batch's.
-    """
-    for start in range(0, v.size, block):
-        part = slice(start, min(start + block, v.size))
-        xp, vp = x[part], v[part]
-        d = g[part] + decay * xp            # a temporary: g is the caller's
-        vp *= momentum
-        vp += d
-        d += momentum * vp
-        d *= lr
-        xp -= d
-    x[v.size:] -= STATISTICS_RATE * g[v.size:]
+def in_blocks(start: int, stop: int, work: Callable[[slice], None], block: int = BLOCK) -> None:
+    """`work(part)` on one part after the other, each small enough to stay in the cache while it is worked on."""
+    for first in range(start, stop, block):
+        work(slice(first, min(first + block, stop)))
 
 
 def spare_bytes() -> int:

@@ -1,17 +1,142 @@
+"""What all optimizers have in common: they step a flat vector in place and name what must be kept between steps.
+
+    r <- r - 0.1 (r - b)                    batch norm's moving averages, Ioffe and Szegedy 2015
+
+The tail of x holds batch norm's running statistics r, and the tail of g their distance from the batch's, r - b. So each
+algorithm may treat both alike: what averages gradients or models averages the statistics too.
+"""
+
 from __future__ import annotations
-from typing import Any
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
 import numpy as np
-from dsgd_mpi.arrays.flat import Array, Layout
+
+from dsgd_mpi.arrays.flat import Array, Layout, beside
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Kernels, Step
+from dsgd_mpi.kernels.reference import in_blocks
+
+Started = TypeVar("Started", bound="Optimizer")
+
+
+@dataclass
 class Optimizer:
-    trained: slice
-    state: dict[str, Array]
-    def start(self, layout: Layout, like: Array, kernels: Any = None) -> Optimizer:
+    """The base of all; each file in this folder defines one dataclass that derives from it. Its fields are its options.
+
+    An element-wise rule is a method `rule`; one that looks at whole layers replaces `step`. What is written there runs
+    on NumPy's arrays and on CuPy's. Any flat vector can be stepped, not only a network's:
+
+    >>> from dsgd_mpi.optim.sgd import Sgd
+    >>> x = np.ones(3)
+    >>> sgd = Sgd(momentum=0, weight_decay=0).start(Layout({"x": (3,)}), like=x)
+    >>> sgd.update(x, g=np.ones(3), lr=0.1)
+    >>> x
+    array([0.9, 0.9, 0.9])
+    """
+
+    vectors: ClassVar[tuple[str, ...]] = ()     # names in `state` of as many numbers as are trained, zero at first
+    counts: ClassVar[bool] = False              # whether `state` holds `t` too, float64 (1,): the steps taken
+
+    def start(self: Started, layout: Layout, like: Array, kernels: Kernels | None = None) -> Started:
+        """Once, before the first update; gives itself.
+
+        `layout`: of the vectors to come; biases, and batch norm's scale and shift, are those of one dimension.
+        `like`: a vector of the dtype and in the memory that the state shall have. `kernels`: what runs the rule, with a
+        kernel of their own for it if they have one; without any it runs as it is written.
+        """
+        self.layout, self.like = layout, like
         self.trained = slice(0, layout.parameters)
-        self.state = {"v": np.zeros_like(like, shape=layout.parameters)}
+        self.state: dict[str, Array] = {name: np.zeros_like(like, shape=layout.parameters) for name in self.vectors}
+        if self.counts:
+            self.state["t"] = np.zeros_like(like, dtype="float64", shape=1)
+        self.in_parts: InParts = kernels.in_parts if kernels else at_once if hasattr(like, "get") else in_cache
+        make = kernels.fused.get(self.name) if kernels else None
+        self.fused: Step | None = make(self) if make else None
         return self
+
+    @property
+    def name(self) -> str:
+        """As `--optimizer` has it: its file's."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def options(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
     def update(self, x: Array, g: Array, lr: float) -> None:
-        raise NotImplementedError
+        """Moves x along the gradient g at a rate, in place; both (layout.size,). g is left alone."""
+        if self.fused:
+            self.fused(x, g, lr)
+            return
+        self.step(x[self.trained], g[self.trained], lr)
+        statistics = slice(self.trained.stop, None)
+        x[statistics] -= STATISTICS_RATE * g[statistics]
+
     def change(self, x: Array, g: Array, lr: float) -> Array:
+        """As `update`; gives what it changed, x - before."""
         before = x.copy()
         self.update(x, g, lr)
         return x - before
+
+    def step(self, x: Array, g: Array, lr: float) -> None:
+        """The update of what is trained, x and g being (parameters,)."""
+        self.in_parts(x.size, lambda part: self.rule(part, x, g, lr))
+
+    def rule(self, part: slice, x: Array, g: Array, lr: float) -> None:
+        """The update of x[part] and of that part of the state. Parts may come in any order, and side by side."""
+        raise NotImplementedError
+
+    # What rules are made of
+
+    @property
+    def layers(self) -> list[tuple[slice, bool]]:
+        """The part of each trained array, and whether it is weights: of more than one dimension."""
+        return [(self.layout.slices[name], len(self.layout.shapes[name]) > 1) for name in self.layout.trained]
+
+    @cached_property
+    def weights(self) -> Array:
+        """(parameters,): 1 for a number that is a weight; 0 in biases, and in batch norm's scale and shift."""
+        weights = np.zeros(self.trained.stop, self.like.dtype)
+        for part, are_weights in self.layers:
+            weights[part] = are_weights
+        return beside(self.like, weights)
+
+
+Work = Callable[[slice], None]
+InParts = Callable[[int, Work], None]
+
+
+def in_cache(count: int, work: Work) -> None:
+    in_blocks(0, count, work)
+
+
+def at_once(count: int, work: Work) -> None:
+    """On a device: each operation is as wide as it may be."""
+    work(slice(0, count))
+
+
+def bias_corrections(t: Array, beta1: float, beta2: float, dtype: Any) -> tuple[Array, Array]:
+    """1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), each (1,): moving averages that began at zero are too small by that.
+
+    Kingma and Ba 2014 (arXiv:1412.6980), section 3. Powers are taken in float64: 1 - beta2 has few digits in float32.
+    """
+    first, second = 1 / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)
+    return first.astype(dtype), second.astype(dtype)
+
+
+def trust_ratio(above: Array, below: Array) -> Array:
+    """above / below, two numbers; 1 if either is zero."""
+    usable, one = (above > 0) & (below > 0), np.ones_like(above)
+    return np.where(usable, above, one) / np.where(usable, below, one)
+
+
+def check_betas(optimizer: Any) -> None:
+    """UsageError unless both averages forget."""
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(optimizer, key) < 1:
+            raise UsageError(f"{optimizer.name}: {key}: expected at least 0 and less than 1, found "
+                             f"{getattr(optimizer, key)}")

@@ -1,22 +1,36 @@
+"""SGD with momentum, Nesterov's or the heavy ball, and weight decay (Sutskever et al. 2013, as PyTorch writes it).
+
+    d = g + lambda x;   v <- mu v + d
+    x <- x - eta (d + mu v)                 Nesterov
+    x <- x - eta v                          the heavy ball (Polyak 1964)
+"""
+
 from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.optim.api import Optimizer
+
+
 @dataclass
 class Sgd(Optimizer):
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4
-    def update(self, x: Array, g: Array, lr: float) -> None:
-        v = self.state["v"]
-        n = len(v)
-        d = g[:n] + self.weight_decay * x[:n]
+    momentum: Annotated[float, 0] = 0.9     # mu
+    nesterov: bool = True                   # else the heavy ball
+    weight_decay: Annotated[float, 0] = 1e-4    # lambda
+    decay: Literal["all", "weights"] = "all"    # what decays; not on weights alone: biases and batch norm's scales too
+
+    vectors: ClassVar[tuple[str, ...]] = ("v",)
+
+    def rule(self, part: slice, x: Array, g: Array, lr: float) -> None:
+        x, v = x[part], self.state["v"][part]
+        d = g[part] + self.weight_decay * (x if self.decay == "all" else self.weights[part] * x)
         v *= self.momentum
         v += d
         if self.nesterov:
             d += self.momentum * v
-            d *= lr
-            x[:n] -= d
         else:
-            x[:n] -= lr * v
-        x[n:] -= 0.1 * g[n:]
+            d[:] = v
+        d *= lr
+        x -= d

@@ -18,7 +18,7 @@ from dsgd_mpi.nn import Model
 from dsgd_mpi.nn.layers import Network
 from dsgd_mpi.nn.models.resnet import network
 from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
 
@@ -94,8 +94,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     parts.kernels.set_threads(threads)
     model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
-    optimizer = LocalSgd(model.parameters, chosen.momentum, chosen.weight_decay, parts.kernels.nesterov,
-                         like=model.flat)
+    optimizer = Sgd(chosen.momentum, weight_decay=chosen.weight_decay).start(model.layout, model.flat, parts.kernels)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)

@@ -30,7 +30,7 @@ from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic, read_everything
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.api import Optimizer
 
 FORMAT = 1
 log = logging.getLogger("dsgd_mpi")
@@ -46,7 +46,7 @@ class Checkpoints:
                  kept: int = 2) -> None:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
 
-    def save(self, step: int, x: Array, sgd: LocalSgd, algorithm: Algorithm, totals: dict[str, Any]) -> None:
+    def save(self, step: int, x: Array, sgd: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Everyone, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
         algorithm.rest(x)
         if self.host.rank == 0:
@@ -61,7 +61,7 @@ class Checkpoints:
         if self.host.rank == 0:
             self._conclude(step, complete)
 
-    def restore(self, x: Array, sgd: LocalSgd, algorithm: Algorithm,
+    def restore(self, x: Array, sgd: Optimizer, algorithm: Algorithm,
                 required: bool = True) -> tuple[int, dict[str, Any]]:
         """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
@@ -98,12 +98,12 @@ class Checkpoints:
         """Everyone: whether it is so on all ranks."""
         return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
 
-    def _write(self, path: Path, attributes: dict[str, Any], x: Array, sgd: LocalSgd, algorithm: Algorithm) -> bool:
+    def _write(self, path: Path, attributes: dict[str, Any], x: Array, sgd: Optimizer, algorithm: Algorithm) -> bool:
         try:
             with atomic(path) as file:
                 file.attrs.update(attributes)
                 file.create_dataset("x", data=to_numpy(x), chunks=True, fletcher32=True)
-                file.create_dataset("v", data=to_numpy(sgd.v), chunks=True, fletcher32=True)
+                file.create_dataset("v", data=to_numpy(sgd.state["v"]), chunks=True, fletcher32=True)
                 for name in algorithm.keeps:
                     file[f"keeps/{name}"] = to_numpy(getattr(algorithm, name))
                 for name, array in self.state.items():
@@ -122,7 +122,7 @@ class Checkpoints:
         for old in self._steps()[: -self.kept]:
             shutil.rmtree(self._path(old))
 
-    def _read(self, path: Path, x: Array, sgd: LocalSgd, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
+    def _read(self, path: Path, x: Array, sgd: Optimizer, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
         with h5py.File(path, "r", locking=False) as file:
             ranks = int(file.attrs["ranks"])
             if not algorithm.replicated and ranks != self.host.size:
@@ -134,7 +134,7 @@ class Checkpoints:
                 raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
                                  f"{_counted(self.header)}; go on with --steps-total where it began with it, only")
             fill(x, file["x"][()])
-            fill(sgd.v, file["v"][()])
+            fill(sgd.state["v"], file["v"][()])
             for name in algorithm.keeps:
                 kept = file["keeps"][name][()]
                 setattr(algorithm, name, beside(x, kept) if kept.shape else kept)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.config import Statistics
 from dsgd_mpi.data import Batches, Split
 from dsgd_mpi.net.api import Host, Net
 from dsgd_mpi.nn import Model
@@ -35,7 +35,7 @@ class Training:
     threads: int = 1                        # that this rank computes with
     workers: int                            # ranks that train a model; the others only serve
     works: bool                             # whether this rank is one of them
-    bn: Statistics = "average"              # whose batch norm statistics the answer gets
+    bn: Literal["average", "recalibrate", "local"] = "average"              # whose batch norm statistics the answer gets
     delay_s: float = 0.0                    # by which each gradient is made slower
 
     @property

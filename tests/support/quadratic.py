@@ -37,18 +37,14 @@ class Quadratic:
 
 
 def sgd_for(x, momentum=0.9, weight_decay=0.0):
-    sgd = Sgd(momentum=momentum, weight_decay=weight_decay)
-    sgd.start(Layout({"x": x.shape}), x)
-    return sgd
+    return Sgd(momentum, weight_decay=weight_decay).start(Layout({"x": x.shape}), x)
 
 
 def optimizer_for(algorithm, x, momentum=0.9):
     """The one that the algorithm wants: SGD without weight decay, or another with its defaults."""
     if algorithm.default_optimizer == "sgd":
         return sgd_for(x, momentum)
-    optimizer = optim.find(algorithm.default_optimizer)()
-    optimizer.start(Layout({"x": x.shape}), x)
-    return optimizer
+    return optim.find(algorithm.default_optimizer)().start(Layout({"x": x.shape}), x)
 
 
 def on(host, values):

@@ -20,8 +20,7 @@ def training(host, folder, algorithm, steps, shared_out=False):
     servers = algorithms.serving(algorithm, host.size)
     workers = host.size - servers
     model = resnet("resnet8", 10, (28, 28, 1), 2, load("reference"))
-    optimizer = Sgd(weight_decay=0.0)
-    optimizer.start(model.layout, model.flat)
+    optimizer = Sgd(weight_decay=0.0).start(model.layout, model.flat, model.kernels)
     return Training(
         host=host, net=host, model=model, test=few, algorithm=algorithm, optimizer=optimizer,
         batches=Batches(dataset.train, 2, max(0, host.rank - servers), workers, 0, False),

@@ -7,9 +7,10 @@ import pytest
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import checkpoint
 from dsgd_mpi.training.checkpoint import Checkpoints
 
@@ -17,9 +18,10 @@ from dsgd_mpi.training.checkpoint import Checkpoints
 def on_cluster(tmp_path, size, algorithm, act, state=None, **header):
     """`act(checkpoints, x, sgd, algorithm)` on each rank, x and v being full of the rank's number."""
     def main(host):
-        x, sgd, own = np.full(6, float(host.rank), "float32"), LocalSgd(5), algorithm()
+        x, own = np.full(6, float(host.rank), "float32"), algorithm()
+        sgd = Sgd().start(Layout({"w": (5,)}, {"mean": (1,)}), like=x)
         own.start(host, x, sgd)
-        sgd.v[:] = host.rank
+        sgd.state["v"][:] = host.rank
         return act(Checkpoints(host, tmp_path, {"seed": 1, **header}, state), x, sgd, own)
     return Cluster(size).run(main)
 
@@ -35,9 +37,9 @@ def save(*steps):
 
 
 def restore(checkpoints, x, sgd, algorithm):
-    x[:], sgd.v[:] = -1, -1
+    x[:], sgd.state["v"][:] = -1, -1
     step, totals = checkpoints.restore(x, sgd, algorithm)
-    return step, totals["wall_s"], x[0], sgd.v[0], getattr(algorithm, "t", None)
+    return step, totals["wall_s"], x[0], sgd.state["v"][0], getattr(algorithm, "t", None)
 
 
 def test_each_rank_gets_its_own_model_back_and_two_checkpoints_stay(tmp_path):

@@ -196,18 +196,6 @@ def test_accumulate_adds_in_place(fast):
         assert_close(fast, total.value, total_.value + term_.value)
 
 
-@pytest.mark.parametrize("size", [1, 100_003, 1_600_003])
-@pytest.mark.parametrize("statistics", [0, 77])
-def test_nesterov(fast, size, statistics):
-    rng = fresh()
-    p, p_ = parameters(fast, x=rng.standard_normal(size + statistics), v=rng.standard_normal(size),
-                       g=rng.standard_normal(size + statistics))
-    for k, q in ((fast, p), (ORACLE, p_)):
-        k.nesterov(q["x"].value, q["v"].value, q["g"].value, 0.1, 0.9, 1e-4)
-    for name in "xvg":
-        assert np.abs(to_numpy(p[name].value) - p_[name].value).max() < 1e-5
-
-
 def test_operations_made_early_work_after_the_shared_buffers_have_grown(fast):
     rng = fresh()
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
+from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
@@ -24,10 +25,10 @@ from dsgd_mpi.kernels.gpu import cudnn, plans
 from dsgd_mpi.kernels.gpu.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.gpu.plans import Choices
-from dsgd_mpi.kernels.load import load
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn.models.resnet import network, resnet
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.adamw import AdamW
+from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
 from tests.support import ROOT
 from tests.support.emulation.emulated import COMPILER, Emulated
@@ -189,39 +190,48 @@ class Counted(Emulated):
         return counted
 
 
+def started(optimizer, x, kernels=None):
+    """For vectors like x, whose last 100 numbers are statistics."""
+    return optimizer.start(Layout({"a": (x.size - 150, 1), "b": (50,)}, {"r": (100,)}), x, kernels)
+
+
 @needs_compiler
+@pytest.mark.parametrize("optimizer", [Sgd, AdamW])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_one_recording_of_the_update_serves_every_learning_rate(dtype):
-    k, reference = CuDNN(dtype, device=Counted), load("reference", "float32")
-    draw = np.random.default_rng(0)
-    x, v, g = (draw.standard_normal(size).astype("float32") for size in (1000, 900, 1000))
-    x_, v_ = x.copy(), v.copy()
+def test_one_recording_of_the_update_serves_every_learning_rate(optimizer, dtype):
+    k, draw = CuDNN(dtype, device=Counted), np.random.default_rng(0)
+    x, g = draw.standard_normal((2, 1000)).astype("float32")
+    x_ = x.copy()
+    fused, written = started(optimizer(), x, k), started(optimizer(), x)
     for step in range(6):
         g[:] = draw.standard_normal(1000)
-        k.nesterov(x, v, g, 0.1 / (1 + step), 0.9, 1e-4)
-        reference.nesterov(x_, v_, g, 0.1 / (1 + step), 0.9, 1e-4)
+        fused.update(x, g, 0.1 / (1 + step))
+        written.update(x_, g, 0.1 / (1 + step))
         np.testing.assert_allclose(x, x_, atol=1e-5)
-        np.testing.assert_allclose(v, v_, atol=1e-5)
-    one_by_one = 1 if dtype == "bfloat16" else 3
+        for name, expected in written.state.items():
+            np.testing.assert_allclose(fused.state[name], expected, atol=1e-5)
+    one_by_one = {Sgd: 1, AdamW: 2}[optimizer] + (2 if dtype == "float16" else 0)
     assert (k.device.recordings, k.device.launches) == (1, 2 * one_by_one)      # the first step, and the recording
 
 
 @needs_compiler
 def test_an_update_of_other_vectors_is_no_replay_and_keeps_only_the_last_alive():
     k = CuDNN("float32", device=Counted)
-    x, v = np.zeros(1000, np.float32), np.zeros(900, np.float32)
-    gone = []
+    x = np.zeros(1000, np.float32)
+    sgd, gone = started(Sgd(0.0, weight_decay=0.0), x, k), []
     for step in range(5):
         g = np.full(1000, step, np.float32)
         before = x.copy()
-        k.nesterov(x, v, g, 1.0, 0.0, 0.0)
+        sgd.update(x, g, 1.0)
         np.testing.assert_allclose(before - x, [step] * 900 + [0.1 * step] * 100, rtol=1e-5)
         gone.append(weakref.ref(g))
     assert k.device.recordings == 0
     del g
     assert [reference() is None for reference in gone] == [True] * 4 + [False]
-    k.nesterov(x, v, gone[-1](), 1.0, 0.5, 0.0)         # the same, but for the momentum
+    started(Sgd(0.5), x, k).update(x, gone[-1](), 1.0)  # the same, but for the momentum
     assert k.device.recordings == 0
+    sgd.update(x, gone[-1](), 1.0)
+    assert k.device.recordings == 1
 
 
 # loss scaling
@@ -240,30 +250,51 @@ def test_float16_gradients_are_not_scaled_when_they_leave_the_kernels():
 @needs_compiler
 def test_a_step_that_overflows_is_left_out_and_the_scale_halved():
     k = CuDNN("float16", device=Emulated)
-    x, v, g = (np.full(size, value, np.float32) for size, value in ((1000, 1), (900, 0), (1000, 0.5)))
-    k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+    x, g = (np.full(1000, value, np.float32) for value in (1, 0.5))
+    sgd = started(Sgd(weight_decay=0), x, k)
+    sgd.update(x, g, 0.1)
     np.testing.assert_allclose(x[:900], 1 - 0.1 * (0.5 + 0.9 * 0.5), rtol=1e-6)
     np.testing.assert_allclose(x[900:], 1 - 0.1 * 0.5, rtol=1e-6)
-    before = x.copy(), v.copy()
+    before = x.copy(), sgd.state["v"].copy()
     for place, bad in ((777, np.inf), (777, -np.inf), (999, np.nan)):
         g[place] = bad
-        k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+        sgd.update(x, g, 0.1)
         g[place] = 0.5
         assert np.array_equal(before[0], x)
-        assert np.array_equal(before[1], v)
+        assert np.array_equal(before[1], sgd.state["v"])
     np.testing.assert_array_equal(k.scaling, [65536 / 8, 8 / 65536, 0, 0])
-    k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+    sgd.update(x, g, 0.1)
     assert (x < before[0]).all()
     k.scaling[3] = 1999                     # good steps in a row
-    k.nesterov(x, v, g, 0.1, 0.9, 0.0)
+    sgd.update(x, g, 0.1)
     np.testing.assert_array_equal(k.scaling, [65536 / 4, 4 / 65536, 0, 0])
+
+
+@needs_compiler
+@pytest.mark.parametrize("optimizer", [Sgd, AdamW])
+def test_a_step_that_overflows_was_never_taken(optimizer):
+    """Neither momentum nor the count of steps knows of it."""
+    k, draw = CuDNN("float16", device=Emulated), np.random.default_rng(0)
+    x, g = draw.standard_normal((2, 1000)).astype("float32")
+    x_ = x.copy()
+    fused, written = started(optimizer(), x, k), started(optimizer(), x)
+    for step in range(12):
+        g[:] = draw.standard_normal(1000)
+        if step % 3 == 1:
+            g[draw.integers(1000)] = np.nan if step % 2 else np.inf
+        else:
+            written.update(x_, g, 0.1)
+        fused.update(x, g, 0.1)
+    np.testing.assert_allclose(x, x_, atol=1e-5)
+    for name, expected in written.state.items():
+        np.testing.assert_allclose(fused.state[name], expected, atol=1e-5)
 
 
 @needs_compiler
 def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first_steps():
     model, (images, labels) = emulated(dtype="float16"), batch((12, 12, 1), 4)
     model.kernels.scaling[:2] = 2.0**24, 2.0**-24
-    sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+    sgd = Sgd(weight_decay=0).start(model.layout, model.flat, model.kernels)
     losses = []
     for _ in range(30):
         losses.append(model.loss_and_gradient(images, labels))
@@ -278,7 +309,7 @@ def test_float16_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path):
     """The scale shrinks before the stop and grows after it; what goes on knows nothing but the checkpoint."""
     def begun(host):
         model = emulated(dtype="float16")
-        sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+        sgd = Sgd(weight_decay=0).start(model.layout, model.flat, model.kernels)
         return model, sgd, Checkpoints(host, tmp_path, {}, model.kernels.state)
 
     def take(steps, model, sgd):
@@ -302,7 +333,7 @@ def test_float16_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path):
         checkpoints.restore(again.flat, its_sgd, Allreduce())
         take(6, again, its_sgd)
         assert np.array_equal(model.flat, again.flat)
-        assert np.array_equal(sgd.v, its_sgd.v)
+        assert np.array_equal(sgd.state["v"], its_sgd.state["v"])
         assert np.array_equal(model.kernels.scaling, again.kernels.scaling)
     Cluster(1).run(main)
 
@@ -407,7 +438,7 @@ def test_out_of_memory_says_which_batch_would_fit_and_it_does():
 @needs_compiler
 def test_memory_is_flat_from_the_second_step_on():
     model, (images, labels) = emulated(), batch((12, 12, 1), 4)
-    sgd = LocalSgd(model.parameters, kernel=model.kernels.nesterov, like=model.flat)
+    sgd = Sgd(weight_decay=0).start(model.layout, model.flat, model.kernels)
     given = []
     for _ in range(4):
         model.loss_and_gradient(images, labels)

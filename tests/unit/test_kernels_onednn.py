@@ -69,22 +69,6 @@ def test_the_number_of_threads_cannot_change_under_an_operation(onednn):
     del made
 
 
-def test_nesterov_gives_the_same_bits_on_any_number_of_threads(onednn):
-    start = [np.random.default_rng(0).standard_normal(1_600_003 + more, "float32") for more in (501, 0, 501)]
-    before, results = onednn.c.omp_get_max_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            onednn.set_threads(threads)
-            x, v, g = (array.copy() for array in start)
-            onednn.nesterov(x, v, g, 0.1, 0.9, 1e-4)
-            results.append((x, v))
-    finally:
-        onednn.set_threads(before)
-    for x, v in results[1:]:
-        np.testing.assert_array_equal(x, results[0][0])
-        np.testing.assert_array_equal(v, results[0][1])
-
-
 def test_workspaces_are_counted(onednn):
     """Batch norm with ReLU keeps a bit or a byte for each number that it may have cut off."""
     before = onednn.held_bytes

@@ -176,23 +176,6 @@ def test_cross_entropy_of_equal_logits_is_the_log_of_the_classes(smoothing):
     assert measured(K.cross_entropy(logits, smoothing), np.array([0, 5, 9])) == pytest.approx(np.log(10))
 
 
-@pytest.mark.parametrize("statistics", [0, 1000])
-@pytest.mark.parametrize("size", [1, 1000, 3 * (1 << 14) + 17])
-def test_nesterov_is_its_formula_and_leaves_the_gradient_alone(size, statistics):
-    rng = fresh()
-    x, v, g = rng.standard_normal((3, size))
-    r, distance = rng.standard_normal((2, statistics))
-    lr, mu, decay = 0.1, 0.9, 0.01
-    g1 = g + decay * x
-    v1 = mu * v + g1
-    x1, r1 = x - lr * (g1 + mu * v1), r - 0.1 * distance
-    whole, whole_g = np.concatenate([x, r]), np.concatenate([g, distance])
-    K.nesterov(whole, v, whole_g, lr, mu, decay)
-    np.testing.assert_allclose(v, v1)
-    np.testing.assert_allclose(whole, np.concatenate([x1, r1]))
-    np.testing.assert_array_equal(whole_g, np.concatenate([g, distance]))
-
-
 def test_unknown_names_and_dtypes_are_named_with_the_way_out():
     with pytest.raises(UsageError, match="'mkl'; use one of reference, onednn, cudnn, auto"):
         load("mkl")

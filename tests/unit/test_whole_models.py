@@ -10,7 +10,7 @@ import pytest
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.nn.models.resnet import resnet
-from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.optim.sgd import Sgd
 from tests.support.kernel_cases import is_emulated, loaded
 
 NETWORKS = pytest.mark.parametrize(("name", "image", "batch", "seed"), [
@@ -57,7 +57,7 @@ def test_ten_steps_of_training_give_the_same_losses(fast, name, image, batch, se
     both, images, labels = models(fast, name, image, batch, seed)
     losses = []
     for model in both:
-        sgd = LocalSgd(model.parameters, 0.9, 1e-4, model.kernels.nesterov, like=model.flat)
+        sgd = Sgd().start(model.layout, model.flat, model.kernels)
         losses.append([])
         for _ in range(10):
             losses[-1].append(model.loss_and_gradient(images, labels))

@@ -7,9 +7,8 @@ their gradients back into it. What is needed within one operation only, lies in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.arrays.half import narrow, widen
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import reference
-from dsgd_mpi.kernels.api import Folded, Loss, Operation, Tensor, Work
+from dsgd_mpi.kernels.api import Folded, Loss, Operation, Rule, Step, Tensor, Work
 from dsgd_mpi.kernels.cpu.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library, pointer
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
@@ -28,8 +27,8 @@ STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16"
 # the re-ordering included. With it NHWC is as fast.
 BLOCKED_CHANNELS = 64
 
-# Elements of SGD that one of several threads takes at a time, and the least that is worth waking it for: with fewer,
-# threads wait for Python's lock and for each other more than they gain.
+# Elements of an update that one of several threads takes at a time, and the least that is worth waking it for: with
+# fewer, threads wait for Python's lock and for each other more than they gain.
 SIDE_BY_SIDE, WORTH_A_THREAD = 1 << 16, 1 << 19
 
 
@@ -56,13 +55,13 @@ class OneDNN:
         self.scratchpad, self.weights, self.inputs, self.outputs = (Shared(c) for _ in range(4))
         self.own_bytes = 0
         self.sums: dict[int, Primitive] = {}
-        self.workers = ThreadPoolExecutor(c.omp_get_max_threads(), "sgd")
+        self.workers = ThreadPoolExecutor(c.omp_get_max_threads(), "update")
 
     def set_threads(self, threads: int) -> None:
         # oneDNN's own OpenMP is asked: OMP_NUM_THREADS cannot reach it once it is loaded
         assert not self.scratchpad.memories, "operations are made for a number of threads, which must not change"
         self.c.omp_set_num_threads(threads)
-        self.workers = ThreadPoolExecutor(threads, "sgd")
+        self.workers = ThreadPoolExecutor(threads, "update")
 
     @property
     def held_bytes(self) -> int:
@@ -135,14 +134,18 @@ class OneDNN:
         add.point(self.c.DNNL_ARG_DST, into)
         add()
 
-    def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        """NumPy's, on stretches side by side: it frees the interpreter while it computes."""
-        count = min(self.c.omp_get_max_threads(), v.size // WORTH_A_THREAD)
-        if count < 2:
-            return reference.nesterov(x, v, g, lr, momentum, decay)
-        cuts = [*np.linspace(0, v.size, count + 1, dtype=int)[:-1].tolist(), x.size]    # the last takes the statistics
-        update = partial(reference.nesterov, lr=lr, momentum=momentum, decay=decay, block=SIDE_BY_SIDE)
-        for done in [self.workers.submit(update, x[i:j], v[i:j], g[i:j]) for i, j in pairwise(cuts)]:
+    @property
+    def fused(self) -> Mapping[str, Callable[[Rule], Step]]:
+        return {}
+
+    def in_parts(self, count: int, work: Callable[[slice], None]) -> None:
+        """On stretches side by side: NumPy frees the interpreter while it computes."""
+        threads = min(self.c.omp_get_max_threads(), count // WORTH_A_THREAD)
+        if threads < 2:
+            return reference.in_blocks(0, count, work)
+        cuts = np.linspace(0, count, threads + 1, dtype=int).tolist()
+        for done in [self.workers.submit(reference.in_blocks, start, stop, work, SIDE_BY_SIDE)
+                     for start, stop in pairwise(cuts)]:
             done.result()
 
     # What the operations are made of

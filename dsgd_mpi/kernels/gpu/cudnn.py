@@ -10,8 +10,9 @@ the device; what leaves the kernels is not scaled.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,19 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.arrays.half import widen
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import STATISTICS_RATE, Between, Bytes, Folded, Loss, Operation, Ready, Tensor, Work
+from dsgd_mpi.kernels.api import (
+    STATISTICS_RATE,
+    Between,
+    Bytes,
+    Folded,
+    Loss,
+    Operation,
+    Ready,
+    Rule,
+    Step,
+    Tensor,
+    Work,
+)
 from dsgd_mpi.kernels.gpu import device as devices
 from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, i32, run
 from dsgd_mpi.kernels.gpu.device import Device, Format, Gpu, Launch
@@ -52,7 +65,6 @@ class CuDNN:
         self.kind, self.format, self.make_device = dtype, FORMATS[dtype], device or Gpu
         self.dtype, self.storage = "float32" if dtype == "tf32" else dtype, self.format.storage
         self.buffers: dict[str, Array] = {}
-        self.update: Update | None = None   # the last
         self.own_bytes = 0
 
     @property
@@ -183,12 +195,35 @@ class CuDNN:
         vec = self.vec(total.size)
         self.each("accumulate", total.size, vec, total, term, np.uint32(total.size // vec))()
 
-    def nesterov(self, x: Array, v: Array, g: Array, lr: float, momentum: float, decay: float) -> None:
-        """One CUDA graph, as long as the vectors are the same as last time."""
-        self.device.put(np.array([lr], np.float32), self.rate)
-        if not (self.update and self.update.is_of(x, v, g, momentum, decay)):
-            self.update = Update(self, x, v, g, momentum, decay)
-        self.update.program(None, None)
+    @property
+    def fused(self) -> Mapping[str, Callable[[Rule], Step]]:
+        return {"sgd": self.sgd, "adamw": self.adamw}
+
+    def in_parts(self, count: int, work: Callable[[slice], None]) -> None:
+        work(slice(0, count))
+
+    def sgd(self, rule: Rule) -> Step:
+        options, v, decayed, f32 = rule.options(), rule.state["v"], decayed_by(rule), np.float32
+
+        def launches(x: Array, g: Array) -> list[Launch]:
+            return [self.each("sgd", x.size, 1, x, v, g, np.int64(v.size), np.int64(x.size), self.rate,
+                              f32(options["momentum"]), i32(options["nesterov"]), f32(options["weight_decay"]), decayed,
+                              f32(STATISTICS_RATE), self.scaling)]
+        return Update(self, launches)
+
+    def adamw(self, rule: Rule) -> Step:
+        options, m, v, t, decayed = rule.options(), *(rule.state[name] for name in "mvt"), decayed_by(rule)
+        beta1, beta2 = options["beta1"], options["beta2"]
+        logs = [np.float64(math.log(beta) if beta else -math.inf) for beta in (beta1, beta2)]
+        corrections = self.device.zeros((2,), np.float32)
+        numbers = [np.float32(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, options["epsilon"],
+                                                     options["weight_decay"])]
+
+        def launches(x: Array, g: Array) -> list[Launch]:
+            return [self.device.kernel("adamw_count", 1, (1,), (1,), t, corrections, *logs, self.scaling),
+                    self.each("adamw", x.size, 1, x, m, v, g, np.int64(v.size), np.int64(x.size), self.rate,
+                              corrections, *numbers, decayed, np.float32(STATISTICS_RATE), self.scaling)]
+        return Update(self, launches)
 
     # What the operations are made of
 
@@ -318,24 +353,36 @@ class Recorded:
 
 
 class Update:
-    """SGD's step, bound to its vectors; the rate is read from the device, so that one recording serves all steps.
+    """An optimizer's step: one CUDA graph, as long as the vectors are the same as last time.
 
-    With float16 one whose gradient has overflowed changes nothing but the scale of the loss.
+    The rate is read from the device, so that one recording serves all steps. With float16 a step whose gradient has
+    overflowed changes nothing but the scale of the loss. `launches(x, g)`: the step's kernels, bound to vectors; what
+    else they need lies on the device too, and they leave it alone where `scaling` tells of an overflow.
     """
 
-    def __init__(self, k: CuDNN, x: Array, v: Array, g: Array, momentum: float, decay: float) -> None:
-        self.vectors, self.numbers = (x, v, g), (momentum, decay)
-        steps = [k.each("nesterov", x.size, 1, x, v, g, np.int64(v.size), np.int64(x.size), k.rate,
-                        *map(np.float32, (momentum, decay, STATISTICS_RATE)), k.scaling)]
+    def __init__(self, k: CuDNN, launches: Callable[[Array, Array], list[Launch]]) -> None:
+        self.k, self.launches = k, launches
+        self.x: Array = None                # of the last step, the very arrays: while they live, so is their memory
+        self.g: Array = None
+        self.program: Recorded | None = None
+
+    def __call__(self, x: Array, g: Array, lr: float) -> None:
+        self.k.device.put(np.array([lr], np.float32), self.k.rate)
+        if self.program is None or x is not self.x or g is not self.g:
+            self.x, self.g, self.program = x, g, self.bound(x, g)
+        self.program(None, None)
+
+    def bound(self, x: Array, g: Array) -> Recorded:
+        k, steps = self.k, self.launches(x, g)
         if k.dtype == "float16":
             steps = [k.each("find_overflow", x.size, 1, g, np.int64(x.size), k.scaling), *steps,
                      k.device.kernel("adjust_scale", 1, (1,), (1,), k.scaling)]
-        self.program = Recorded(k.device, lambda ready, between: run(steps))      # no cycle: it would hold the vectors
+        return Recorded(k.device, lambda ready, between: run(steps))    # no cycle: it would hold the vectors
 
-    def is_of(self, x: Array, v: Array, g: Array, momentum: float, decay: float) -> bool:
-        """Whether it is bound to these: the very arrays, which stay alive, and their memory theirs, as long as it."""
-        same = all(mine is theirs for mine, theirs in zip(self.vectors, (x, v, g), strict=True))
-        return same and self.numbers == (momentum, decay)
+
+def decayed_by(rule: Rule) -> Array:
+    """Which of the trained numbers decay; None for all."""
+    return rule.weights if rule.options()["decay"] == "weights" else None
 
 
 class Simple:

@@ -132,5 +132,6 @@ def cell(argument):
     if argument is None or isinstance(argument, np.ndarray):
         assert argument is None or argument.flags.c_contiguous
         return ctypes.c_void_p(argument is not None and argument.ctypes.data)
-    kinds = {np.int32: ctypes.c_int, np.uint32: ctypes.c_uint, np.int64: ctypes.c_longlong, np.float32: ctypes.c_float}
+    kinds = {np.int32: ctypes.c_int, np.uint32: ctypes.c_uint, np.int64: ctypes.c_longlong, np.float32: ctypes.c_float,
+             np.float64: ctypes.c_double}
     return kinds[type(argument)](argument.item())

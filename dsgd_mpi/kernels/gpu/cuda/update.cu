@@ -1,20 +1,58 @@
-// The optimiser on the flat float vectors, and sums of activations.
+// Optimizers on the flat float vectors, and sums of activations.
 
 #define GROWTH_STEPS 2000                   // without an overflow, after which the loss is scaled twice as much
 #define LARGEST_SCALE 16777216.f            // 2^24
 
-// On `count` numbers, the first of which are trained; those behind them are batch norm's running statistics.
-extern "C" __global__ void nesterov(float* __restrict__ x, float* __restrict__ v, const float* __restrict__ g,
-                                    long long trained, long long count, const float* __restrict__ lr, float momentum,
-                                    float decay, float statistics_rate, const float* __restrict__ scaling) {
-    if (scaling[OVERFLOW] != 0) return;     // this gradient is lost; the next is scaled less
+// The updates work on `count` numbers, the first of which are trained; those behind them are batch norm's running
+// statistics. `decayed`, unless null: 1 for a trained number on which weight decay acts, else 0. A step whose gradient
+// has overflowed is left out: the next is scaled less.
+
+// SGD with Nesterov momentum, or with the heavy ball's.
+extern "C" __global__ void sgd(float* __restrict__ x, float* __restrict__ v, const float* __restrict__ g,
+                               long long trained, long long count, const float* __restrict__ lr, float momentum,
+                               int nesterov, float decay, const float* __restrict__ decayed, float statistics_rate,
+                               const float* __restrict__ scaling) {
+    if (scaling[OVERFLOW] != 0) return;
     const float rate = *lr;
     const long long stride = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
         if (i < trained) {
-            const float d = fmaf(decay, x[i], g[i]), velocity = fmaf(momentum, v[i], d);
+            const float d = fmaf(decayed ? decay * decayed[i] : decay, x[i], g[i]), velocity = fmaf(momentum, v[i], d);
             v[i] = velocity;
-            x[i] -= rate * fmaf(momentum, velocity, d);
+            x[i] -= rate * (nesterov ? fmaf(momentum, velocity, d) : velocity);
+        } else {
+            x[i] -= statistics_rate * g[i];
+        }
+    }
+}
+
+// One thread, before each update by AdamW: counts it, and how much too small moving averages are that began at zero.
+extern "C" __global__ void adamw_count(double* t, float* corrections, double log_beta1, double log_beta2,
+                                       const float* scaling) {
+    if (scaling[OVERFLOW] != 0) return;
+    const double now = *t + 1;
+    *t = now;
+    corrections[0] = (float)(-1 / expm1(now * log_beta1));
+    corrections[1] = (float)(1 / sqrt(-expm1(now * log_beta2)));
+}
+
+// m and v: moving averages of g and of its square; `rest`: 1 - beta.
+extern "C" __global__ void adamw(float* __restrict__ x, float* __restrict__ m, float* __restrict__ v,
+                                 const float* __restrict__ g, long long trained, long long count,
+                                 const float* __restrict__ lr, const float* __restrict__ corrections, float beta1,
+                                 float rest1, float beta2, float rest2, float epsilon, float decay,
+                                 const float* __restrict__ decayed, float statistics_rate,
+                                 const float* __restrict__ scaling) {
+    if (scaling[OVERFLOW] != 0) return;
+    const float rate = *lr, first = rate * corrections[0], second = corrections[1];
+    const long long stride = (long long)gridDim.x * blockDim.x;
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
+        if (i < trained) {
+            const float mean = fmaf(beta1, m[i], rest1 * g[i]), square = fmaf(beta2, v[i], rest2 * g[i] * g[i]);
+            const float keep = 1 - rate * (decayed ? decay * decayed[i] : decay);
+            m[i] = mean;
+            v[i] = square;
+            x[i] = x[i] * keep - first * mean / fmaf(sqrtf(square), second, epsilon);
         } else {
             x[i] -= statistics_rate * g[i];
         }
