@@ -14,7 +14,7 @@ import numpy as np
 from contest import Contestant, Work
 from step import CASES, DECAY, LR, MOMENTUM, Case, batch_of
 
-from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import LocalSgd
 
 
@@ -44,16 +44,16 @@ def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, li
     model.loss_and_gradient(images, labels)
     plan, k, watch = model.plans[case.batch], model.kernels, Stopwatch()
     sgd = LocalSgd(model.parameters, MOMENTUM, DECAY, k.nesterov)
-    steps = list(zip(model.network.layers, plan.steps, strict=True))
+    steps = list(zip(model.graph.layers, plan.steps, strict=True))
 
     def step() -> None:
         watch.time("images in", k.put, images, plan.images)
         plan.loss.put(labels)
         for layer, bound in steps:
-            watch.time(f"{layer.kernel} forward", bound.operation.forward, True)
+            watch.time(f"{type(layer.operation).__name__} forward", bound.operation.forward, True)
         watch.time("loss", plan.loss.forward)
         for layer, bound in reversed(steps):
-            watch.time(f"{layer.kernel} backward", bound.operation.backward)
+            watch.time(f"{type(layer.operation).__name__} backward", bound.operation.backward)
             for total, term in bound.sums:
                 watch.time("sums of gradients", k.accumulate, total, term)
         watch.time("SGD", sgd.update, model.flat, model.flat_gradient, LR)

@@ -20,8 +20,8 @@ import numpy as np
 from contest import Contestant, Work, summary, take_turns, timing
 
 from dsgd_mpi.arrays.flat import Layout
+from dsgd_mpi.nn import models, resnet
 from dsgd_mpi.nn.init import initialise
-from dsgd_mpi.nn.models.resnet import network, resnet
 from dsgd_mpi.optim.sgd import LocalSgd
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
@@ -106,10 +106,10 @@ def torchs(case: Case, training: bool, dtype: str, channels_last: bool, compiled
 
 def weights(case: Case) -> dict[str, Any]:
     """What our model starts from."""
-    net = network(case.name, case.classes, case.image)
-    layout = Layout(net.trained, net.statistics)
+    graph = models.graph(case.name, case.classes, case.image)
+    layout = Layout(graph.trained, graph.statistics)
     state = layout.views(np.zeros(layout.size, "float32"))
-    initialise(state, 0)
+    initialise(graph, state, 0)
     return state
 
 
@@ -134,7 +134,7 @@ def measure(case: Case, threads: int, training: bool, dtype: str, rivals: tuple[
                 "failed": {contestant.name: contestant.failure for contestant in everyone if contestant.failure},
                 "peak_bytes": {contestant.name: contestant.peak_bytes() for contestant in working},
                 "seconds": take_turns(working, "step", case.rounds, case.times),
-                "gflop": 2e-9 * network(case.name, case.classes, case.image).macs * case.batch
+                "gflop": 2e-9 * models.graph(case.name, case.classes, case.image).macs * case.batch
                 * (3 if training else 1)}
 
 

@@ -8,7 +8,7 @@ import pytest
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
-from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import LocalSgd
 from tests.support.jobs import MPIRUN, train
 from tests.support.kernel_cases import loaded

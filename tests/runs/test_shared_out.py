@@ -16,8 +16,7 @@ from dsgd_mpi.training.evaluate import Training
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
-from dsgd_mpi.nn import Model
-from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.nn import Model, models
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record
@@ -39,7 +38,7 @@ def simulated(folder, name, options, steps, ask=None, resume=False):
     def main(host):
         algorithm = algorithms.find(name)(**options)
         servers = algorithms.serving(algorithm, host.size)
-        model = Model(network("resnet8", 10, (28, 28, 1)), 2, kernels, 0, 0.0)
+        model = Model(models.graph("resnet8", 10, (28, 28, 1)), 2, kernels, 0, 0.0)
         batches = Batches(dataset.train, 2, max(0, host.rank - servers), host.size - servers, 0, False)
         sgd = LocalSgd(model.parameters, 0.9)
         checkpoints = Checkpoints(host, folder, {})

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from dsgd_mpi import algorithms
 from dsgd_mpi.config import Config, build, from_toml, read_toml
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.nn import models
 from dsgd_mpi.study.grid import grid, points
 from tests.support import ROOT
 
@@ -24,7 +24,7 @@ PARTIAL = ("smoke", "scaling")              # these leave the algorithm to other
 def test_a_job_file_names_a_run_that_there_can_be(path):
     config = Config(**from_toml(path))
     build(algorithms.find(config.algorithm), config.algorithm_options(), config.algorithm)
-    network(config.model, 10, (32, 32, 3))
+    models.graph(config.model, 10, (32, 32, 3))
     assert config.data in ("fashion-mnist-12k", "cifar10", "imagenet.h5")
 
 
