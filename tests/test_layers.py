@@ -146,8 +146,8 @@ def lines_of_code(text):
 
 
 def test_lines_of_code_are_counted_as_a_reader_counts_them():
-    assert lines_of_code('"""Said\nin two lines."""\n\nx = 1    # one\n# none\ny = (2,\n     3)\n\ndef f():\n    """Said."""\n'
-                         '    return x\n') == 5
+    text = '"""Said\nin two lines."""\n\nx = 1    # one\n# none\ny = (2,\n     3)\n\ndef f():\n    """Said."""\n    return x\n'
+    assert lines_of_code(text) == 5
 
 
 @pytest.mark.parametrize("path", sorted(Path(PACKAGE / "algorithms").glob("[a-z]*.py")), ids=lambda path: path.stem)

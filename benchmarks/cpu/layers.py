@@ -17,38 +17,38 @@ import numpy as np
 from benchmarks.shared import contest, provenance
 from benchmarks.shared.cases import CASES, OURS, Case
 from benchmarks.shared.contest import Contestant, Work, quartiles, ratio, summary, take_turns
-from dsgd_mpi.kernels.api import Tensor
-from dsgd_mpi.nn.layers import Layer, Network
-from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, Tensor
+from dsgd_mpi.nn import models
+from dsgd_mpi.nn.layers import Graph, Layer
 
 THEIRS = "eager channels_last"
 
 
-def shapes_of(net: Network) -> dict[str, Layer]:
+def shapes_of(graph: Graph) -> dict[str, Layer]:
     """A name of each shape of convolution and of batch norm -> the first layer that has it."""
     found: dict[str, Layer] = {}
-    for layer in net.layers:
-        h, w, c = (*net.shapes[layer.x], 0, 0)[:3]
-        if layer.kernel == "convolution":
-            o, _, window, _ = net.trained[layer.weights[0]]
-            found.setdefault(f"conv {h}x{w} {c}->{o} {window}x{window} /{layer.options['stride']}", layer)
-        elif layer.kernel == "batch_norm" and layer.options["relu"] and not layer.add:
+    for layer in graph.layers:
+        h, w, c = (*graph.shapes[layer.x], 0, 0)[:3]
+        o = layer.operation
+        if isinstance(o, Convolution):
+            found.setdefault(f"conv {h}x{w} {c}->{o.channels} {o.window}x{o.window} /{o.stride}", layer)
+        elif o == BatchNorm(relu=True) and not layer.add:
             found.setdefault(f"bn+relu {h}x{w} {c}", layer)
     return found
 
 
-def gflop(case: Case, net: Network, layer: Layer) -> float:
+def gflop(case: Case, graph: Graph, layer: Layer) -> float:
     """Of one pass over a convolution."""
-    h, w, _ = net.shapes[layer.y]
-    return 2e-9 * case.batch * h * w * float(np.prod(net.trained[layer.weights[0]]))
+    h, w, _ = graph.shapes[layer.y]
+    return 2e-9 * case.batch * h * w * float(np.prod(graph.trained[layer.weights[0]]))
 
 
-def gbyte(case: Case, net: Network, layer: Layer, which: str, dtype: str) -> float:
+def gbyte(case: Case, graph: Graph, layer: Layer, which: str, dtype: str) -> float:
     """That one pass over a batch norm must move at least where activations do not fit into the caches.
 
     Forward x twice (statistics first) and y; backward x and dy twice, and dx.
     """
-    size = 1e-9 * case.batch * float(np.prod(net.shapes[layer.x])) * (4 if dtype == "float32" else 2)
+    size = 1e-9 * case.batch * float(np.prod(graph.shapes[layer.x])) * (4 if dtype == "float32" else 2)
     return (3 if which == "forward" else 5) * size
 
 
@@ -56,22 +56,22 @@ def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, lis
     from dsgd_mpi.kernels.cpu.onednn import OneDNN, run
 
     started()
-    k, rng, net = OneDNN(dtype), np.random.default_rng(0), network(case.name, case.classes, case.image)
+    k, rng, graph = OneDNN(dtype), np.random.default_rng(0), models.graph(case.name, case.classes, case.image)
 
     def activation(name: str) -> Tensor:
-        tensor = Tensor(*(k.empty((case.batch, *net.shapes[name])) for _ in ("value", "grad")))
+        tensor = Tensor(*(k.empty((case.batch, *graph.shapes[name])) for _ in ("value", "grad")))
         for array in (tensor.value, tensor.grad):
             k.put(rng.random(array.shape, np.float32), array)
         return tensor
 
     work: dict[str, Callable[[], object]] = {}
-    for name, layer in shapes_of(net).items():
+    for name, layer in shapes_of(graph).items():
         x, y = activation(layer.x), activation(layer.y)
-        shapes = [(net.trained | net.statistics)[weight] for weight in layer.weights]
+        shapes = [(graph.trained | graph.statistics)[weight] for weight in layer.weights]
         weights = [Tensor(*rng.random((2, *shape), np.float32)) for shape in shapes]
-        operation: Any = getattr(k, layer.kernel)(x, *weights, y, **layer.options)
+        operation: Any = k.bind(layer.operation, Arrays(x, weights, y))
         work[f"{name} forward"] = partial(operation.forward, True)
-        if layer.kernel == "convolution":
+        if isinstance(layer.operation, Convolution):
             if layer.x != "images":
                 work[f"{name} data"] = partial(run, operation.data_gradient())
             work[f"{name} weights"] = partial(run, operation.weights_gradient())
@@ -84,18 +84,18 @@ def torchs(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, l
     import torch
 
     started()
-    net, kind = network(case.name, case.classes, case.image), getattr(torch, dtype)
+    graph, kind = models.graph(case.name, case.classes, case.image), getattr(torch, dtype)
     work: dict[str, Callable[[], object]] = {}
 
     def image(which: str) -> Any:
-        h, w, c = net.shapes[which]
+        h, w, c = graph.shapes[which]
         return torch.rand(case.batch, c, h, w, dtype=kind).contiguous(memory_format=torch.channels_last)
 
-    for name, layer in shapes_of(net).items():
+    for name, layer in shapes_of(graph).items():
         x, dy = image(layer.x), image(layer.y)
-        if layer.kernel == "convolution":
-            w = torch.rand(net.trained[layer.weights[0]], dtype=kind).contiguous(memory_format=torch.channels_last)
-            stride, pad = [layer.options["stride"]] * 2, [layer.options["pad"]] * 2
+        if isinstance(layer.operation, Convolution):
+            w = torch.rand(graph.trained[layer.weights[0]], dtype=kind).contiguous(memory_format=torch.channels_last)
+            stride, pad = [layer.operation.stride] * 2, [layer.operation.pad] * 2
             back = partial(torch.ops.aten.convolution_backward, dy, x, w, None, stride, pad, [1, 1], False, [0, 0], 1)
             work[f"{name} forward"] = partial(torch.conv2d, x, w, None, stride, pad)
             if layer.x != "images":
@@ -121,18 +121,19 @@ def batch_norm(name: str, x: Any, dy: Any) -> Work:
 
 
 def measure(case: Case, threads: int, rounds: int, dtype: str) -> dict[str, Any]:
-    net = network(case.name, case.classes, case.image)
+    graph = models.graph(case.name, case.classes, case.image)
     rows = {}
     with (Contestant(OURS, threads, ours, case, dtype) as mine,
           Contestant(THEIRS, threads, torchs, case, dtype) as theirs):
         both = [mine, theirs]
         for contestant in both:
             assert not contestant.failure, f"{contestant.name}: {contestant.failure}"
-        for name, layer in shapes_of(net).items():
-            passes = ("forward", "data", "weights") if layer.kernel == "convolution" else ("forward", "backward")
+        for name, layer in shapes_of(graph).items():
+            convolution = isinstance(layer.operation, Convolution)
+            passes = ("forward", "data", "weights") if convolution else ("forward", "backward")
             for which in passes[:1] + passes[1 + (layer.x == "images"):]:
-                work = ({"gflop": gflop(case, net, layer)} if layer.kernel == "convolution" else
-                        {"gbyte": gbyte(case, net, layer, which, dtype)})
+                work = ({"gflop": gflop(case, graph, layer)} if convolution else
+                        {"gbyte": gbyte(case, graph, layer, which, dtype)})
                 piece = f"{name} {which}"
                 rows[piece] = {**work, "seconds": take_turns(both, piece, rounds, 2, limit_s=20)}
     return {"case": case.name, "batch": case.batch, "threads": threads, "dtype": dtype,

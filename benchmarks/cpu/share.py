@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.shared import contest, provenance
 from benchmarks.shared.cases import CASES, DECAY, LR, MOMENTUM, Case, batch_of
 from benchmarks.shared.contest import Contestant, Work
-from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import Sgd
 
 
@@ -44,16 +44,16 @@ def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, li
     model.loss_and_gradient(images, labels)
     plan, k, watch = model.plans[case.batch], model.kernels, Stopwatch()
     sgd = Sgd(MOMENTUM, weight_decay=DECAY).start(model.layout, model.flat, k)
-    steps = list(zip(model.network.layers, plan.steps, strict=True))
+    steps = list(zip(model.graph.layers, plan.steps, strict=True))
 
     def step() -> None:
         watch.time("images in", k.put, images, plan.images)
         plan.loss.put(labels)
         for layer, bound in steps:
-            watch.time(f"{layer.kernel} forward", bound.operation.forward, True)
+            watch.time(f"{type(layer.operation).__name__} forward", bound.operation.forward, True)
         watch.time("loss", plan.loss.forward)
         for layer, bound in reversed(steps):
-            watch.time(f"{layer.kernel} backward", bound.operation.backward)
+            watch.time(f"{type(layer.operation).__name__} backward", bound.operation.backward)
             for total, term in bound.sums:
                 watch.time("sums of gradients", k.accumulate, total, term)
         watch.time("SGD", sgd.update, model.flat, model.flat_gradient, LR)

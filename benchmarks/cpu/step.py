@@ -31,7 +31,7 @@ from benchmarks.shared.cases import (
     weights,
 )
 from benchmarks.shared.contest import Contestant, Work, summary, take_turns, timing
-from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.nn import models
 
 TORCH = {"eager channels_last": (True, False), "eager contiguous": (False, False), "torch.compile": (True, True)}
 AGREE = {"float32": (1e-5, 3e-2), "bfloat16": (2e-2, 1e-1)}     # relative: the first loss, and those after it
@@ -87,7 +87,7 @@ def measure(case: Case, threads: int, training: bool, dtype: str, rivals: tuple[
                 "failed": {contestant.name: contestant.failure for contestant in everyone if contestant.failure},
                 "peak_bytes": {contestant.name: contestant.peak_bytes() for contestant in working},
                 "seconds": take_turns(working, "step", case.rounds, case.times),
-                "gflop": 2e-9 * network(case.name, case.classes, case.image).macs * case.batch
+                "gflop": 2e-9 * models.graph(case.name, case.classes, case.image).macs * case.batch
                 * (3 if training else 1)}
 
 

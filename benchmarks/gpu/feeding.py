@@ -25,7 +25,7 @@ from dsgd_mpi.data import Batches, Split
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
 from dsgd_mpi.kernels.gpu.device import Dim, Format, Launch, PageLocked, Staging
 from dsgd_mpi.net.mpi.host import MpiHost
-from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import Sgd
 
 IMAGE, BATCH, IMAGES = (224, 224, 3), 64, 2560              # more than are kept in memory: read from the file

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.shared.contest import Work
 from dsgd_mpi.arrays.flat import Layout
+from dsgd_mpi.nn import models, resnet
 from dsgd_mpi.nn.init import initialise
-from dsgd_mpi.nn.models.resnet import network, resnet
 from dsgd_mpi.optim.sgd import Sgd
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
@@ -61,10 +61,10 @@ def ours(case: Case, training: bool, dtype: str, started: Callable[[], None]) ->
 
 def weights(case: Case) -> dict[str, Any]:
     """What our model starts from."""
-    net = network(case.name, case.classes, case.image)
-    layout = Layout(net.trained, net.statistics)
+    graph = models.graph(case.name, case.classes, case.image)
+    layout = Layout(graph.trained, graph.statistics)
     state = layout.views(np.zeros(layout.size, "float32"))
-    initialise(state, 0)
+    initialise(graph, state, 0)
     return state
 
 

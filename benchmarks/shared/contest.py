@@ -179,7 +179,7 @@ GEMM = 4096, 1024, 1024                     # rows, columns of the one matrix, c
 
 def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     """A product of matrices that lie in the caches, by oneDNN (as a 1x1 convolution) and by NumPy's library."""
-    from dsgd_mpi.kernels.api import Tensor
+    from dsgd_mpi.kernels.api import Arrays, Convolution, Tensor
     from dsgd_mpi.kernels.cpu.onednn import OneDNN
 
     started()
@@ -188,7 +188,8 @@ def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
     a, b = rng.random((rows, inner), np.float32), rng.random((inner, columns), np.float32)
     x, y = (Tensor(k.empty((1, rows // 32, 32, width))) for width in (inner, columns))
     k.put(a.reshape(x.value.shape), x.value)
-    operation: Any = k.convolution(x, Tensor(b.T.reshape(columns, inner, 1, 1).copy()), y, 1, 0)
+    w = Tensor(b.T.reshape(columns, inner, 1, 1).copy())
+    operation: Any = k.bind(Convolution(columns, window=1), Arrays(x, [w], y))
     operation.forward(True)
     work: dict[str, Callable[[], object]] = {"oneDNN": operation.output()[-1]}
     if dtype == "float32":

@@ -55,7 +55,7 @@ class Algorithm:
 
     @property
     def ordered(self) -> bool:
-        """Whether messages are added up in one order, whatever is delayed: runs over MPI are then the same to the bit."""
+        """Whether messages are added up in a fixed order, so that runs over MPI are the same to the bit."""
         return not self.one_sided and not self.independent
 
     def options(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@
 
 k = i + 1, i + 2, i + 4 ... in turn. Models travel with a weight, so that one-way messages lose nothing (Kempe et al.
 2003). The local step is taken at z, as GoSGD has it; SGP's y_i <- y_i - eta v_i makes large steps of z where w is
-small. Letters are added in the order of the steps that they were sent at, none before this rank has done that step, and it
-goes on when none is missing but those of the last `overlap` steps. Without overlap nothing is left to chance.
+small. Letters are added in the order of the steps that they were sent at, none before this rank has done that step. It
+goes on when none is missing but those of the last `overlap` steps; without overlap nothing is left to chance.
 """
 
 from __future__ import annotations

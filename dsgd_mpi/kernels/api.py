@@ -1,14 +1,20 @@
-"""What a network may ask of the machine that computes it: operations, bound to fixed arrays once, run each step."""
+"""Operations as data, and what a back end offers: operations are bound to fixed arrays once and run each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from math import prod, sqrt
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.errors import UsageError
 
+EPSILON = 1e-5                              # of batch norm, as in torchvision
 STATISTICS_RATE = 0.1                       # of the moving averages: torchvision's `momentum` of a batch norm
+Initial = Callable[[np.random.Generator, Shape], Array]     # draws the values that a weight has before training
 
 
 @dataclass
@@ -45,8 +51,180 @@ class Bytes:
         return Bytes(self.images[part], places, self.scale, self.shift, self.pad)
 
 
-class Operation(Protocol):
-    """One bound operation. Whatever the forward pass must keep for the backward pass, it keeps itself.
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of an operation or, if it is not `trained`, a running statistic; and what it is before training."""
+
+    shape: Shape
+    initial: Initial | None = None          # a network with a weight that has none is refused
+    trained: bool = True
+
+
+def constant(value: float) -> Initial:
+    return lambda draw, shape: value
+
+
+def normal(deviation: float) -> Initial:
+    return lambda draw, shape: draw.standard_normal(shape, np.float32) * deviation
+
+
+def uniform(bound: float) -> Initial:
+    """From -bound to bound."""
+    return lambda draw, shape: draw.uniform(-bound, bound, shape)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a layer computes, as data: y = f(x, weights) [+ add]. What computes it, a back end's `operations` tell.
+
+    `x` is a shape without the batch: (H, W, C) or (C,). Initial weights are those of torchvision.
+    """
+
+    adds: ClassVar[bool] = False            # whether another activation can be added to the result
+
+    def output(self, x: Shape) -> Shape:
+        """The shape of y."""
+        return x
+
+    def weights(self, x: Shape) -> dict[str, Weight]:
+        """By name, in the order in which they are bound and initial values are drawn."""
+        return {}
+
+    def macs(self, x: Shape) -> int:
+        """Multiplications and additions of one image's forward pass."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Convolution(Operation):
+    """Cross-correlation, square window, no bias: y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l].
+
+    `channels` are those of y. Initial weights: normal, fan out (He et al. 2015, arXiv:1502.01852).
+    """
+
+    channels: int
+    window: int
+    stride: int = 1
+    pad: int = 0
+
+    def output(self, x: Shape) -> Shape:
+        return (*slid(x, self.window, self.stride, self.pad), self.channels)
+
+    def weights(self, x: Shape) -> dict[str, Weight]:
+        initial = normal(sqrt(2 / (self.channels * self.window * self.window)))
+        return {"weight": Weight((self.channels, x[-1], self.window, self.window), initial)}
+
+    def macs(self, x: Shape) -> int:
+        return prod(self.output(x)) * x[-1] * self.window * self.window
+
+
+@dataclass(frozen=True)
+class BatchNorm(Operation):
+    """y = gamma (x - m) / sqrt(s + EPSILON) + beta [+ add] [ReLU], per channel (Ioffe and Szegedy 2015).
+
+    Training takes m, s from the batch (s biased) and writes the statistics' own gradients, `mean.grad` =
+    mean.value - m and `var.grad` = var.value - unbiased s: a step of STATISTICS_RATE along them is the usual
+    moving average. Otherwise m, s are the running statistics.
+    """
+
+    relu: bool
+    adds = True
+
+    def weights(self, x: Shape) -> dict[str, Weight]:
+        row = x[-1:]
+        return {"weight": Weight(row, constant(1)), "bias": Weight(row, constant(0)),
+                "running_mean": Weight(row, constant(0), trained=False),
+                "running_var": Weight(row, constant(1), trained=False)}
+
+
+@dataclass(frozen=True)
+class FoldedConvolution(Operation):
+    """`norm` of `convolution` for inference alone, in one pass: y = (scale w) * x + bias [+ add] [ReLU].
+
+    scale = gamma / sqrt(var + EPSILON) and bias = beta - scale mean, as they were when `Folded.fold` was called.
+    """
+
+    convolution: Convolution
+    norm: BatchNorm
+    adds = True
+
+    def output(self, x: Shape) -> Shape:
+        return self.convolution.output(x)
+
+    def weights(self, x: Shape) -> dict[str, Weight]:
+        own, norms = self.convolution.weights(x), self.norm.weights(self.output(x))
+        return {**own, **{f"norm.{name}": weight for name, weight in norms.items()}}
+
+    def macs(self, x: Shape) -> int:
+        return self.convolution.macs(x)
+
+
+@dataclass(frozen=True)
+class Subsample(Operation):
+    """Every second pixel, channels padded with zeros on both sides alike: the shortcut 'option A' of He 2015."""
+
+    channels: int
+
+    def output(self, x: Shape) -> Shape:
+        return (*slid(x, 1, 2, 0), self.channels)
+
+
+@dataclass(frozen=True)
+class MaxPool(Operation):
+    """The maximum of each square window; of equal ones the first, row by row, gets the gradient."""
+
+    window: int
+    stride: int
+    pad: int = 0
+
+    def output(self, x: Shape) -> Shape:
+        return (*slid(x, self.window, self.stride, self.pad), x[-1])
+
+
+@dataclass(frozen=True)
+class AveragePool(Operation):
+    """(N, H, W, C) -> (N, C): the mean over all pixels."""
+
+    def output(self, x: Shape) -> Shape:
+        return x[-1:]
+
+
+@dataclass(frozen=True)
+class Linear(Operation):
+    """(N, features) -> (N, classes): y = x w' + b. Initial weights and biases: uniform in +- 1 / sqrt(features)."""
+
+    classes: int
+
+    def output(self, x: Shape) -> Shape:
+        return (self.classes,)
+
+    def weights(self, x: Shape) -> dict[str, Weight]:
+        features, = x
+        initial = uniform(1 / sqrt(features))
+        return {"weight": Weight((self.classes, features), initial), "bias": Weight((self.classes,), initial)}
+
+    def macs(self, x: Shape) -> int:
+        return self.classes * x[-1]
+
+
+def slid(x: Shape, window: int, stride: int, pad: int) -> tuple[int, int]:
+    """Height and width of what a sliding window gives."""
+    height, width, _ = x
+    return (height + 2 * pad - window) // stride + 1, (width + 2 * pad - window) // stride + 1
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What an operation is bound to; `weights` in the operation's order."""
+
+    x: Tensor
+    weights: Sequence[Tensor]
+    y: Tensor
+    add: Tensor | None = None               # None unless the operation `adds`
+
+
+class Bound(Protocol):
+    """An operation bound to its arrays. Whatever the forward pass must keep for the backward pass, it keeps itself.
 
     Values of inputs and output must be left alone in between. If the output has no grad there is no backward.
     """
@@ -58,7 +236,8 @@ class Operation(Protocol):
         """Reads the output's grad; overwrites (never adds to) the grad of every input and parameter."""
 
 
-class Folded(Operation, Protocol):
+@runtime_checkable
+class Folded(Bound, Protocol):
     def fold(self) -> None:
         """Takes the weights as they are now, for all forward passes until it is called again; to be called first."""
 
@@ -94,10 +273,13 @@ Work = Callable[[Ready | None, Between | None], None]
 
 
 class Kernels(Protocol):
-    """The operations of a ResNet. Arrays must stay where they are; an operation may hold pointers into them.
+    """A back end, to be derived from. Arrays must stay where they are; an operation may hold pointers into them.
 
     Convolution weights are OIHW, linear weights (classes, features), as torchvision stores them.
     """
+
+    # the class that computes an operation: made of the back end, the operation and its arrays
+    operations: ClassVar[Mapping[type[Operation], Callable[[Any, Any, Arrays], Bound]]]
 
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
@@ -105,6 +287,14 @@ class Kernels(Protocol):
     # None, unless `put` takes `Bytes` as well, and rather than floats: then memory for their images, uint8 of a shape,
     # from which it copies while the host goes on. What lies there must stay until a loss, or what `get` gives, is had
     byte_memory: Callable[[Shape], Array] | None
+
+    def bind(self, operation: Operation, arrays: Arrays) -> Bound:
+        """The operation on these arrays. UsageError where this back end cannot compute it."""
+        made_by = self.operations.get(type(operation))
+        if made_by is None:
+            raise UsageError(f"the {self.name} kernels do not support {type(operation).__name__}; use others, or "
+                             f"add a class for it to {type(self).__name__}.operations")
+        return made_by(self, operation, arrays)
 
     @property
     def held_bytes(self) -> int:
@@ -142,36 +332,6 @@ class Kernels(Protocol):
 
     def get(self, x: Array) -> Array:
         """A float32 NumPy copy of an activation array (float64 stays float64), once all work on it is done."""
-
-    def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
-        """Cross-correlation, square window, no bias: y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l]."""
-
-    def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                   relu: bool, add: Tensor | None = None) -> Operation:
-        """y = gamma (x - m) / sqrt(s + 1e-5) + beta [+ add] [ReLU], per channel (Ioffe and Szegedy 2015).
-
-        Training takes m, s from the batch (s biased) and writes the statistics' own gradients, `mean.grad` =
-        mean.value - m and `var.grad` = var.value - unbiased s: a step of STATISTICS_RATE along them is the usual
-        moving average. Otherwise m, s are the running statistics.
-        """
-
-    def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
-        """`batch_norm` of `convolution` for inference alone, in one pass: y = (scale w) * x + bias [+ add] [ReLU].
-
-        scale = gamma / sqrt(var + 1e-5) and bias = beta - scale mean, as they were when `fold` was called.
-        """
-
-    def subsample(self, x: Tensor, y: Tensor) -> Operation:
-        """Every second pixel, channels padded with zeros on both sides alike: the shortcut 'option A' of He 2015."""
-
-    def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation: ...
-
-    def average_pool(self, x: Tensor, y: Tensor) -> Operation:
-        """(N, H, W, C) -> (N, C): the mean over all pixels."""
-
-    def linear(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Operation:
-        """y = x w' + b."""
 
     def cross_entropy(self, logits: Tensor, smoothing: float) -> Loss:
         """Softmax cross-entropy; `smoothing` spreads that share of the target over all classes."""

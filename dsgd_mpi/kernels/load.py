@@ -16,13 +16,13 @@ log = logging.getLogger("dsgd_mpi")
 def load(name: str, dtype: str = "float32", device: str = "auto") -> Kernels:
     """The kernels called `name` for activations of `dtype`; "auto" is the fastest that work on `device`.
 
-    `device`: "cpu", "gpu", or "auto": a GPU where there is one that knows the dtype. UsageError if there are no such
-    kernels, their library or their device is missing, or they do not know the dtype.
+    `device`: "cpu", "gpu", or "auto": a GPU where there is one, unless for float64. UsageError if there are no such
+    kernels, their library or their device is missing, or they do not support the dtype.
     """
     if name not in NAMES:
         raise UsageError(f"there are no kernels called {name!r}; use one of {', '.join(NAMES)}")
     if device != "auto" and name != "auto" and (name == "cudnn") != (device == "gpu"):
-        raise UsageError(f"the {name} kernels are none for --device {device}; use --kernels auto, or --device auto")
+        raise UsageError(f"the {name} kernels do not run with --device {device}; use --kernels auto, or --device auto")
     if name == "auto":
         return automatic(dtype, device)
     module, of = CLASSES[name]

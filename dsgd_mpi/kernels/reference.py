@@ -14,14 +14,14 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Folded, Loss, Operation, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels import api
+from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Loss, Rule, Step, Tensor, Work
 
-EPSILON = 1e-5                              # of batch norm, as in torchvision
 BLOCK = 1 << 14                             # elements of all vectors of an update that fit into a level 2 cache
 PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
 
 
-class Reference:
+class Reference(Kernels):
     """NumPy kernels in float32 or float64; other dtypes raise UsageError."""
 
     name = "reference"
@@ -30,7 +30,7 @@ class Reference:
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
-            raise UsageError(f"the reference kernels know no {dtype}; use float32 or float64")
+            raise UsageError(f"the reference kernels do not support {dtype}; use float32 or float64")
         self.dtype = dtype
 
     @property
@@ -58,29 +58,6 @@ class Reference:
 
     def get(self, x: Array) -> Array:
         return x.copy()
-
-    def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
-        return Convolution(x, w, y, stride, pad)
-
-    def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                   relu: bool, add: Tensor | None = None) -> Operation:
-        return BatchNorm(x, gamma, beta, mean, var, y, relu, add)
-
-    def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
-        return FoldedConvolution(x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
-
-    def subsample(self, x: Tensor, y: Tensor) -> Operation:
-        return Subsample(x, y)
-
-    def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation:
-        return MaxPool(x, y, window, stride, pad)
-
-    def average_pool(self, x: Tensor, y: Tensor) -> Operation:
-        return AveragePool(x, y)
-
-    def linear(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Operation:
-        return Linear(x, w, b, y)
 
     def cross_entropy(self, logits: Tensor, smoothing: float) -> Loss:
         return CrossEntropy(logits, smoothing)
@@ -132,11 +109,11 @@ def taps(window: int, stride: int, y: Array) -> Iterator[tuple[int, tuple[slice,
 class Convolution:
     """y[n,i,j,o] = sum x[n, i s + k - p, j s + l - p, c] w[o,c,k,l]."""
 
-    def __init__(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> None:
-        self.x, self.w, self.y, self.stride, self.pad = x, w, y, stride, pad
-        out_channels, channels, self.window, _ = w.value.shape
-        self.by_tap = (out_channels, channels, self.window * self.window)
-        assert y.value.shape[1] == (x.value.shape[1] + 2 * pad - self.window) // stride + 1
+    def __init__(self, k: Kernels, operation: api.Convolution, arrays: Arrays) -> None:
+        self.x, (self.w,), self.y = arrays.x, arrays.weights, arrays.y
+        self.window, self.stride, self.pad = operation.window, operation.stride, operation.pad
+        self.by_tap = (*self.w.value.shape[:2], self.window * self.window)
+        assert self.y.value.shape[1:] == operation.output(self.x.value.shape[1:])
 
     def forward(self, training: bool) -> None:
         x, w, y = framed(self.x.value, self.pad), self.w.value.reshape(self.by_tap), self.y.value
@@ -170,11 +147,10 @@ def pixels(x: Array, matrix: Array) -> Array:
 class BatchNorm:
     """Batch norm [+ add] [ReLU] (Ioffe and Szegedy 2015, algorithm 1 and section 3)."""
 
-    def __init__(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                 relu: bool, add: Tensor | None) -> None:
-        self.x, self.gamma, self.beta, self.mean, self.var, self.y = x, gamma, beta, mean, var, y
-        self.relu, self.add = relu, add
-        self.count = x.value.size // x.value.shape[-1]
+    def __init__(self, k: Kernels, operation: api.BatchNorm, arrays: Arrays) -> None:
+        self.x, self.y, self.add, self.relu = arrays.x, arrays.y, arrays.add, operation.relu
+        self.gamma, self.beta, self.mean, self.var = arrays.weights
+        self.count = self.x.value.size // self.x.value.shape[-1]
 
     def forward(self, training: bool) -> None:
         x, y = self.x.value, self.y.value
@@ -207,12 +183,11 @@ class BatchNorm:
 class FoldedConvolution:
     """y = (scale w) * x + bias [+ add] [ReLU]."""
 
-    def __init__(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                 stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
-        self.w, self.gamma, self.beta, self.mean, self.var, self.y = w, gamma, beta, mean, var, y
-        self.relu, self.add = relu, add
-        self.folded = Tensor(np.empty_like(w.value))
-        self.convolution = Convolution(x, self.folded, y, stride, pad)
+    def __init__(self, k: Kernels, operation: api.FoldedConvolution, arrays: Arrays) -> None:
+        self.w, self.gamma, self.beta, self.mean, self.var = arrays.weights
+        self.y, self.add, self.relu = arrays.y, arrays.add, operation.norm.relu
+        self.folded = Tensor(np.empty_like(self.w.value))
+        self.convolution = Convolution(k, operation.convolution, Arrays(arrays.x, [self.folded], self.y))
 
     def fold(self) -> None:
         scale = self.gamma.value / np.sqrt(self.var.value + EPSILON)
@@ -235,10 +210,10 @@ class FoldedConvolution:
 class Subsample:
     """The parameter-free shortcut of He et al. 2015 (arXiv:1512.03385, section 3.3, option A)."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
-        channels = x.value.shape[-1]
-        first = (y.value.shape[-1] - channels) // 2
+    def __init__(self, k: Kernels, operation: api.Subsample, arrays: Arrays) -> None:
+        self.x, self.y = arrays.x, arrays.y
+        channels = self.x.value.shape[-1]
+        first = (operation.channels - channels) // 2
         self.middle = (..., slice(first, first + channels))
 
     def forward(self, training: bool) -> None:
@@ -254,9 +229,10 @@ class Subsample:
 class MaxPool:
     """The maximum of each window; of equal ones the first, row by row, gets the gradient."""
 
-    def __init__(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> None:
-        self.x, self.y, self.window, self.stride, self.pad = x, y, window, stride, pad
-        self.winner = np.empty(y.value.shape, np.int16)
+    def __init__(self, k: Kernels, operation: api.MaxPool, arrays: Arrays) -> None:
+        self.x, self.y = arrays.x, arrays.y
+        self.window, self.stride, self.pad = operation.window, operation.stride, operation.pad
+        self.winner = np.empty(self.y.value.shape, np.int16)
 
     def forward(self, training: bool) -> None:
         x, y = framed(self.x.value, self.pad, -np.inf), self.y.value
@@ -277,8 +253,8 @@ class MaxPool:
 class AveragePool:
     """(N, H, W, C) -> (N, C)."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
+    def __init__(self, k: Kernels, operation: api.AveragePool, arrays: Arrays) -> None:
+        self.x, self.y = arrays.x, arrays.y
 
     def forward(self, training: bool) -> None:
         self.y.value[...] = self.x.value.mean((1, 2))
@@ -292,8 +268,8 @@ class AveragePool:
 class Linear:
     """y = x w' + b."""
 
-    def __init__(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> None:
-        self.x, self.w, self.b, self.y = x, w, b, y
+    def __init__(self, k: Kernels, operation: api.Linear, arrays: Arrays) -> None:
+        self.x, (self.w, self.b), self.y = arrays.x, arrays.weights, arrays.y
 
     def forward(self, training: bool) -> None:
         self.y.value[...] = self.x.value @ self.w.value.T + self.b.value
@@ -328,3 +304,8 @@ class CrossEntropy:
 
     def get(self) -> float:
         return self.mean
+
+
+Reference.operations = {
+    api.Convolution: Convolution, api.BatchNorm: BatchNorm, api.FoldedConvolution: FoldedConvolution,
+    api.Subsample: Subsample, api.MaxPool: MaxPool, api.AveragePool: AveragePool, api.Linear: Linear}

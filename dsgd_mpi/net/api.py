@@ -92,7 +92,7 @@ class Net(Protocol):
         """
 
     def exchange(self, x: Array, peer: int) -> Pending:
-        """The two ranks: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.
+        """Two ranks: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.
 
         With oneself it is x itself. Two arrays of unequal length raise an error that names the ranks.
         """
@@ -101,7 +101,7 @@ class Net(Protocol):
         """One-sided, by the sender: a copy of x and a number, to be collected by `peer` some time later."""
 
     def collect(self, least: int = 0) -> Iterator[Letter]:
-        """One-sided, by the receiver: what has arrived, once it is at least so many. Each sender's in the order sent."""
+        """One-sided, by the receiver: what has arrived, at least so many; each sender's in the order sent."""
 
     def share(self, x: Array) -> Shared:
         """Collective, once: lends a copy of x to all. The parts of the ranks may differ in length."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.kernels.api import Tensor
-from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.nn.layers import Graph, Layer
 from dsgd_mpi.nn.memory import Memory
 
 Sums = list[tuple[Array, Array]]            # a gradient, and a term to be added to it
@@ -21,12 +21,12 @@ Sums = list[tuple[Array, Array]]            # a gradient, and a term to be added
 class Activations:
     """`bound`: for each layer, in order, its x, add (or None), y and sums. `empty`: as in `Kernels`."""
 
-    def __init__(self, network: Network, batch: int, empty: Callable[[Shape], Array]) -> None:
-        self.values = {name: empty((batch, *shape)) for name, shape in network.shapes.items()}
+    def __init__(self, graph: Graph, batch: int, empty: Callable[[Shape], Array]) -> None:
+        self.values = {name: empty((batch, *shape)) for name, shape in graph.shapes.items()}
         self.grads: dict[str, Array] = {}   # while they live
         self.memory = Memory(empty)         # for them
-        self.logits = self._tensor(network.layers[-1].y)
-        self.bound = [self._bind(layer) for layer in reversed(network.layers)][::-1]
+        self.logits = self._tensor(graph.layers[-1].y)
+        self.bound = [self._bind(layer) for layer in reversed(graph.layers)][::-1]
 
     @property
     def bytes(self) -> int:
@@ -59,7 +59,7 @@ class Activations:
         return Tensor(value, grad)
 
 
-def bytes_needed(network: Network, batch: int, itemsize: int) -> int:
+def bytes_needed(graph: Graph, batch: int, itemsize: int) -> int:
     """By the arrays of a batch, none of them being made."""
     element = np.empty((), f"V{itemsize}")
-    return Activations(network, batch, lambda shape: np.broadcast_to(element, shape)).bytes
+    return Activations(graph, batch, lambda shape: np.broadcast_to(element, shape)).bytes

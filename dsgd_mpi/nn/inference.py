@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.kernels.api import Between, Bytes, Folded, Kernels, Operation, Ready, Tensor
-from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.kernels import api
+from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Folded, Kernels, Ready, Tensor
+from dsgd_mpi.nn.layers import Graph, Layer
 from dsgd_mpi.nn.memory import Memory
 
 
 class Inference:
     """Images to logits for one batch size, with the weights and running statistics that `state` had at `fold`."""
 
-    def __init__(self, network: Network, state: Mapping[str, Array], batch: int, kernels: Kernels) -> None:
+    def __init__(self, graph: Graph, state: Mapping[str, Array], batch: int, kernels: Kernels) -> None:
         self.kernels, self.memory = kernels, Memory(kernels.empty)
-        self.operations: list[Operation] = []
-        self.folded: list[Folded] = []
-        layers = folded(network.layers)
+        self.operations: list[Bound] = []
+        layers = folded(graph.layers)
         last = {name: i for i, layer in enumerate(layers) for name in inputs(layer)}
-        self.images = self.memory.borrow((batch, *network.shapes["images"]))
+        self.images = self.memory.borrow((batch, *graph.shapes["images"]))
         values = {"images": Tensor(self.images)}
         for i, layer in enumerate(layers):
-            y = values[layer.y] = Tensor(self.memory.borrow((batch, *network.shapes[layer.y])))
+            y = values[layer.y] = Tensor(self.memory.borrow((batch, *graph.shapes[layer.y])))
             weights = [Tensor(state[name]) for name in layer.weights]
             add = values[layer.add] if layer.add else None
-            operation: Any = layer.bound(kernels, values[layer.x], weights, y, add)
-            self.operations.append(operation)
-            if layer.kernel == "folded_convolution":
-                self.folded.append(operation)
+            self.operations.append(kernels.bind(layer.operation, Arrays(values[layer.x], weights, y, add)))
             for name in inputs(layer):
                 if last[name] == i:
                     self.memory.give_back(values[name].value)
@@ -37,8 +33,9 @@ class Inference:
         self.program = kernels.program(self.run)
 
     def fold(self) -> None:
-        for operation in self.folded:
-            operation.fold()
+        for operation in self.operations:
+            if isinstance(operation, Folded):
+                operation.fold()
 
     def run(self, ready: Ready | None, between: Between | None) -> None:
         for operation in self.operations:
@@ -58,14 +55,15 @@ def inputs(layer: Layer) -> set[str]:
 def folded(layers: list[Layer]) -> list[Layer]:
     """The layers, with each convolution and the batch norm that alone reads it made one."""
     readers = [name for layer in layers for name in inputs(layer)]
-    before = {layer.y: layer for layer in layers if layer.kernel == "convolution" and readers.count(layer.y) == 1}
-    normed = {layer.x for layer in layers if layer.kernel == "batch_norm"} & before.keys()
+    before = {layer.y: (layer, layer.operation) for layer in layers
+              if isinstance(layer.operation, api.Convolution) and readers.count(layer.y) == 1}
+    normed = {layer.x for layer in layers if isinstance(layer.operation, api.BatchNorm)} & before.keys()
     result = []
     for layer in layers:
-        if layer.kernel == "batch_norm" and layer.x in normed:
-            first = before[layer.x]
-            result.append(Layer("folded_convolution", first.x, first.weights + layer.weights, layer.y, layer.add,
-                                first.options | layer.options))
+        if isinstance(layer.operation, api.BatchNorm) and layer.x in normed:
+            first, convolution = before[layer.x]
+            result.append(Layer(api.FoldedConvolution(convolution, layer.operation), first.x,
+                                first.weights + layer.weights, layer.y, layer.add))
         elif layer.y not in normed:
             result.append(layer)
     return result

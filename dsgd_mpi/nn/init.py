@@ -1,28 +1,21 @@
-"""Initial weights, as torchvision draws them: He et al. 2015 (arXiv:1502.01852), normal, fan out, for convolutions."""
+"""Initial weights, drawn as the operations declare it, so that they are the same on every rank and device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
 
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.nn.layers import Graph
 
 
-def initialise(state: Mapping[str, Array], seed: int) -> None:
-    """Fills every view of `state` in its order. The same seed gives the same numbers on every rank and device."""
+def initialise(graph: Graph, state: Mapping[str, Array], seed: int) -> None:
+    """Fills the view of each weight, NumPy's, in the order of the layers. UsageError for one that has no rule."""
     draw = np.random.default_rng(seed)
-    for name, view in state.items():
-        if view.ndim == 4:                  # convolution, OIHW
-            fan_out = view.shape[0] * view.shape[2] * view.shape[3]
-            view[...] = draw.standard_normal(view.shape, np.float32) * sqrt(2 / fan_out)
-        elif view.ndim == 2:                # linear: uniform in +- 1 / sqrt(fan in), its bias too
-            bound = 1 / sqrt(view.shape[1])
-            view[...] = draw.uniform(-bound, bound, view.shape)
-            bias = state[name.replace("weight", "bias")]
-            bias[...] = draw.uniform(-bound, bound, bias.shape)
-        elif name.endswith(("running_var", "weight")):
-            view[...] = 1                   # batch norm begins as the identity on what is normal already
-        elif name.endswith("running_mean") or name.replace("bias", "running_mean") in state:
-            view[...] = 0
+    for name, weight in graph.weights.items():
+        if weight.initial is None:
+            raise UsageError(f"{name}: nothing says what it is before training; give its Weight an `initial` in the "
+                             "operation that declares it")
+        state[name][...] = weight.initial(draw, weight.shape)

@@ -14,11 +14,11 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Layout, fill, to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Between, Bytes, Kernels, Operation, Ready, Tensor
+from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Ready, Tensor
 from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
-from dsgd_mpi.nn.layers import Layer, Network
+from dsgd_mpi.nn.layers import Graph, Layer
 
 FOR_ACTIVATIONS = 0.85                      # share of the memory: kernels need some of their own
 
@@ -30,16 +30,16 @@ class Model:
     statistics. Weights are OIHW and named as torchvision names them.
     """
 
-    def __init__(self, network: Network, batch: int, kernels: Kernels, seed: int = 0, smoothing: float = 0.0) -> None:
-        self.network, self.batch, self.kernels, self.smoothing = network, batch, kernels, smoothing
-        self.layout = Layout(network.trained, network.statistics)
+    def __init__(self, graph: Graph, batch: int, kernels: Kernels, seed: int = 0, smoothing: float = 0.0) -> None:
+        self.graph, self.batch, self.kernels, self.smoothing = graph, batch, kernels, smoothing
+        self.layout = Layout(graph.trained, graph.statistics)
         self.parameters = self.layout.parameters
         self.flat, self.flat_gradient = kernels.zeros(self.layout.size), kernels.zeros(self.layout.size)
         self.state, self.gradient = self.layout.views(self.flat), self.layout.views(self.flat_gradient)
         self.plans: dict[int, Plan] = {}
         self.inference: Inference | None = None
         start = np.empty(self.layout.size, self.flat.dtype)
-        initialise(self.layout.views(start), seed)
+        initialise(graph, self.layout.views(start), seed)
         fill(self.flat, start)
 
     def load_state(self, state: Mapping[str, Array]) -> None:
@@ -82,7 +82,7 @@ class Model:
         It may be used until the weights change or another is asked for.
         """
         if self.inference is None:
-            self.inference = Inference(self.network, self.state, self.batch, self.kernels)
+            self.inference = Inference(self.graph, self.state, self.batch, self.kernels)
         self.inference.fold()
         return partial(self._predict, self.inference)
 
@@ -111,7 +111,7 @@ class Model:
             return Plan(self, batch)
         spare = self.kernels.spare_bytes()          # with what the failed plan has given back
         itemsize = int(self.kernels.empty((1,)).itemsize)
-        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.network, 1, itemsize))
+        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.graph, 1, itemsize))
         way_out = f"use --batch {fits} or less" if fits else "use a smaller network"
         raise UsageError(f"batch {batch}: there is not enough memory for the activations; {spare / 2**30:.1f} GiB are "
                          f"left, which hold those of about {fits} images; {way_out}")
@@ -120,7 +120,7 @@ class Model:
 class Step:
     """One layer, bound: its operation, what to add up after its backward pass, and its part of the flat gradient."""
 
-    def __init__(self, operation: Operation, sums: Sums, part: slice | None) -> None:
+    def __init__(self, operation: Bound, sums: Sums, part: slice | None) -> None:
         self.operation, self.sums, self.part = operation, sums, part
 
 
@@ -129,11 +129,11 @@ class Plan:
 
     def __init__(self, model: Model, batch: int) -> None:
         self.model, self.kernels = model, model.kernels
-        self.activations = Activations(model.network, batch, self.kernels.empty)
+        self.activations = Activations(model.graph, batch, self.kernels.empty)
         self.images, self.logits = self.activations.values["images"], self.activations.logits
         self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
         self.steps = [self._step(layer, *bound)
-                      for layer, bound in zip(model.network.layers, self.activations.bound, strict=True)]
+                      for layer, bound in zip(model.graph.layers, self.activations.bound, strict=True)]
         self.program = self.kernels.program(self.run)
 
     def run(self, ready: Ready | None, between: Between | None) -> None:
@@ -157,6 +157,6 @@ class Plan:
     def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor, sums: Sums) -> Step:
         state, gradient, slices = self.model.state, self.model.gradient, self.model.layout.slices
         weights = [Tensor(state[name], gradient[name]) for name in layer.weights]
-        operation = layer.bound(self.kernels, x, weights, y, add)
-        trained = [slices[name] for name in layer.weights if name in self.model.network.trained]
+        operation = self.kernels.bind(layer.operation, Arrays(x, weights, y, add))
+        trained = [slices[name] for name in layer.weights if self.model.graph.weights[name].trained]
         return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)

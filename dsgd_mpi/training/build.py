@@ -14,9 +14,8 @@ from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.compression.half import Compressed
-from dsgd_mpi.nn import Model
-from dsgd_mpi.nn.layers import Network
-from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.nn import Model, models
+from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
@@ -31,7 +30,7 @@ class Prepared:
     algorithm: algorithms.Algorithm
     kernels: Kernels
     dataset: Dataset
-    network: Network
+    graph: Graph
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""
@@ -62,7 +61,8 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     kernels = load(config_.kernels, config_.dtype, config_.device)
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
-    return Prepared(config_, algorithm, kernels, dataset, network(config_.model, len(dataset.classes), dataset.image))
+    return Prepared(config_, algorithm, kernels, dataset,
+                    models.graph(config_.model, len(dataset.classes), dataset.image))
 
 
 def connect(parts: Prepared, host: Host) -> Host:
@@ -92,7 +92,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     warmup = min(round(chosen.warmup * epoch), steps // 2)
     threads = chosen.threads or host.cores()
     parts.kernels.set_threads(threads)
-    model = Model(parts.network, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
+    model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
     optimizer = Sgd(chosen.momentum, weight_decay=chosen.weight_decay).start(model.layout, model.flat, parts.kernels)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),

@@ -218,7 +218,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         **gpus(ranks),
         "algorithm": f"{config.algorithm} ({shown('options', parts.options())})",
         "model": f"{config.model}, {training.model.parameters:,} parameters, "
-                 f"{parts.network.macs / 1e6:,.1f} million multiply-adds an image",
+                 f"{parts.graph.macs / 1e6:,.1f} million multiply-adds an image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
         "batch": f"{config.batch} a rank, {config.batch * training.workers} in all",

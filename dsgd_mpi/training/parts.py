@@ -35,7 +35,7 @@ class Training:
     threads: int = 1                        # that this rank computes with
     workers: int                            # ranks that train a model; the others only serve
     works: bool                             # whether this rank is one of them
-    bn: Literal["average", "recalibrate", "local"] = "average"              # whose batch norm statistics the answer gets
+    bn: Literal["average", "recalibrate", "local"] = "average"  # whose batch norm statistics the answer gets
     delay_s: float = 0.0                    # by which each gradient is made slower
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from dsgd_mpi.arrays.flat import Layout, to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
-from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.jobs import MPIRUN, train

@@ -358,7 +358,9 @@ def test_sgp_without_gradients_comes_to_the_mean_of_all_models(world):
 @given(st.integers(1, 9), st.integers(0, 10_000))
 def test_sgp_without_overlap_is_its_matrix_whatever_is_delayed(size, seed):
     """y <- P y with the column-stochastic P of each step, the gradients of a quadratic between."""
-    found = Cluster(size, delays(seed)).run(lambda host: train(host, StochasticGradientPush(overlap=0), Quadratic(host.rank), 12)[0])
+    def main(host):
+        return train(host, StochasticGradientPush(overlap=0), Quadratic(host.rank), 12)[0]
+    found = Cluster(size, delays(seed)).run(main)
     tasks = [Quadratic(rank) for rank in range(size)]
     z, w = np.array([task.start() for task in tasks]), np.ones(size)
     optimisers = [sgd_for(x) for x in z]
@@ -391,8 +393,8 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
 # waiting, and staleness
 
 @pytest.mark.parametrize(("algorithm", "waits"), [
-    (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True), (StochasticGradientPush(), True),
-    (ParameterServer(max_staleness=2), True),
+    (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True),
+    (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
     (Gossip("push"), False), (GossipPush(), False), (ParameterServer(), False), (Elastic(), False),
     (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):

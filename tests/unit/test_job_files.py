@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.config import build, read_toml, tomllib
+from dsgd_mpi.config import read_toml, tomllib
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.nn.models.resnet import network
+from dsgd_mpi.nn import models
 from dsgd_mpi.study.grid import grid, points
 from dsgd_mpi.train import command
 from tests.support import ROOT
@@ -49,8 +49,8 @@ def test_a_job_file_is_for_a_model_or_for_an_algorithm_or_whole():
 def test_a_model_and_an_algorithm_make_a_run_that_there_can_be(model, algorithm):
     values = resolved(model, algorithm)
     table = values.pop("set")
-    build(algorithms.find(algorithm.stem), {key: str(value) for key, value in table.items()}, algorithm.stem)
-    network(values["model"], 10, (32, 32, 3))
+    algorithms.build(algorithm.stem, {key: str(value) for key, value in table.items()})
+    models.graph(values["model"], 10, (32, 32, 3))
     assert values["data"] in ("cifar10", "imagenet.h5")
     assert table == {key: str(value) for key, value in read_toml(algorithm).get("set", {}).items()}
     assert values["algorithm"] == algorithm.stem
@@ -63,7 +63,7 @@ def test_learning_rates_follow_their_rule(model, ranks):
     """Linear in the images of a step where updates are averaged, that of a rank alone where they add up."""
     found = {path.stem: resolved(ROOT / "jobs" / f"{model}.toml", path) for path in ALGORITHMS}
     whole = found["allreduce"]["lr"]
-    assert found["gossip"]["lr"] == found["push_sum"]["lr"] == whole
+    assert found["gossip"]["lr"] == found["sgp"]["lr"] == whole
     assert found["parameter_server"]["lr"] == pytest.approx(whole / ranks)
     assert found["easgd"]["lr"] == 0.1
 

@@ -21,12 +21,14 @@ from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Convolution
 from dsgd_mpi.kernels.gpu import cudnn, plans
-from dsgd_mpi.kernels.gpu.cudnn import CHANNELS_A_THREAD, FORMATS, CuDNN, Recorded
+from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.gpu.plans import Choices
+from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
 from dsgd_mpi.net.simulated.host import Cluster
-from dsgd_mpi.nn.models.resnet import network, resnet
+from dsgd_mpi.nn import models, resnet
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
@@ -93,7 +95,7 @@ BEYOND = """
 import sys
 import numpy as np
 from tests.support.emulation.emulated import Emulated
-from dsgd_mpi.kernels.gpu.cudnn import FORMATS
+from dsgd_mpi.kernels.gpu.tools import FORMATS
 device = Emulated(FORMATS["float32"])
 x, y = (device.zeros((1000,), np.float32) for _ in range(2))
 device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]))()
@@ -539,12 +541,12 @@ def test_cudnn_has_a_plan_for_every_convolution_of_resnet50_on_an_h200(dtype, ex
         properties = cudnn.create_device_properties(H200)
     except RuntimeError as reason:
         pytest.skip(f"cuDNN cannot be loaded here: {str(reason).splitlines()[0]}")
-    net, seen = network("resnet50", 1000, (224, 224, 3)), set()
-    for layer in net.layers:
-        if layer.kernel == "convolution":
-            (h, w, c), (oh, ow, o) = net.shapes[layer.x], net.shapes[layer.y]
-            seen.add(plans.Geometry(64, h, w, max(8, c), o, net.trained[layer.weights[0]][-1],
-                                    layer.options["stride"], layer.options["pad"], oh, ow))
+    graph, seen = models.graph("resnet50", 1000, (224, 224, 3)), set()
+    for layer in graph.layers:
+        if isinstance(layer.operation, Convolution):
+            (h, w, c), (oh, ow, o) = graph.shapes[layer.x], graph.shapes[layer.y]
+            operation = layer.operation
+            seen.add(plans.Geometry(64, h, w, max(8, c), o, operation.window, operation.stride, operation.pad, oh, ow))
     for geometry in [*seen, plans.Geometry(64, 1, 1, 2048, 1000, 1, 1, 0, 1, 1)]:
         for direction in plans.ROLES:
             if direction == "data" and geometry.c == 8:
@@ -589,9 +591,9 @@ def test_one_line_says_why_there_is_no_gpu_and_what_to_do(without):
             (["--dry-run"], 0, "all is well"),
             (["--dry-run", "--device", "gpu"], 2, reason),
             (["--dry-run", "--kernels", "cudnn"], 2, reason),
-            (["--dry-run", "--device", "cpu", "--kernels", "cudnn"], 2, "cudnn kernels are none for --device cpu"),
-            (["--dry-run", "--device", "gpu", "--kernels", "onednn"], 2, "onednn kernels are none for --device gpu"),
-            (["--dry-run", "--dtype", "float16"], 2, "knows no float16")):
+            (["--dry-run", "--device", "cpu", "--kernels", "cudnn"], 2, "cudnn kernels do not run with --device cpu"),
+            (["--dry-run", "--device", "gpu", "--kernels", "onednn"], 2, "onednn kernels do not run with --device gpu"),
+            (["--dry-run", "--dtype", "float16"], 2, "do not support float16")):
         found, output, errors = run("-c", start, *arguments)
         assert found == status, errors
         assert said in (errors if status else output)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, Tensor
 from dsgd_mpi.kernels.load import load
 from tests.support.kernel_cases import filled, flat_tensors, fresh, poisoned
 
@@ -40,7 +40,7 @@ def convolution(k, rng):
     x, y = filled(k, rng.standard_normal((4, 16, 16, 8))), poisoned(k, (4, 16, 16, 8))
     w = flat_tensors(k, {"w": rng.standard_normal((8, 8, 3, 3))})["w"]
     k.put(rng.standard_normal(y.value.shape), y.grad)
-    operation = k.convolution(x, w, y, 1, 1)
+    operation = k.bind(Convolution(8, window=3, pad=1), Arrays(x, [w], y))
     operation.forward(True)
     operation.backward()
     return operation, y.value, x.grad, w.grad
@@ -74,7 +74,7 @@ def test_workspaces_are_counted(onednn):
     before = onednn.held_bytes
     x, y = (Tensor(onednn.empty((2, 8, 8, 16)), onednn.empty((2, 8, 8, 16))) for _ in "xy")
     rows = [Tensor(*np.ones((2, 16), "float32")) for _ in range(4)]
-    onednn.batch_norm(x, *rows, y, relu=True)
+    onednn.bind(BatchNorm(relu=True), Arrays(x, rows, y))
     assert onednn.held_bytes - before >= x.value.size / 8
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, MaxPool, Subsample, Tensor
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.kernels.reference import Reference
-from tests.support.kernel_cases import filled, flat_tensors, fresh, measured, poisoned
+from tests.support.kernel_cases import SMALL, filled, flat_tensors, fresh, measured, output_of, poisoned, weights_of
 
 K = Reference("float64")
 STEP = 1e-7                                 # small: a step across a kink of ReLU or max-pool would spoil the difference
@@ -42,37 +42,27 @@ def assert_derivative(operation, inputs: list[Tensor], y: Tensor) -> None:
         assert (x.grad * direction).sum() == pytest.approx(expected, abs=1e-6 * scale)
 
 
-@pytest.mark.parametrize(("n", "h", "w", "c", "o", "window", "stride", "pad"), [
-    (2, 5, 5, 3, 4, 3, 1, 1), (2, 6, 6, 3, 4, 3, 2, 1), (1, 7, 5, 1, 2, 3, 2, 1), (2, 5, 4, 3, 5, 1, 1, 0),
-    (2, 5, 6, 3, 5, 1, 2, 0), (1, 11, 9, 3, 2, 7, 2, 3), (2, 6, 6, 2, 3, 3, 1, 0)])
-def test_convolution_has_its_derivative(n, h, w, c, o, window, stride, pad):
+@pytest.mark.parametrize(("operation", "shape", "add"), SMALL, ids=str)
+def test_an_operation_has_its_derivative(operation, shape, add):
     rng = fresh()
-    x = filled(K, rng.standard_normal((n, h, w, c)))
-    p = flat_tensors(K, {"w": rng.standard_normal((o, c, window, window))})
-    y = poisoned(K, (n, (h + 2 * pad - window) // stride + 1, (w + 2 * pad - window) // stride + 1, o))
-    assert_derivative(K.convolution(x, p["w"], y, stride, pad), [x, p["w"]], y)
+    x = filled(K, 1 + 3 * rng.standard_normal(shape))
+    weights = flat_tensors(K, weights_of(rng, operation, shape))
+    added = [filled(K, rng.standard_normal(output_of(operation, shape)))] if add else []
+    y = poisoned(K, output_of(operation, shape))
+    about = operation.weights(shape[1:])
+    trained = [tensor for name, tensor in weights.items() if about[name].trained]
+    assert_derivative(K.bind(operation, Arrays(x, [*weights.values()], y, *added)), [x, *trained, *added], y)
 
 
 def test_convolution_is_the_sum_of_its_definition():
     rng = fresh()
     x, w = filled(K, rng.standard_normal((2, 5, 4, 3))), Tensor(rng.standard_normal((2, 3, 3, 3)))
     y = poisoned(K, (2, 3, 2, 2))
-    K.convolution(x, w, y, 2, 1).forward(True)
+    K.bind(Convolution(2, 3, 2, 1), Arrays(x, [w], y)).forward(True)
     padded = np.pad(x.value, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for n, i, j, o in np.ndindex(y.value.shape):
         window = padded[n, 2 * i:2 * i + 3, 2 * j:2 * j + 3]
         assert y.value[n, i, j, o] == pytest.approx(np.einsum("klc,ckl->", window, w.value[o]))
-
-
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize("shape", [(3, 4, 4, 5), (2, 3, 5, 1), (1, 2, 1, 3)])
-def test_batch_norm_has_its_derivative(shape, relu, add):
-    rng = fresh()
-    x, other = (filled(K, 1 + 3 * rng.standard_normal(shape)) for _ in range(2))
-    y, p = poisoned(K, shape), batch_norm_parameters(rng, shape[-1])
-    operation = K.batch_norm(x, *p.values(), y, relu, other if add else None)
-    assert_derivative(operation, [x, p["gamma"], p["beta"]] + add * [other], y)
 
 
 def batch_norm_parameters(rng, channels):
@@ -84,7 +74,7 @@ def test_a_step_along_the_statistics_is_the_moving_average():
     rng = fresh()
     x, y = filled(K, 1 + 3 * rng.standard_normal((3, 4, 5, 6))), poisoned(K, (3, 4, 5, 6))
     p = batch_norm_parameters(rng, 6)
-    K.batch_norm(x, *p.values(), y, False).forward(True)
+    K.bind(BatchNorm(relu=False), Arrays(x, [*p.values()], y)).forward(True)
     pixels = x.value.reshape(-1, 6)
     for name, batch in (("mean", pixels.mean(0)), ("var", pixels.var(0, ddof=1))):
         np.testing.assert_allclose(p[name].value - 0.1 * p[name].grad, 0.9 * p[name].value + 0.1 * batch)
@@ -93,7 +83,7 @@ def test_a_step_along_the_statistics_is_the_moving_average():
 def test_one_pixel_has_no_variance_and_does_no_harm():
     x, y = filled(K, np.ones((1, 1, 1, 2))), poisoned(K, (1, 1, 1, 2))
     p = batch_norm_parameters(fresh(), 2)
-    K.batch_norm(x, *p.values(), y, False).forward(True)
+    K.bind(BatchNorm(relu=False), Arrays(x, [*p.values()], y)).forward(True)
     np.testing.assert_allclose(p["var"].grad, p["var"].value)
     np.testing.assert_allclose(y.value[0, 0, 0], p["beta"].value)
 
@@ -103,56 +93,26 @@ def test_inference_normalises_by_the_running_statistics(relu):
     rng = fresh()
     x, y, other = (filled(K, rng.standard_normal((2, 3, 3, 4))) for _ in range(3))
     p = batch_norm_parameters(rng, 4)
-    K.batch_norm(x, *p.values(), y, relu, other).forward(False)
+    K.bind(BatchNorm(relu), Arrays(x, [*p.values()], y, other)).forward(False)
     gamma, beta, mean, var = (t.value for t in p.values())
     expected = gamma * (x.value - mean) / np.sqrt(var + 1e-5) + beta + other.value
     np.testing.assert_allclose(y.value, np.maximum(expected, 0) if relu else expected)
     assert np.isnan(p["mean"].grad).all()
 
 
-@pytest.mark.parametrize(("shape", "window", "stride", "pad"), [
-    ((2, 8, 8, 3), 3, 2, 1), ((1, 7, 9, 1), 3, 2, 1), ((2, 4, 4, 2), 2, 2, 0), ((2, 5, 5, 2), 3, 1, 1)])
-def test_max_pool_has_its_derivative(shape, window, stride, pad):
-    x = filled(K, fresh().standard_normal(shape))
-    n, h, w, c = shape
-    y = poisoned(K, (n, (h + 2 * pad - window) // stride + 1, (w + 2 * pad - window) // stride + 1, c))
-    assert_derivative(K.max_pool(x, y, window, stride, pad), [x], y)
-
-
 def test_of_equal_maxima_the_first_gets_the_gradient():
     x, y = filled(K, np.zeros((1, 4, 4, 1))), poisoned(K, (1, 2, 2, 1))
-    operation = K.max_pool(x, y, 2, 2, 0)
+    operation = K.bind(MaxPool(2, 2), Arrays(x, [], y))
     operation.forward(True)
     y.grad[...] = 1
     operation.backward()
     np.testing.assert_array_equal(x.grad[0, :, :, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((2, 4, 4, 2), 4), ((1, 5, 7, 3), 6), ((2, 3, 3, 2), 2)])
-def test_subsample_has_its_derivative(shape, channels):
-    x = filled(K, fresh().standard_normal(shape))
-    y = poisoned(K, (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2, channels))
-    assert_derivative(K.subsample(x, y), [x], y)
-
-
 def test_subsample_pads_channels_on_both_sides_alike():
     x, y = filled(K, np.ones((1, 2, 2, 2))), poisoned(K, (1, 1, 1, 4))
-    K.subsample(x, y).forward(True)
+    K.bind(Subsample(4), Arrays(x, [], y)).forward(True)
     np.testing.assert_array_equal(y.value[0, 0, 0], [0, 1, 1, 0])
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 7, 5, 2), (3, 1, 1, 4)])
-def test_average_pool_has_its_derivative(shape):
-    x, y = filled(K, fresh().standard_normal(shape)), poisoned(K, (shape[0], shape[3]))
-    assert_derivative(K.average_pool(x, y), [x], y)
-
-
-@pytest.mark.parametrize(("batch", "features", "classes"), [(4, 6, 3), (1, 5, 2), (3, 1, 7)])
-def test_linear_has_its_derivative(batch, features, classes):
-    rng = fresh()
-    x, y = filled(K, rng.standard_normal((batch, features))), poisoned(K, (batch, classes))
-    p = flat_tensors(K, {"w": rng.standard_normal((classes, features)), "b": rng.standard_normal(classes)})
-    assert_derivative(K.linear(x, p["w"], p["b"], y), [x, p["w"], p["b"]], y)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -181,7 +141,7 @@ def test_unknown_names_and_dtypes_are_named_with_the_way_out():
         load("mkl")
     with pytest.raises(UsageError, match="float16; use float32 or float64"):
         load("reference", "float16")
-    with pytest.raises(UsageError, match="cudnn kernels are none for --device cpu; use --kernels auto"):
+    with pytest.raises(UsageError, match="cudnn kernels do not run with --device cpu; use --kernels auto"):
         load("cudnn", device="cpu")
     assert load("reference", "float64").dtype == "float64"
 

@@ -7,7 +7,7 @@ import pytest
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.reference import Reference
-from dsgd_mpi.nn.models.resnet import NAMES, network, resnet
+from dsgd_mpi.nn import models, resnet
 
 PARAMETERS = {  # counted by torchvision and, for the small ones, by He et al. 2015, table 6
     "resnet20": 269_722, "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
@@ -24,22 +24,22 @@ def batch(model_image, n, classes, seed=0):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_the_published_ones(name):
     small = name == "resnet20"
-    net = network(name, 10 if small else 1000, (32, 32, 3) if small else (224, 224, 3))
-    assert sum(int(np.prod(shape)) for shape in net.trained.values()) == PARAMETERS[name]
+    graph = models.graph(name, 10 if small else 1000, (32, 32, 3) if small else (224, 224, 3))
+    assert sum(int(np.prod(shape)) for shape in graph.trained.values()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", GMACS)
 def test_multiplications_are_the_published_ones(name):
-    assert round(network(name, 1000, (224, 224, 3)).macs / 1e9, 2) == GMACS[name]
+    assert round(models.graph(name, 1000, (224, 224, 3)).macs / 1e9, 2) == GMACS[name]
 
 
 def test_names_and_shapes_are_torchvisions():
-    net = network("resnet50", 1000, (224, 224, 3))
-    assert net.trained["conv1.weight"] == (64, 3, 7, 7)
-    assert net.trained["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
-    assert net.trained["layer2.0.conv2.weight"] == (128, 128, 3, 3)
-    assert net.statistics["layer4.2.bn3.running_var"] == (2048,)
-    assert net.trained["fc.weight"] == (1000, 2048)
+    graph = models.graph("resnet50", 1000, (224, 224, 3))
+    assert graph.trained["conv1.weight"] == (64, 3, 7, 7)
+    assert graph.trained["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
+    assert graph.trained["layer2.0.conv2.weight"] == (128, 128, 3, 3)
+    assert graph.statistics["layer4.2.bn3.running_var"] == (2048,)
+    assert graph.trained["fc.weight"] == (1000, 2048)
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet8", 16), ("resnet18", 32), ("resnet50", 64)])
@@ -74,7 +74,7 @@ def test_finished_stretches_cover_the_gradient_from_back_to_front_and_are_final(
     assert seen[-1][0].start == 0
     assert all(later.stop == earlier.start for (earlier, _), (later, _) in pairwise(seen))
     assert all(np.array_equal(model.flat_gradient[part], then) for part, then in seen)
-    assert len(calls) == 2 * len(model.network.layers)
+    assert len(calls) == 2 * len(model.graph.layers)
 
 
 def test_running_statistics_follow_the_batch_through_their_gradient():
@@ -83,7 +83,7 @@ def test_running_statistics_follow_the_batch_through_their_gradient():
     for _ in range(200):
         model.loss_and_gradient(images, labels)
         model.flat[model.parameters:] -= 0.1 * model.flat_gradient[model.parameters:]
-    stem = model.network.layers[0]
+    stem = model.graph.layers[0]
     before = model.plans[8].activations.values[stem.y]
     assert np.allclose(model.state["bn1.running_mean"], before.mean((0, 1, 2)), atol=1e-5)
     assert np.allclose(model.state["bn1.running_var"], before.var((0, 1, 2), ddof=1), atol=1e-5)
@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_network_and_state_can_be_moved():
 def test_bad_names_and_states_are_told_in_one_line():
     model = resnet("resnet8", 10, (12, 12, 1), 2, "reference")
     with pytest.raises(UsageError, match=r"unknown model 'resnet9'; the choices are resnet8, resnet14"):
-        network("resnet9", 10, (32, 32, 3))
+        models.graph("resnet9", 10, (32, 32, 3))
     with pytest.raises(UsageError, match=r"fc\.weight: expected shape \(10, 64\), found \(9, 64\)"):
         model.load_state({**model.state, "fc.weight": np.zeros((9, 64))})
     with pytest.raises(UsageError, match=r"1 names .* 'fc\.bias', is not in the state given"):
@@ -116,7 +116,7 @@ def test_bad_names_and_states_are_told_in_one_line():
 
 
 def test_every_network_can_be_described():
-    for name in NAMES:
-        net = network(name, 10, (32, 32, 3))
-        assert net.shapes["fc"] == (10,)
-        assert all(min(shape) >= 1 for shape in net.shapes.values())
+    for name in models.names():
+        graph = models.graph(name, 10, (32, 32, 3))
+        assert graph.shapes["fc"] == (10,)
+        assert all(min(shape) >= 1 for shape in graph.shapes.values())

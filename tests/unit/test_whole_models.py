@@ -9,7 +9,7 @@ import pytest
 
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.kernels.load import load
-from dsgd_mpi.nn.models.resnet import resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.kernel_cases import is_emulated, loaded
 

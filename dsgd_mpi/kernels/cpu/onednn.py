@@ -17,8 +17,8 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.arrays.half import narrow, widen
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels import reference
-from dsgd_mpi.kernels.api import Folded, Loss, Operation, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels import api, reference
+from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Loss, Rule, Step, Tensor, Work
 from dsgd_mpi.kernels.cpu.dnnl import Handle, Primitive, Shared, aligned, dims, ffi, library, pointer
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
@@ -32,7 +32,7 @@ BLOCKED_CHANNELS = 64
 SIDE_BY_SIDE, WORTH_A_THREAD = 1 << 16, 1 << 19
 
 
-class OneDNN:
+class OneDNN(Kernels):
     """oneDNN kernels; bfloat16 needs AVX-512, float64 is not to be had (UsageError).
 
     One thread at a time may run operations of one OneDNN, since they share their buffers.
@@ -43,7 +43,8 @@ class OneDNN:
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in STORAGE:
-            raise UsageError(f"oneDNN knows no {dtype}; use one of {', '.join(STORAGE)}, or the reference kernels")
+            raise UsageError(f"oneDNN's kernels do not support {dtype}; use one of {', '.join(STORAGE)}, or the "
+                             "reference kernels")
         self.library = library()
         self.c = c = self.library.c
         avx512 = c.dnnl_cpu_isa_avx512_core
@@ -91,35 +92,6 @@ class OneDNN:
 
     def get(self, x: Array) -> Array:
         return x.copy() if self.dtype == "float32" else widen(x, "bfloat16")
-
-    def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
-        return Convolution(self, x, w, y, stride, pad)
-
-    def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                   relu: bool, add: Tensor | None = None) -> Operation:
-        return BatchNorm(self, x, gamma, beta, mean, var, y, relu, add)
-
-    def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
-        return FoldedConvolution(self, x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
-
-    def subsample(self, x: Tensor, y: Tensor) -> Operation:
-        return reference.Subsample(x, y)    # copies only, of any dtype
-
-    def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation:
-        return Pool(self, self.c.dnnl_pooling_max, x, y, (window, window), stride, pad)
-
-    def average_pool(self, x: Tensor, y: Tensor) -> Operation:
-        n, height, width, channels = x.value.shape
-        one_pixel = reshaped(y, (n, 1, 1, channels))
-        return Pool(self, self.c.dnnl_pooling_avg_exclude_padding, x, one_pixel, (height, width), 1, 0)
-
-    def linear(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Operation:
-        """A 1x1 convolution of one image whose pixels are the batch."""
-        batch, features = x.value.shape
-        classes = w.value.shape[0]
-        return Convolution(self, reshaped(x, (1, batch, 1, features)), reshaped(w, (classes, features, 1, 1)),
-                           reshaped(y, (1, batch, 1, classes)), 1, 0, bias=b)
 
     def cross_entropy(self, logits: Tensor, smoothing: float) -> Loss:
         return CrossEntropy(self, logits, smoothing)
@@ -212,10 +184,12 @@ def run(steps: Sequence[Primitive]) -> None:
 
 
 class Convolution:
-    """Forward and both gradients, each with the weights in the order that it likes best; `bias` is for `linear`."""
+    """Forward and both gradients, each with the weights in the order that it likes best; a second weight is a bias."""
 
-    def __init__(self, kernels: OneDNN, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int,
-                 bias: Tensor | None = None) -> None:
+    def __init__(self, kernels: OneDNN, operation: api.Convolution, arrays: Arrays) -> None:
+        x, (w, *biases), y = arrays.x, arrays.weights, arrays.y
+        bias = biases[0] if biases else None
+        stride, pad = operation.stride, operation.pad
         self.kernels, self.x, self.w, self.y, self.bias = kernels, x, w, y, bias
         self.c, self.library, layout = kernels.c, kernels.library, kernels.library.layout
         self.flat = layout(w.value.shape, self.c.dnnl_f32, self.c.dnnl_oihw)
@@ -294,12 +268,24 @@ class Convolution:
             {c.DNNL_ARG_SRC: (dy_, dy), c.DNNL_ARG_WEIGHTS: (x_, x), c.DNNL_ARG_DST: (dw_, self.w.grad)})
 
 
+class Linear(Convolution):
+    """A 1x1 convolution of one image whose pixels are the batch."""
+
+    def __init__(self, kernels: OneDNN, operation: api.Linear, arrays: Arrays) -> None:
+        w, bias = arrays.weights
+        (batch, features), classes = arrays.x.value.shape, operation.classes
+        super().__init__(kernels, api.Convolution(classes, window=1), Arrays(
+            reshaped(arrays.x, (1, batch, 1, features)), [reshaped(w, (classes, features, 1, 1)), bias],
+            reshaped(arrays.y, (1, batch, 1, classes))))
+
+
 class FoldedConvolution:
     """One pass over activations, with a copy of the weights, folded and in the order that oneDNN likes."""
 
-    def __init__(self, kernels: OneDNN, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                 y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
-        self.w, self.gamma, self.beta, self.mean, self.var = (t.value for t in (w, gamma, beta, mean, var))
+    def __init__(self, kernels: OneDNN, operation: api.FoldedConvolution, arrays: Arrays) -> None:
+        self.w, self.gamma, self.beta, self.mean, self.var = (weight.value for weight in arrays.weights)
+        x, y, add = arrays.x, arrays.y, arrays.add
+        stride, pad = operation.convolution.stride, operation.convolution.pad
         self.bias, self.staging = np.empty_like(self.beta), kernels.inputs
         c, k, library = kernels.c, kernels, kernels.library
         src, dst, row = k.activation(x.value), k.activation(y.value), k.vector(self.bias)
@@ -308,7 +294,7 @@ class FoldedConvolution:
             c.dnnl_convolution_forward_primitive_desc_create, c.dnnl_forward_inference, c.dnnl_convolution_direct,
             src, library.layout(self.w.shape, k.type, c.dnnl_format_tag_any), row, dst,
             dims(stride, stride), dims(0, 0), dims(pad, pad), dims(pad, pad),
-            attributes=library.attributes(relu, dst if add else None))
+            attributes=library.attributes(operation.norm.relu, dst if add else None))
         inside = library.query(description, c.dnnl_query_weights_md)
         own = k.own(inside)
         bound = {c.DNNL_ARG_SRC: (src, x.value), c.DNNL_ARG_WEIGHTS: (inside, own),
@@ -318,7 +304,7 @@ class FoldedConvolution:
         self.keep, self.output = k.reorder(flat, self.staging, inside, own), k.primitive(description, bound)
 
     def fold(self) -> None:
-        scale = self.gamma / np.sqrt(self.var + reference.EPSILON)
+        scale = self.gamma / np.sqrt(self.var + EPSILON)
         np.multiply(self.mean, -scale, out=self.bias)
         self.bias += self.beta
         folded = self.staging.array[: self.w.nbytes].view(self.w.dtype).reshape(len(scale), -1)
@@ -333,10 +319,11 @@ class FoldedConvolution:
 
 
 class BatchNorm:
-    """With ReLU in one pass; with `add` in two, since oneDNN knows no such thing on CPUs: y += add [ReLU] in place."""
+    """With ReLU in one pass; with `add` in two, which oneDNN does not support on CPUs: y += add [ReLU] in place."""
 
-    def __init__(self, kernels: OneDNN, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                 relu: bool, add: Tensor | None) -> None:
+    def __init__(self, kernels: OneDNN, operation: api.BatchNorm, arrays: Arrays) -> None:
+        (gamma, beta, mean, var), relu = arrays.weights, operation.relu
+        x, y, add = arrays.x, arrays.y, arrays.add
         self.kernels, self.x, self.gamma, self.beta, self.mean, self.var, self.y = kernels, x, gamma, beta, mean, var, y
         self.c, self.relu, self.add = kernels.c, relu, add
         self.fused = relu and add is None
@@ -367,7 +354,7 @@ class BatchNorm:
 
     def describe(self, prop: int, flags: int) -> Handle:
         return self.kernels.library.describe(self.c.dnnl_batch_normalization_forward_primitive_desc_create, prop,
-                                             self.layout, self.layout, reference.EPSILON, flags)
+                                             self.layout, self.layout, EPSILON, flags)
 
     def workspace(self) -> dict[int, tuple[Handle, Array]]:
         """Where a fused ReLU notes for the backward pass which outputs are positive."""
@@ -391,7 +378,7 @@ class BatchNorm:
             before = [k.relu_gradient(self.y.value, self.y.grad, dy)]
         description = k.library.describe(
             c.dnnl_batch_normalization_backward_primitive_desc_create, c.dnnl_backward,
-            self.layout, self.layout, self.layout, reference.EPSILON, self.flags, self.description)
+            self.layout, self.layout, self.layout, EPSILON, self.flags, self.description)
         return [*before, k.primitive(description, {
             c.DNNL_ARG_SRC: (self.layout, self.x.value), c.DNNL_ARG_DIFF_SRC: (self.layout, self.x.grad),
             c.DNNL_ARG_MEAN: (self.row, self.m), c.DNNL_ARG_VARIANCE: (self.row, self.s),
@@ -428,6 +415,20 @@ class Pool:
         run(self.backward_steps)
 
 
+class MaxPool(Pool):
+    def __init__(self, kernels: OneDNN, operation: api.MaxPool, arrays: Arrays) -> None:
+        window = (operation.window, operation.window)
+        super().__init__(kernels, kernels.c.dnnl_pooling_max, arrays.x, arrays.y, window, operation.stride,
+                         operation.pad)
+
+
+class AveragePool(Pool):
+    def __init__(self, kernels: OneDNN, operation: api.AveragePool, arrays: Arrays) -> None:
+        n, *window, channels = arrays.x.value.shape
+        one_pixel = reshaped(arrays.y, (n, 1, 1, channels))
+        super().__init__(kernels, kernels.c.dnnl_pooling_avg_exclude_padding, arrays.x, one_pixel, tuple(window), 1, 0)
+
+
 class CrossEntropy:
     """The reference's, on a float32 copy of the logits: they are few."""
 
@@ -444,3 +445,9 @@ class CrossEntropy:
         self.loss.forward()
         if self.logits.grad is not None:
             self.kernels.put(self.copy.grad, self.logits.grad)
+
+
+OneDNN.operations = {
+    api.Convolution: Convolution, api.BatchNorm: BatchNorm, api.FoldedConvolution: FoldedConvolution,
+    api.Subsample: reference.Subsample,     # copies only, of any dtype
+    api.MaxPool: MaxPool, api.AveragePool: AveragePool, api.Linear: Linear}

@@ -6,27 +6,18 @@ to channels that tensor cores like, is made at each forward pass: most algorithm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels import api
+from dsgd_mpi.kernels.api import Arrays, Tensor
 from dsgd_mpi.kernels.gpu.device import Launch
 from dsgd_mpi.kernels.gpu.plans import Geometry
-
-if TYPE_CHECKING:
-    from dsgd_mpi.kernels.gpu.cudnn import CuDNN
+from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 
 TILE, DEPTH = 64, 16                        # of cuda/convolution.cu
 BLOCKS = 512                                # that keep a GPU busy
 PARTIAL_FLOATS = 1 << 26                    # of weight gradients that are summed up afterwards
-i32 = np.int32
-
-
-def run(steps: list[Launch]) -> None:
-    for step in steps:
-        step()
 
 
 def tiles(size: int) -> int:
@@ -34,14 +25,16 @@ def tiles(size: int) -> int:
 
 
 class Convolution:
-    """Forward and both gradients; `linear` is one with a bias, over images of one pixel."""
+    """Forward and both gradients; a second weight is a bias. `scale`: of the weights, per channel of y."""
 
-    def __init__(self, k: CuDNN, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int, bias: Tensor | None = None,
-                 scale: Array | None = None) -> None:
-        self.k, self.x, self.w, self.y, self.bias = k, x, w, y, bias
+    def __init__(self, k: Tools, operation: api.Convolution, arrays: Arrays, scale: Array | None = None) -> None:
+        x, (w, *biases), y = arrays.x, arrays.weights, arrays.y
+        self.k, self.x, self.w, self.y = k, x, w, y
+        self.bias = biases[0] if biases else None
         n, h, width, c = x.value.shape
         _, oh, ow, o = y.value.shape
-        self.g = Geometry(n, h, width, k.padded(c), k.padded(o), w.value.shape[2], stride, pad, oh, ow)
+        self.g = Geometry(n, h, width, k.padded(c), k.padded(o), operation.window, operation.stride,
+                          operation.pad, oh, ow)
         self.sizes = (o, c, self.g.window**2, self.g.o, self.g.c)
         self.weights = k.own((self.g.o * self.sizes[2] * self.g.c,), k.storage)
         self.padded_x = self.padding(x.value, self.g.c)
@@ -122,17 +115,37 @@ class Convolution:
         return self.k.device.kernel(name, 1, (tiles(rows), tiles(columns), parts), (256,), *arrays, *map(i32, self.g))
 
 
+class Linear(Convolution):
+    """A 1x1 convolution of images of one pixel, the batch."""
+
+    def __init__(self, k: Tools, operation: api.Linear, arrays: Arrays) -> None:
+        w, bias = arrays.weights
+        window = Tensor(*(z.reshape(*z.shape, 1, 1) for z in both(w)))
+        super().__init__(k, api.Convolution(operation.classes, window=1),
+                         Arrays(pixel(arrays.x), [window, bias], pixel(arrays.y)))
+
+
+def both(x: Tensor) -> tuple[Array, ...]:
+    return (x.value,) if x.grad is None else (x.value, x.grad)
+
+
+def pixel(x: Tensor) -> Tensor:
+    """(N, C) as images of one pixel."""
+    return Tensor(*(z.reshape(z.shape[0], 1, 1, z.shape[1]) for z in both(x)))
+
+
 class FoldedConvolution:
     """For inference: weights times batch norm's factor, then its bias [+ add] [ReLU] in place."""
 
-    def __init__(self, k: CuDNN, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                 y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None) -> None:
+    def __init__(self, k: Tools, operation: api.FoldedConvolution, arrays: Arrays) -> None:
+        x, (w, gamma, beta, mean, var), y, add = arrays.x, arrays.weights, arrays.y, arrays.add
         channels = gamma.value.size
         scale, bias = (k.own((channels,), np.float32) for _ in range(2))
         self.factors = k.each("fold", channels, 1, gamma.value, beta.value, mean.value, var.value, scale, bias,
                               i32(channels))
-        self.convolution = Convolution(k, x, w, y, stride, pad, scale=scale)
-        self.finish = k.affine(y.value, None, None, bias, add and add.value, y.value, relu)
+        self.convolution = Convolution(k, operation.convolution, Arrays(x, [w], y), scale)
+        self.finish = k.affine(y.value, None, None, bias, add and add.value, y.value,
+                               operation.norm.relu)
 
     def fold(self) -> None:
         self.factors()

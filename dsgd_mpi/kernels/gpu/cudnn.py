@@ -9,7 +9,6 @@ the device; what leaves the kernels is not scaled.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -20,36 +19,16 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.arrays.half import widen
-from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import (
-    STATISTICS_RATE,
-    Between,
-    Bytes,
-    Folded,
-    Loss,
-    Operation,
-    Ready,
-    Rule,
-    Step,
-    Tensor,
-    Work,
-)
-from dsgd_mpi.kernels.gpu import device as devices
-from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, i32, run
-from dsgd_mpi.kernels.gpu.device import Device, Format, Gpu, Launch
-from dsgd_mpi.kernels.gpu.plans import Geometry, Plans
+from dsgd_mpi.kernels import api
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Loss, Ready, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, Linear
+from dsgd_mpi.kernels.gpu.device import Device, Format, Launch
+from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 
-FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
-           "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
-THREADS = 256                               # of a block
-CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first where it divides, the second at least
-ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # THREADS and RESIDENT of cuda/batch_norm.cu: so many run at a time
-FIRST_SCALE = 65536.0                       # of the loss, with float16
 RECORDED_BYTES = 4_000_000                  # of gradient, before what is listened to is handed out
-log = logging.getLogger("dsgd_mpi")
 
 
-class CuDNN:
+class CuDNN(Tools, Kernels):
     """GPU kernels in float32 ("tf32": rounded to 11 bits before they are multiplied), bfloat16 or float16.
 
     `device`: of Gpu's kind; that is CuPy's current one when the first array is asked for. For one thread.
@@ -58,30 +37,7 @@ class CuDNN:
     name = "cudnn"
 
     def __init__(self, dtype: str = "float32", device: Callable[[Format], Device] | None = None) -> None:
-        if dtype not in FORMATS:
-            raise UsageError(f"the GPU's kernels know no {dtype}; use one of {', '.join(FORMATS)}")
-        if device is None:
-            devices.check()
-        self.kind, self.format, self.make_device = dtype, FORMATS[dtype], device or Gpu
-        self.dtype, self.storage = "float32" if dtype == "tf32" else dtype, self.format.storage
-        self.buffers: dict[str, Array] = {}
-        self.own_bytes = 0
-
-    @property
-    def held_bytes(self) -> int:
-        return self.own_bytes + sum(int(buffer.nbytes) for buffer in self.buffers.values())
-
-    @cached_property
-    def device(self) -> Device:
-        return self.make_device(self.format)
-
-    @cached_property
-    def scaling(self) -> Array:
-        """On the device: the loss' scale, its inverse, whether there was an overflow, steps since the last."""
-        scale = FIRST_SCALE if self.dtype == "float16" else 1.0
-        scaling = self.device.empty((4,), np.float32)
-        self.device.put(np.array([scale, 1 / scale, 0, 0], np.float32), scaling)
-        return scaling
+        super().__init__(dtype, device)
 
     @cached_property
     def rate(self) -> Array:
@@ -91,19 +47,6 @@ class CuDNN:
     @property
     def state(self) -> dict[str, Array]:
         return {"loss_scaling": self.scaling} if self.dtype == "float16" else {}
-
-    @cached_property
-    def plans(self) -> Plans | None:
-        """cuDNN's, where it is there."""
-        if not isinstance(self.device, Gpu):
-            return None
-        try:
-            exact = self.kind == "float32"
-            return Plans(self.device, self.dtype, exact, lambda size: self.scratch("workspace", size))
-        except (ImportError, OSError, RuntimeError) as reason:
-            log.warning("cuDNN cannot be used (%s); our own convolutions serve, which are slower. "
-                        "pip install nvidia-cudnn-cu13 nvidia-cudnn-frontend (or -cu12)", reason)
-            return None
 
     def set_threads(self, threads: int) -> None:
         pass                                # the GPU's are its own
@@ -140,53 +83,9 @@ class CuDNN:
         self.each("images_in", into.size, 1, images, None if places is None else self.staged("places", places),
                   numbers[0], numbers[1], into, *map(i32, (*into.shape, host.pad)))()
 
-    def staged(self, name: str, host: Array) -> Array:
-        """A copy on the device, until the next of that name."""
-        copy = self.scratch(name, host.nbytes).view(host.dtype).reshape(host.shape)
-        self.device.put(host, copy)
-        return copy
-
     def get(self, x: Array) -> Array:
         found = self.device.get(x)
         return widen(found, "bfloat16") if self.dtype == "bfloat16" else found.astype(np.float32)
-
-    def convolution(self, x: Tensor, w: Tensor, y: Tensor, stride: int, pad: int) -> Operation:
-        return Convolution(self, x, w, y, stride, pad)
-
-    def batch_norm(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                   relu: bool, add: Tensor | None = None) -> Operation:
-        return BatchNorm(self, x, gamma, beta, mean, var, y, relu, add)
-
-    def folded_convolution(self, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
-                           y: Tensor, stride: int, pad: int, relu: bool, add: Tensor | None = None) -> Folded:
-        return FoldedConvolution(self, x, w, gamma, beta, mean, var, y, stride, pad, relu, add)
-
-    def subsample(self, x: Tensor, y: Tensor) -> Operation:
-        (*sizes, channels), (_, *after) = x.value.shape, y.value.shape
-        numbers = tuple(map(i32, (*sizes, channels, *after, (after[-1] - channels) // 2)))
-        return Simple(
-            self.each("subsample", y.value.size, 1, x.value, y.value, *numbers),
-            x.grad is not None and self.each("subsample_gradient", x.grad.size, 1, y.grad, x.grad, *numbers))
-
-    def max_pool(self, x: Tensor, y: Tensor, window: int, stride: int, pad: int) -> Operation:
-        vec = self.vec(x.value.shape[-1])
-        winner = None if y.grad is None else self.own(y.value.shape, np.uint8)
-        numbers = tuple(map(i32, (*x.value.shape, *y.value.shape[1:3], window, stride, pad)))
-        return Simple(
-            self.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
-            x.grad is not None and self.each("max_pool_gradient", x.grad.size, vec, y.grad, winner, x.grad, *numbers))
-
-    def average_pool(self, x: Tensor, y: Tensor) -> Operation:
-        n, height, width, channels = x.value.shape
-        vec, numbers = self.vec(channels), tuple(map(i32, (n, height * width, channels)))
-        return Simple(
-            self.each("average_pool", y.value.size, vec, x.value, y.value, *numbers),
-            x.grad is not None and self.each("average_pool_gradient", x.grad.size, vec, y.grad, x.grad, *numbers))
-
-    def linear(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Operation:
-        """A 1x1 convolution of images of one pixel, the batch."""
-        window = Tensor(*(z.reshape(*z.shape, 1, 1) for z in both(w)))
-        return Convolution(self, pixel(x), window, pixel(y), 1, 0, bias=b)
 
     def cross_entropy(self, logits: Tensor, smoothing: float) -> Loss:
         return CrossEntropy(self, logits, smoothing)
@@ -224,81 +123,6 @@ class CuDNN:
                     self.each("adamw", x.size, 1, x, m, v, g, np.int64(v.size), np.int64(x.size), self.rate,
                               corrections, *numbers, decayed, np.float32(STATISTICS_RATE), self.scaling)]
         return Update(self, launches)
-
-    # What the operations are made of
-
-    def vec(self, size: int) -> int:
-        """Elements that are moved at a time: 16 bytes, where `size` divides."""
-        most = 128 // self.format.bits
-        return most if size % most == 0 else 1
-
-    def padded(self, channels: int) -> int:
-        """As many channels as cuDNN's engines for tensor cores want."""
-        most = 128 // self.format.bits
-        return -(-channels // most) * most if self.plans else channels
-
-    def own(self, shape: Shape, storage: Any) -> Array:
-        """Memory of an operation's own, for as long as it lives."""
-        array = self.device.empty(shape, storage)
-        self.own_bytes += int(array.nbytes)
-        return array
-
-    def scratch(self, name: str, size: int) -> Array:
-        """At least `size` bytes that any operation may overwrite; it grows, and who has the smaller one keeps that."""
-        if name not in self.buffers or self.buffers[name].size < size:
-            before = self.buffers[name].size if name in self.buffers else 0
-            self.buffers[name] = self.device.empty((max(size, 2 * before),), np.uint8)
-        return self.buffers[name][:size]
-
-    def each(self, name: str, count: int, vec: int, *arguments: Any) -> Launch:
-        """A kernel with a thread for each of `count` elements, `vec` at a time."""
-        assert count < 1 << 32, f"{name}: {count} elements, which do not fit its 32-bit numbers"
-        blocks = min(-(-count // (vec * THREADS)), 1 << 16)
-        return self.device.kernel(name, vec, (max(1, blocks),), (THREADS,), *arguments)
-
-    def rows(self, rows: int, channels: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        """vec, grid and block of a kernel over (rows, channels): neighbouring threads take neighbouring channels."""
-        vec = 1 if channels % CHANNELS_A_THREAD else CHANNELS_A_THREAD
-        groups = channels // vec
-        across = min(32, 1 << (groups - 1).bit_length())
-        down = ROW_THREADS // across
-        chunks = -(-groups // across)
-        most = BLOCKS_A_PROCESSOR * self.device.processors // chunks
-        slabs = max(1, min(-(-rows // (down * ROWS_A_THREAD)), most))
-        return vec, (chunks, slabs), (across, down)
-
-    def affine(self, x: Array, centre: Array | None, scale: Array | None, shift: Array, add: Array | None, y: Array,
-               relu: bool) -> Launch:
-        """y = scale (x - centre) + shift [+ add] [ReLU], per channel."""
-        channels = x.shape[-1]
-        rows = x.size // channels
-        vec, grid, block = self.rows(rows, channels)
-        return self.device.kernel("batch_norm_apply", vec, grid, block, x, centre, scale, shift, add, y, i32(rows),
-                                  i32(channels), i32(relu))
-
-    def planned(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch | None:
-        """cuDNN's convolution, if it can; said once if it cannot."""
-        if self.plans is None:
-            return None
-        try:
-            return self.plans.step(direction, g, a, b, out)
-        except (self.plans.cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as reason:
-            if not self.said:
-                log.warning("cuDNN has no plan for a convolution (%s, %s: %s); our own serves, which is slower",
-                            direction, g, str(reason).splitlines()[0])
-            self.said = True
-            return None
-
-    said = False
-
-
-def both(x: Tensor) -> tuple[Array, ...]:
-    return (x.value,) if x.grad is None else (x.value, x.grad)
-
-
-def pixel(x: Tensor) -> Tensor:
-    """(N, C) as images of one pixel."""
-    return Tensor(*(z.reshape(z.shape[0], 1, 1, z.shape[1]) for z in both(x)))
 
 
 class Recorded:
@@ -398,13 +222,44 @@ class Simple:
         run(self.backward_steps)
 
 
+class Subsample(Simple):
+    def __init__(self, k: Tools, operation: api.Subsample, arrays: Arrays) -> None:
+        x, y = arrays.x, arrays.y
+        (*sizes, channels), (_, *after) = x.value.shape, y.value.shape
+        numbers = tuple(map(i32, (*sizes, channels, *after, (after[-1] - channels) // 2)))
+        super().__init__(
+            k.each("subsample", y.value.size, 1, x.value, y.value, *numbers),
+            x.grad is not None and k.each("subsample_gradient", x.grad.size, 1, y.grad, x.grad, *numbers))
+
+
+class MaxPool(Simple):
+    def __init__(self, k: Tools, operation: api.MaxPool, arrays: Arrays) -> None:
+        x, y, vec = arrays.x, arrays.y, k.vec(arrays.x.value.shape[-1])
+        winner = None if y.grad is None else k.own(y.value.shape, np.uint8)
+        numbers = tuple(map(i32, (*x.value.shape, *y.value.shape[1:3], operation.window, operation.stride,
+                                  operation.pad)))
+        super().__init__(
+            k.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
+            x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, winner, x.grad, *numbers))
+
+
+class AveragePool(Simple):
+    def __init__(self, k: Tools, operation: api.AveragePool, arrays: Arrays) -> None:
+        x, y = arrays.x, arrays.y
+        n, height, width, channels = x.value.shape
+        vec, numbers = k.vec(channels), tuple(map(i32, (n, height * width, channels)))
+        super().__init__(
+            k.each("average_pool", y.value.size, vec, x.value, y.value, *numbers),
+            x.grad is not None and k.each("average_pool_gradient", x.grad.size, vec, y.grad, x.grad, *numbers))
+
+
 class BatchNorm:
     """Two passes over x forward, two over x and dy backward; the gradient of `add` is what of dy passes the ReLU."""
 
-    def __init__(self, k: CuDNN, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, y: Tensor,
-                 relu: bool, add: Tensor | None) -> None:
+    def __init__(self, k: Tools, operation: api.BatchNorm, arrays: Arrays) -> None:
+        x, (gamma, beta, mean, var), y = arrays.x, arrays.weights, arrays.y
         self.k, self.x, self.y, self.gamma, self.beta, self.mean, self.var = k, x, y, gamma, beta, mean, var
-        self.relu, self.add = relu, add
+        self.relu, self.add = operation.relu, arrays.add
         channels = gamma.value.size
         rows = x.value.size // channels
         self.numbers = i32(rows), i32(channels)
@@ -413,7 +268,8 @@ class BatchNorm:
         self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks of each group of channels
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
             k.own((channels,), np.float32) for _ in range(5))
-        apply = k.affine(x.value, self.centre, self.scale, beta.value, add and add.value, y.value, relu)
+        add = self.add and self.add.value
+        apply = k.affine(x.value, self.centre, self.scale, beta.value, add, y.value, self.relu)
         self.inference_steps = [k.each("batch_norm_running", channels, 1, gamma.value, mean.value, var.value,
                                        self.centre, self.scale, i32(channels)), apply]
         self.training_steps = [*self.statistics(), apply] if mean.grad is not None else []
@@ -451,7 +307,7 @@ class BatchNorm:
 class CrossEntropy:
     """The loss of each image by a block of threads, then their mean."""
 
-    def __init__(self, k: CuDNN, logits: Tensor, smoothing: float) -> None:
+    def __init__(self, k: Tools, logits: Tensor, smoothing: float) -> None:
         self.k = k
         batch, self.classes = logits.value.shape
         self.labels = k.device.empty((batch,), np.int32)
@@ -471,3 +327,8 @@ class CrossEntropy:
 
     def get(self) -> float:
         return float(self.k.device.get(self.mean)[0])
+
+
+CuDNN.operations = {
+    api.Convolution: Convolution, api.BatchNorm: BatchNorm, api.FoldedConvolution: FoldedConvolution,
+    api.Subsample: Subsample, api.MaxPool: MaxPool, api.AveragePool: AveragePool, api.Linear: Linear}
