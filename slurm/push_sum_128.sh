@@ -12,5 +12,5 @@
 
 # Stochastic gradient push on 128 ranks, a GPU each where there are any:
 # sbatch slurm/push_sum_128.sh [train options]
-job=(jobs/resnet50_imagenet.toml jobs/push_sum.toml)
+job=(jobs/resnet50_imagenet.toml jobs/sgp.toml)
 . slurm/lib.sh

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "push_sum",
-              "push_sum graph=random", "parameter_server", "easgd", "adpsgd", "topk")
+ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "sgp",
+              "gosgd", "parameter_server", "easgd", "adpsgd", "topk")
 EVALUATION = ("step", "epoch", "accuracy", "train_loss", "consensus_distance", "wall_s", "eval_s")
 
 

@@ -38,8 +38,8 @@ def make(name, options):
 
 
 def rate(algorithm):
-    """Where the updates of all ranks add up it must be smaller."""
-    return 0.01 if algorithm.updates_add_up else 0.05
+    """Smaller where the updates of all ranks add up, and for optimizers whose steps have a size of their own."""
+    return 0.01 if algorithm.updates_add_up or algorithm.default_optimizer != "sgd" else 0.05
 
 
 def plain_sgd(gradients, steps, lr=0.05):
@@ -171,7 +171,7 @@ def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
         x = on(host, task.start())
         algorithm.start(net, x, optimizer_for(algorithm, x))
         for _ in range(150):
-            go_on(host, algorithm, task, x)
+            go_on(host, algorithm, task, x, rate(algorithm))
         algorithm.rest(x)
         return algorithm.answer(x).copy()
     answers = world.run(main)

@@ -97,7 +97,7 @@ def test_batch_scripts_hold_their_resources_their_job_and_nothing_else():
         if path.stem == "scaling_array":
             assert job == 'job=("${DSGD_GRID:-jobs/scaling.toml}") grid_point=$SLURM_ARRAY_TASK_ID'
         else:
-            algorithm = path.stem.removesuffix("_128")
+            algorithm = path.stem.removesuffix("_128").replace("push_sum", "sgp")     # what people type, and what it is
             assert job == f"job=(jobs/resnet50_imagenet.toml jobs/{algorithm}.toml)"
             assert ROOT / f"jobs/{algorithm}.toml" in ALGORITHMS
 

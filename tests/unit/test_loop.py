@@ -23,7 +23,9 @@ def test_a_gradient_taken_elsewhere_leaves_the_model_alone(tmp_path):
     def main(host):
         algorithm = Elsewhere()
         run = training(host, tmp_path, algorithm, steps=1)
-        loop.train(run, Record(host, tmp_path, Display(False), 1000, 2, 1, 5), 0, lambda: False)
+        record = Record(host, tmp_path, Display(False), 1000, 2, 1, 5)
+        loop.train(run, record, 0, lambda: False)
+        record.finish("", 1, {})
         other = training(host, tmp_path, algorithm, steps=1)
         x, expected = other.model.flat, []
         for scale, step in ((0.5, 0), (2, 1)):
