@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import tomli_w
@@ -29,11 +29,10 @@ Command = typing.TypeVar("Command", bound=Callable[..., Any])
 GROUPS = ("Experiment", "Schedule", "Machine", "Output")
 
 
-def option(group: str, default: Any, text: str, *, choices: Iterable[str] | None = None, least: float | None = None,
-           flag: bool = False, unit: str = "") -> Any:
-    """A field with what `--help` says of it and what it may be."""
-    return field(default=default, metadata={"group": group, "help": text, "choices": choices and tuple(choices),
-                                            "least": least, "flag": flag, "unit": unit})
+def option(group: str, default: Any, text: str, *, least: float | None = None, flag: bool = False,
+           unit: str = "") -> Any:
+    """A field with what `--help` says of it and the least that it may be; its type says what else it may be."""
+    return field(default=default, metadata={"group": group, "help": text, "least": least, "flag": flag, "unit": unit})
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Config:
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
-    compress: str = option("Experiment", "none", "What the algorithm sends travels in 16 bits a number.",
-                           choices=("none", "float16", "bfloat16"))
-    bn: str = option("Experiment", "average", "Batch norm's statistics in the model that is evaluated and kept: as the "
-                     "algorithm averages them, measured anew on training images, or each rank's own.",
-                     choices=("average", "recalibrate", "local"))
+    compress: Literal["none", "float16", "bfloat16"] = option(
+        "Experiment", "none", "What the algorithm sends travels in 16 bits a number.")
+    bn: Literal["average", "recalibrate", "local"] = option(
+        "Experiment", "average", "Batch norm statistics of the model that is evaluated and kept: as the algorithm "
+        "averages them, measured afresh on training images, or each rank's own.")
     slow_rank: str | None = option("Experiment", None, "Makes each gradient of a rank take that much longer: what does "
                                    "a straggler do?", unit="RANK:SECONDS")
     seed: int = option("Experiment", 0, "Of weights, shuffling and augmentation.", least=0)
@@ -61,8 +60,9 @@ class Config:
                                      "when it is free, as the asynchronous algorithms allow.", least=1, unit="STEPS")
     batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
     lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
-    schedule: str = option("Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the "
-                           "run, or along a cosine to 0.", choices=("constant", "step", "cosine"))
+    schedule: Literal["constant", "step", "cosine"] = option(
+        "Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the run, or along a "
+        "cosine to 0.")
     warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0,
                            unit="EPOCHS")
     momentum: float = option("Schedule", 0.9, "Nesterov momentum.", least=0)
@@ -71,19 +71,18 @@ class Config:
     augment: bool = option("Schedule", False, "Random crops and flips of the training images: better in long runs, "
                            "worse in short ones.", flag=True)
 
-    device: str = option("Machine", "auto", "Where a rank computes; auto: on a GPU if there is one.",
-                         choices=("auto", "cpu", "gpu"))
-    kernels: str = option("Machine", "auto", "What computes the network.",
-                          choices=("auto", "reference", "onednn", "cudnn"))
-    dtype: str = option("Machine", "float32", "Of activations; weights are float32 always (float64 with float64). "
-                        "tf32 and float16 on GPUs only, float64 on CPUs.",
-                        choices=("float32", "tf32", "float64", "bfloat16", "float16"))
+    device: Literal["auto", "cpu", "gpu"] = option(
+        "Machine", "auto", "Where a rank computes; auto: on a GPU if there is one.")
+    kernels: Literal["auto", "reference", "onednn", "cudnn"] = option("Machine", "auto", "What computes the network.")
+    dtype: Literal["float32", "tf32", "float64", "bfloat16", "float16"] = option(
+        "Machine", "float32", "Of activations; weights are always float32 (float64 with float64). tf32 and float16 on "
+        "GPUs only, float64 on CPUs only.")
     threads: int = option("Machine", 0, "Threads a rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", least=0)
 
-    gpu_comm: str = option("Machine", "auto", "How arrays on GPUs travel: staged in pinned host memory, taken from "
-                           "the GPU by a GPU-aware MPI, means by NCCL; auto: direct if a trial shows that MPI can.",
-                           choices=("auto", "staged", "direct", "nccl"))
+    gpu_comm: Literal["auto", "staged", "direct", "nccl"] = option(
+        "Machine", "auto", "How arrays on GPUs travel: staged in pinned host memory, read from the GPU by a GPU-aware "
+        "MPI, or means by NCCL; auto: direct if a trial shows that MPI can.")
     share_gpu: bool = option("Machine", False, "Several ranks may compute on one GPU.", flag=True)
 
     eval_every: float = option("Output", 1, "Epochs between two evaluations on the test set; 0.5 is one too.", least=0,
@@ -177,7 +176,7 @@ def convert(kind: Any, text: str, what: str) -> Any:
         if not value >= least:
             raise UsageError(f"{what}: expected at least {least}, found {text}")
         return value
-    if typing.get_origin(kind) is typing.Literal:
+    if typing.get_origin(kind) is Literal:
         if text not in typing.get_args(kind):
             raise UsageError(f"{what}: expected one of {', '.join(typing.get_args(kind))}, found {text!r}")
         return text
@@ -228,10 +227,9 @@ def click_option(item: dataclasses.Field[Any], hint: Any, early: dict[str, Any])
         return click.option(f"{name}/--no{name[1:]}", **shared)
     if item.name == "set":
         return click.option(name, multiple=True, metavar=about["unit"], **shared)
-    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
-    kind: Any = kinds[0]
-    if about["choices"]:
-        kind = click.Choice(about["choices"])
+    kind: Any = next(kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None))
+    if typing.get_origin(hint) is Literal:
+        kind = click.Choice(typing.get_args(hint))
     elif kind is int:
         kind = click.IntRange(min=about["least"])
     elif kind is float:
