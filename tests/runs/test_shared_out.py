@@ -6,23 +6,23 @@ import signal
 
 import numpy as np
 import pytest
-from tests.support.jobs import Job, pids, train, until
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.training import loop
 from dsgd_mpi.data import Batches, open_dataset
 from dsgd_mpi.data.formats import Split
-from dsgd_mpi.training.evaluate import Training
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import Model
 from dsgd_mpi.nn.models.resnet import network
-from dsgd_mpi.training.checkpoint import Checkpoints
-from dsgd_mpi.training.display import Display
-from dsgd_mpi.training.record import Record
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.optim.sgd import LocalSgd
+from dsgd_mpi.training import loop
+from dsgd_mpi.training.checkpoint import Checkpoints
+from dsgd_mpi.training.display import Display
+from dsgd_mpi.training.evaluate import Training
+from dsgd_mpi.training.record import Record
+from tests.support.jobs import Job, pids, train, until
 
 WAYS = [("adpsgd", {}), ("easgd", {}), ("gossip", {"mode": "push"}), ("parameter_server", {}),
         ("parameter_server", {"servers": 1}), ("push_sum", {"graph": "random"})]
