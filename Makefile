@@ -55,10 +55,12 @@ test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
-lint: $(READY)          ## ruff, mypy and shellcheck
+lint: $(READY)          ## ruff, mypy, codespell, shellcheck, and the workflows of the forge
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x slurm/*.sh
+	$(BIN)/codespell
+	$(BIN)/shellcheck -x slurm/*.sh .ci/run
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: $(VENV)/docs      ## the documentation, into build/docs/index.html; any warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
