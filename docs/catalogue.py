@@ -1,4 +1,4 @@
-"""`.. algorithms::` puts every algorithm's docstring and options where it stands; nothing is written twice."""
+"""`.. algorithms::` inserts every algorithm's docstring and options; nothing is written twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def section(name: str) -> list[str]:
 
 
 def as_rst(docstring: str) -> list[str]:
-    """Indented lines are formulas, to be shown as they are."""
+    """Indented paragraphs are formulas, shown verbatim."""
     lines: list[str] = []
     for paragraph in docstring.split("\n\n"):
         if paragraph.startswith("    "):
@@ -42,7 +42,7 @@ def as_rst(docstring: str) -> list[str]:
 
 
 def options(name: str) -> list[str]:
-    """A table of the dataclass's fields: name and default, what it may be, and the comment beside it."""
+    """A table of the dataclass's fields: name and default, allowed values, and the comment next to it."""
     found = algorithms.find(name)
     hints = typing.get_type_hints(found, include_extras=True)
     fields = dataclasses.fields(found)
@@ -52,7 +52,7 @@ def options(name: str) -> list[str]:
     rows = [(f"``{item.name}={item.default}``", allowed(hints[item.name]), comments.get(item.name, ""))
             for item in fields]
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: 25 25 50", "", "   * - option of ``--set``",
-             "     - may be", "     - meaning"]
+             "     - values", "     - meaning"]
     for option, what, meaning in rows:
         lines += [f"   * - {option}", f"     - {what}", f"     - {meaning}"]
     return lines

@@ -1,4 +1,4 @@
-"""Of the documentation: `make docs`. Pages on algorithms and verbs are made from the code's own words."""
+"""Sphinx's configuration, for `make docs`. The pages on algorithms and verbs are generated from docstrings."""
 
 import sys
 from pathlib import Path

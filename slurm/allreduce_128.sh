@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
-# Synchronous SGD by all-reduce on 128 ranks, a GPU each where there are any:
+# Synchronous SGD by all-reduce on 128 ranks, with one GPU each if there are any:
 # sbatch slurm/allreduce_128.sh [train options]
 job=(jobs/resnet50_imagenet.toml jobs/allreduce.toml)
 . slurm/lib.sh

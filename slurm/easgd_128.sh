@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
-# Elastic averaging SGD on 128 ranks, a GPU each where there are any:
+# Elastic averaging SGD on 128 ranks, with one GPU each if there are any:
 # sbatch slurm/easgd_128.sh [train options]
 job=(jobs/resnet50_imagenet.toml jobs/easgd.toml)
 . slurm/lib.sh

@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
-# Pull-gossip SGD on 128 ranks, a GPU each where there are any:
+# Pull-gossip SGD on 128 ranks, with one GPU each if there are any:
 # sbatch slurm/gossip_128.sh [train options]
 job=(jobs/resnet50_imagenet.toml jobs/gossip.toml)
 . slurm/lib.sh

@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
-# A parameter server in shared memory on 128 ranks, a GPU each where there are any:
+# A parameter server in shared memory on 128 ranks, with one GPU each if there are any:
 # sbatch slurm/parameter_server_128.sh [train options]
 job=(jobs/resnet50_imagenet.toml jobs/parameter_server.toml)
 . slurm/lib.sh

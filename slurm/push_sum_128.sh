@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
-# Stochastic gradient push on 128 ranks, a GPU each where there are any:
+# Stochastic gradient push on 128 ranks, with one GPU each if there are any:
 # sbatch slurm/push_sum_128.sh [train options]
 job=(jobs/resnet50_imagenet.toml jobs/sgp.toml)
 . slurm/lib.sh

@@ -1,7 +1,7 @@
 """Single layers, ours against PyTorch's: `python -m benchmarks.cpu.layers`, or `make bench`.
 
-Forward, gradient of the data and gradient of the weights of each shape of convolution in a network, and batch norm with
-ReLU, forward and backward, all NHWC (PyTorch's channels_last). Ours includes the re-ordering of the weights.
+Forward, data gradient and weight gradient for each shape of convolution in a network, and batch norm with ReLU, forward
+and backward, all NHWC (PyTorch's channels_last). Ours includes the reordering of the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ THEIRS = "eager channels_last"
 
 
 def shapes_of(graph: Graph) -> dict[str, Layer]:
-    """A name of each shape of convolution and of batch norm -> the first layer that has it."""
+    """Name of each shape of convolution and batch norm -> the first layer with that shape."""
     found: dict[str, Layer] = {}
     for layer in graph.layers:
         h, w, c = (*graph.shapes[layer.x], 0, 0)[:3]
@@ -44,7 +44,7 @@ def gflop(case: Case, graph: Graph, layer: Layer) -> float:
 
 
 def gbyte(case: Case, graph: Graph, layer: Layer, which: str, dtype: str) -> float:
-    """That one pass over a batch norm must move at least where activations do not fit into the caches.
+    """The least that a pass over a batch norm must move if activations do not fit into the caches.
 
     Forward x twice (statistics first) and y; backward x and dy twice, and dx.
     """
@@ -141,7 +141,7 @@ def measure(case: Case, threads: int, rounds: int, dtype: str) -> dict[str, Any]
 
 
 def rate(row: dict[str, Any], gemm_gflops: float, copy_gb_s: float | None) -> str:
-    """How fast ours is, and the machine at best, where that was measured."""
+    """Our rate and the best that the machine can do, if that was measured."""
     middle, *_ = summary(row["seconds"][OURS])
     if "gflop" in row:
         return f"{row['gflop'] / middle:.0f} of {gemm_gflops:.0f} GFLOP/s"

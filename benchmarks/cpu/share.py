@@ -1,4 +1,4 @@
-"""Which part of a training step each kind of layer takes: `python -m benchmarks.cpu.share`; with one thread."""
+"""The share of a training step that each kind of layer takes, with one thread: `python -m benchmarks.cpu.share`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsgd_mpi.optim.sgd import Sgd
 
 
 class Stopwatch:
-    """Processor seconds of the parts of a step, by name, step after step."""
+    """CPU seconds of the parts of a step, by name, for each step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -37,7 +37,7 @@ class Stopwatch:
 
 
 def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
-    """A step taken apart; its result is what each part has taken so far."""
+    """A step whose parts are timed separately; the result is the time that each part has taken so far."""
     started()
     model = resnet(case.name, case.classes, case.image, case.batch, "onednn", dtype)
     images, labels = batch_of(case)
@@ -68,7 +68,7 @@ def parts(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, li
 @click.option("--rounds", default=10, show_default=True)
 @provenance.saving
 def main(nets: str, dtypes: str, rounds: int, save: bool) -> None:
-    """Take training steps apart."""
+    """Break training steps down by kind of layer."""
     for dtype, name in product(contest.usable(dtypes), nets.split(",")):
         with Contestant("dsgd_mpi", 1, parts, CASES[name], dtype) as contestant:
             assert not contestant.failure, contestant.failure

@@ -1,9 +1,9 @@
 """Whole training steps and inference, ours against PyTorch's: `python -m benchmarks.cpu.step`, or `make bench`.
 
-A training step is forward, backward and SGD with Nesterov momentum and weight decay, on one batch again and again.
-Ours also copies the batch in, and inference copies the logits out. Nothing is timed before the first losses agree: that
-of the first weights closely, those after steps as closely as rounding allows (in float32, ResNet-50's first gradient is
-4 % away from the same in float64, ours and PyTorch's alike).
+A training step is forward, backward and SGD with Nesterov momentum and weight decay, repeated on one batch. Ours also
+copies the batch in, and inference copies the logits out. Nothing is timed unless the first losses agree: the one at the
+initial weights closely, later ones as closely as rounding allows (in float32, ResNet-50's first gradient is 4 % away
+from the float64 one, ours and PyTorch's alike).
 """
 
 from __future__ import annotations

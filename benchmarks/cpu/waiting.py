@@ -1,6 +1,6 @@
-"""How long a waiting thread should look before it sleeps (GOMP_SPINCOUNT): `python -m benchmarks.cpu.waiting`.
+"""How long a waiting thread should spin before it sleeps (GOMP_SPINCOUNT): `python -m benchmarks.cpu.waiting`.
 
-Steps of resnet8 with as many threads as there are cores, on an idle machine and beside processes that keep cores busy.
+Steps of resnet8 with as many threads as cores, on an idle machine and next to processes that keep cores busy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPINS = ("300000", "30000", "10000", "3000", "1000", "0")      # the first: libg
 
 @contextmanager
 def neighbours(count: int) -> Any:
-    """Processes that compute all the time."""
+    """Processes that never stop computing."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -36,7 +36,7 @@ def neighbours(count: int) -> Any:
 @click.option("--rounds", default=10, show_default=True)
 @provenance.saving
 def main(rounds: int, save: bool) -> None:
-    """Time steps for some settings, which take turns."""
+    """Time steps with several settings, which take turns."""
     cores = len(os.sched_getaffinity(0))
     found = {}
     with ExitStack() as stack:

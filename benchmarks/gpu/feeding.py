@@ -1,8 +1,8 @@
-"""How many images a second the host feeds a GPU: `python -m benchmarks.gpu.feeding`; it needs none.
+"""How many images a second the host can feed a GPU: `python -m benchmarks.gpu.feeding`; no GPU needed.
 
-One rank's loop (batches read from an HDF5 file and put, ResNet-50's passes, the update) on a device that computes
-nothing but takes its time for a step, as a GPU does, while the host goes on. What is missing to the device's own rate
-is the host's part. Copies to the device cost nothing here.
+One rank's loop (reading batches from an HDF5 file, transferring them, ResNet-50's passes, the update) on a device that
+computes nothing but takes a given time per step, as a GPU does, while the host continues. The difference from the
+device's own rate is the host's cost. Copies to the device are free here.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dsgd_mpi.net.mpi.host import MpiHost
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import Sgd
 
-IMAGE, BATCH, IMAGES = (224, 224, 3), 64, 2560              # more than are kept in memory: read from the file
+IMAGE, BATCH, IMAGES = (224, 224, 3), 64, 2560              # more than is kept in memory: read from the file
 STEPS = 50                                  # in one sample
 
 
 class Idle:
-    """`Device` that takes `step_s` for a recording in which there is a loss, and computes nothing."""
+    """`Device` that takes `step_s` for a recording that contains a loss, and computes nothing."""
 
     processors = 132
 
@@ -47,7 +47,7 @@ class Idle:
         return np.zeros(shape, dtype)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
-        return np.empty(shape, dtype)       # never touched, it takes no room
+        return np.empty(shape, dtype)       # never touched, so it takes no memory
 
     def spare_bytes(self) -> int:
         return 1 << 37
@@ -82,7 +82,7 @@ class Idle:
 
 
 def stored(path: Path) -> h5py.File:
-    """A file of random images, a chunk each."""
+    """A file of random images, one chunk each."""
     draw = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         images = file.create_dataset("images", (IMAGES, *IMAGE), "u1", chunks=(1, *IMAGE))
@@ -92,7 +92,7 @@ def stored(path: Path) -> h5py.File:
 
 
 @click.command()
-@click.option("--milliseconds", default="0,5,10,20", show_default=True, help="That the device takes for a step.")
+@click.option("--milliseconds", default="0,5,10,20", show_default=True, help="Time that the device takes for a step.")
 @click.option("--rounds", default=7, show_default=True, help=f"Samples, of {STEPS} steps each.")
 @provenance.saving
 def main(milliseconds: str, rounds: int, save: bool) -> None:

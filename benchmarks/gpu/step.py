@@ -1,9 +1,9 @@
 """Whole training steps on one GPU, ours against PyTorch's: `python -m benchmarks.gpu.step`, or `make bench-gpu`.
 
-A step is forward, backward and SGD with Nesterov momentum and weight decay, on one batch that is on the GPU already;
-`whole_seconds`, which is ours alone, begins with bytes in the host's memory and waits for each loss.
-The contestants run one after another in processes of their own; nothing is timed before the first losses agree. The
-roofline is the time in which the GPU copies, at the rate measured here, as many bytes as our step has to move.
+A step is forward, backward and SGD with Nesterov momentum and weight decay, on one batch that is already on the GPU;
+`whole_seconds`, measured for ours only, starts from bytes in host memory and waits for each loss. The contestants run
+one after another in separate processes; nothing is timed unless the first losses agree. The roofline is the time that
+the GPU takes to copy, at the rate measured here, as many bytes as our step has to move.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def ours(case: Case, dtype: str, started: Callable[[], None]) -> tuple[Work, lis
 
 
 def stored_images(case: Case, kernels: Any) -> Bytes:
-    """A batch as the training loop has it."""
+    """A batch as the training loop supplies it."""
     images = kernels.byte_memory((case.batch, *case.image))
     images[...] = np.random.default_rng(0).integers(0, 256, images.shape)
     channels = np.full(case.image[-1], 1 / 128, np.float32)
@@ -114,7 +114,7 @@ def torchs(case: Case, dtype: str, compiled: bool, graphed: bool,
 
 
 def captured(torch: Any, step: Callable[[], Any]) -> tuple[Callable[[], Any], list[float]]:
-    """The whole step as one CUDA graph, after the first steps as they are, on a stream of their own."""
+    """The whole step as one CUDA graph, captured after the first steps have run eagerly on a separate stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -153,7 +153,7 @@ def bandwidth() -> float:
 
 
 def bytes_moved(graph: Graph, batch: int, itemsize: int) -> float:
-    """By the kernels of one step, where every pass over an array goes to memory."""
+    """Bytes that the kernels of one step move if every pass over an array goes to memory."""
     passes = {Convolution: (3, 3), BatchNorm: (5, 3), MaxPool: (2, 2), AveragePool: (2, 2), Linear: (3, 3),
               Subsample: (2, 2)}            # over x and over y, forward and backward
     total = 0.0

@@ -1,8 +1,8 @@
-"""What each algorithm learns from as many images, and how long it takes to a given accuracy, over seeds.
+"""What each algorithm learns from the same number of images, and how soon it reaches a given accuracy, over seeds.
 
-Where the updates of all ranks add up one by one (the parameter server), the learning rate is divided by the ranks: n of
-its steps then are one of all-reduce's. Otherwise all settings are the same. Each run is kept as soon as it ends, and
-one that is kept already is not run again.
+If the updates of all ranks add up one by one (the parameter server), the learning rate is divided by the number of
+ranks, so that n of its steps amount to one of all-reduce's. Otherwise all settings are the same. Each run is saved as
+soon as it ends, and is not repeated once it has been saved.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SUMMING = ("parameter_server",)
 @click.option("--epochs", default=1, show_default=True)
 @click.option("--data", default="fashion-mnist", show_default=True)
 @click.option("--model", default="resnet8", show_default=True)
-@click.option("--batch", default=16, show_default=True, help="Images a rank.")
-@click.option("--algorithms", default=",".join(ALGORITHMS), help="Separated by commas; each with its options.")
-@click.option("--most", default=1000, help="Runs before it stops; it goes on when called again.")
+@click.option("--batch", default=16, show_default=True, help="Images per rank.")
+@click.option("--algorithms", default=",".join(ALGORITHMS), help="Comma-separated, each with its options.")
+@click.option("--most", default=1000, help="Stop after this many runs; call it again to continue.")
 @provenance.saving
 def main(most: int, seeds: int, algorithms: str, save: bool, **settings: Any) -> None:
-    """Run what is not yet in the result, and keep it."""
+    """Run whatever is not in the result yet, and save it."""
     name = "convergence-{data}-{model}-{ranks}".format(**settings)
     runs = kept(provenance.RESULTS / f"{name}.json", settings)
     for seed in range(seeds):
@@ -49,7 +49,7 @@ def main(most: int, seeds: int, algorithms: str, save: bool, **settings: Any) ->
 
 
 def kept(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs with these settings that are there already."""
+    """The runs with these settings that have been saved already."""
     result = json.loads(path.read_text()) if path.exists() else {}
     same = all(result.get(key) == value for key, value in settings.items())
     return dict(result["runs"]) if same else {}

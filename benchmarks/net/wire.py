@@ -1,7 +1,7 @@
-"""What 16 bits on the wire cost where the wire costs nothing: `mpirun -n 2 python -m benchmarks.net.wire`, on one node.
+"""What 16 bits on the wire cost if the wire is free: `mpirun -n 2 python -m benchmarks.net.wire`, on one node.
 
-A mean of a vector as long as ResNet-18's gradient, whole and in 16 bits. The difference is what rounding takes; it is
-won back where the bytes that are saved take longer.
+An average of a vector as long as ResNet-18's gradient, in 32 and in 16 bits. The difference is the cost of rounding; it
+pays off if sending the bytes that are saved would take longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUMBERS = 11_689_512
 @click.option("--rounds", default=15, show_default=True)
 @provenance.saving
 def main(rounds: int, save: bool) -> None:
-    """Time means in turns, print and keep them."""
+    """Time averages in turns; print and save the results."""
     host = MpiHost()
     x = np.random.default_rng(host.rank).normal(size=NUMBERS).astype("float32")
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": [], "float16": []}

@@ -1,6 +1,6 @@
-"""Contestants in processes of their own, which take turns: none shares threads, memory or libraries with another.
+"""Contestants in separate processes, which take turns: none shares threads, memory or libraries with another.
 
-Each round gives every contestant one turn, so that whatever else the machine does, it does to all of them alike.
+Each round gives every contestant one turn, so that whatever else the machine does affects all of them alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Make = Callable[..., tuple[Work, list[float]]]
 
 
 class Contestant:
-    """A process that makes its work by `make(*args)`, and then does it, piece by piece, whenever it is asked to.
+    """A process that sets up its work by `make(*args)` and then does it, piece by piece, on request.
 
     `make` returns the pieces by name, and numbers by which the contestants can be compared. `threads`: of OpenMP.
     """
@@ -50,7 +50,7 @@ class Contestant:
     def time(self, piece: str, times: int) -> float:
         """Seconds for one of `times` in a row.
 
-        With one thread they are the processor's, which other work on the machine hardly changes; else the clock's.
+        With one thread, CPU time, which other work on the machine hardly affects; otherwise wall-clock time.
         """
         time.sleep(PAUSE_S)
         passed, computed = self.ask(piece, times)
@@ -61,7 +61,7 @@ class Contestant:
         return self.ask(piece, 0)
 
     def peak_bytes(self) -> int:
-        """The most memory that it has held since its work was first done, beyond what it held before it was made."""
+        """Its peak memory since its work was first done, less what it held before that was set up."""
         return int(self.ask("peak", 0))
 
     def stop(self) -> None:
@@ -77,7 +77,7 @@ class Contestant:
 
 @contextmanager
 def environment(threads: int, blas: int) -> Any:
-    """That of a process to be started: threads of OpenMP and MKL, and of NumPy's OpenBLAS."""
+    """The environment of a process to be started: threads of OpenMP and MKL, and of NumPy's OpenBLAS."""
     before = dict(os.environ)
     os.environ.update({name: str(blas if "OPENBLAS" in name else threads) for name in THREAD_VARIABLES})
     try:
@@ -143,24 +143,24 @@ def summary(samples: list[float]) -> tuple[float, float, float]:
 
 
 def quartiles(samples: list[float], digits: int = 2, width: int = 0, unit: str = "") -> str:
-    """Median and quartiles, from seconds, in words of milliseconds."""
+    """Median and quartiles of seconds, as text in milliseconds."""
     middle, low, high = (1e3 * value for value in summary(samples))
     return f"{middle:{width}.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times as long theirs takes: the median over the rounds, each with itself compared."""
+    """How many times as long theirs takes: the median over rounds, each compared within itself."""
     return float(np.median(np.divide(theirs, ours)))
 
 
 def timing(name: str, seconds: Mapping[str, list[float]], ours: str, width: int = 20) -> str:
-    """A contestant's median and quartiles in words, and how many times ours that is."""
+    """A contestant's median and quartiles as text, and how many times ours that is."""
     against = f"   {ratio(seconds[name], seconds[ours]):5.2f} times ours" if ours in seconds and name != ours else ""
     return f"  {name:{width}} {quartiles(seconds[name], width=8, unit=' ms')}{against}"
 
 
 def usable(dtypes: str) -> list[str]:
-    """Those of the dtypes, parted by commas, that our kernels know on this machine; says why of the others."""
+    """Which of the comma-separated dtypes our kernels support on this machine; prints why not for the others."""
     from dsgd_mpi.errors import UsageError
     from dsgd_mpi.kernels.load import load
 
@@ -178,7 +178,7 @@ GEMM = 4096, 1024, 1024                     # rows, columns of the one matrix, c
 
 
 def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
-    """A product of matrices that lie in the caches, by oneDNN (as a 1x1 convolution) and by NumPy's library."""
+    """A product of matrices that fit into the caches, by oneDNN (as a 1x1 convolution) and by NumPy's BLAS."""
     from dsgd_mpi.kernels.api import Arrays, Convolution, Tensor
     from dsgd_mpi.kernels.cpu.onednn import OneDNN
 
@@ -199,7 +199,7 @@ def gemm(dtype: str, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 
 def gemm_peak(threads: int, dtype: str = "float32") -> float:
-    """Best GFLOP/s of matrix products: what the machine can do."""
+    """Best GFLOP/s of matrix products: what the machine is capable of."""
     rows, inner, columns = GEMM
     pieces = ("oneDNN", "NumPy") if dtype == "float32" else ("oneDNN",)
     with Contestant("gemm", threads, gemm, dtype, blas=threads) as contestant:
@@ -215,6 +215,6 @@ def copy(size: int, started: Callable[[], None]) -> tuple[Work, list[float]]:
 
 
 def copy_peak(size: int = 1 << 28) -> float:
-    """Best GB/s read and written by one thread that copies memory beyond the caches."""
+    """Best GB/s read and written by one thread that copies more memory than the caches hold."""
     with Contestant("copy", 1, copy, size) as contestant:
         return 2e-9 * size / min(contestant.time("copy", 1) for _ in range(8))

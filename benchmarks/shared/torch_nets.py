@@ -1,4 +1,4 @@
-"""The same networks in PyTorch's modules, named alike, so that weights can be loaded by name."""
+"""The same networks as PyTorch modules with the same names, so that weights can be loaded by name."""
 
 from __future__ import annotations
 

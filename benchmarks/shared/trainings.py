@@ -1,4 +1,4 @@
-"""Short trainings for benchmarks: started as a user would start them, their summary read back."""
+"""Short training runs for benchmarks, started as a user would start them; their summary is read back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What asks a run to save itself and end: SIGUSR1 or SIGUSR2, SIGTERM, and the end of its batch job coming near.
 
-Batch systems send a signal before they kill: the one asked for, as a rule SIGUSR1, or SIGTERM where a job is pre-empted
+Batch systems send a signal before they kill: the one asked for, as a rule SIGUSR1, or SIGTERM where a job is preempted
 or cancelled.
 """
 

@@ -1,8 +1,8 @@
-"""ReFrame checks: do all ranks work together, how fast are the verbs, does training learn and how fast.
+"""ReFrame checks: do all ranks communicate, how fast are the verbs, does training learn, and how fast.
 
     reframe -C YOUR_SITE.py -c packaging/reframe -r [-S tasks=16] [-S per_node=8]
 
-On one machine: -C packaging/reframe/local.py. Python is that of DSGD_PYTHON, python3 unless told.
+On one machine: -C packaging/reframe/local.py. DSGD_PYTHON chooses the Python; the default is python3.
 """
 
 import os
@@ -20,10 +20,10 @@ VERBS = ("mean", "exchange", "window add", "window read")
 
 
 class OnAllRanks(rfm.RunOnlyRegressionTest):
-    """Something that runs on `tasks` ranks, `per_node` of them on a node."""
+    """A check that runs on `tasks` ranks, `per_node` of them per node."""
 
     tasks = variable(int, value=4)
-    per_node = variable(int, value=0)       # 0: as the launcher likes
+    per_node = variable(int, value=0)       # 0: up to the launcher
     valid_systems = ["*"]
     valid_prog_environs = ["*"]
     executable = os.environ.get("DSGD_PYTHON", "python3")
@@ -63,7 +63,7 @@ class Training(OnAllRanks):
 
     descr = "accuracy and images/s of an epoch"
     algorithm = parameter(["allreduce", "gossip", "easgd"])
-    lowest = variable(float, value=30.0)    # per cent; guessing is right in 10
+    lowest = variable(float, value=30.0)    # per cent; chance is 10
 
     @run_after("init")
     def options(self):

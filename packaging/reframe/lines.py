@@ -1,4 +1,4 @@
-"""The lines of the programs' output that the checks look for: `\\1` is the figure where there is one."""
+"""The lines of output that the checks look for; `\\1` is the figure, where there is one."""
 
 WELL = r"^nothing is wrong$"
 BANDWIDTH = r"^  {verb} +8 MiB .* ([\d.]+) GB/s"             # verb: mean, exchange, window add, window read

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.jobs import run
 
-from dsgd_mpi.doctor.command import accelerators, folders, judge_cores, on_gpus
-from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.doctor import machine
+from dsgd_mpi.doctor.command import accelerators, folders, judge_cores, on_gpus
 from dsgd_mpi.doctor.report import Report
 from dsgd_mpi.doctor.selftest import partner, selftest, timed
+from dsgd_mpi.net.simulated.host import Cluster
+from tests.support.jobs import run
 
 VERBS = ("mean", "exchange", "window add", "window read")
 ONE_CORE_NEEDS = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}    # Open MPI; no other reads it

@@ -2,9 +2,9 @@
 
 import json
 import textwrap
-from pathlib import Path
 
 import pytest
+
 from tests.support import ROOT
 from tests.support.jobs import run
 

@@ -13,10 +13,10 @@ from collections import Counter
 import h5py
 import numpy as np
 import pytest
-from tests.support.jobs import Job, pids, run, train, until
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.nn import resnet
+from tests.support.jobs import Job, pids, run, train, until
 
 SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
 

@@ -6,15 +6,15 @@ import signal
 
 import numpy as np
 import pytest
-from tests.support.jobs import Job, pids, train, until
-from tests.support.runs import training
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.training import loop
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.training import loop
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record
+from tests.support.jobs import Job, pids, train, until
+from tests.support.runs import training
 
 WAYS = [("adpsgd", {}), ("easgd", {}), ("gossip", {"mode": "push"}), ("parameter_server", {}),
         ("parameter_server", {"servers": 1}), ("gosgd", {})]

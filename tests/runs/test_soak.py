@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.support.jobs import train
 
 pytestmark = pytest.mark.soak

@@ -1,4 +1,4 @@
-"""The batch scripts on four nodes: submitted, pre-empted, requeued, crashed, cancelled."""
+"""The batch scripts on four nodes: submitted, preempted, requeued, crashed, cancelled."""
 
 import time
 

@@ -3,7 +3,7 @@
     python -m tests.support.cluster --nodes 4 bash    # a shell with SLURM_CONF set: for sbatch and the rest; ends all
 
 Each node has 8 cores and 8 GPUs, in name only: so 16 nodes of 8 ranks run on two cores. Needs root, since slurmd starts
-jobs for their users, and Debian's packages, which `install` fetches. Partition `urgent` pre-empts `batch`.
+jobs for their users, and Debian's packages, which `install` fetches. Partition `urgent` preempts `batch`.
 """
 
 from __future__ import annotations

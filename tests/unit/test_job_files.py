@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,77 @@ def test_a_script_outside_a_job_says_what_it_is_for():
                           env={"PATH": "/usr/bin:/bin"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: submit this with sbatch: sbatch slurm/gossip_128.sh \n"
+
+
+FAKE = """#!/bin/bash
+echo "started: ${0##*/} $*"
+echo "netmod: ${MPIR_CVAR_CH4_NETMOD:-none}"
+echo "$FAKE_ERROR" >&2
+exit "${FAKE_STATUS:-0}"
+"""
+CHOSEN = [{"MPIR_CVAR_CH4_NETMOD": "ucx"}, {"MPICH_CH4_NETMOD": "ucx"}, {"UCX_TLS": "tcp"}, {"DSGD_LAUNCH": "mpirun"},
+          {"MPI4PY_LIBMPI": "/opt/mpi/libmpi.so"}, {"DSGD_ENV": "site.sh"}]
+HOW = "name a file with 'export MPIR_CVAR_CH4_NETMOD=ofi' in DSGD_ENV, or set DSGD_LAUNCH=mpirun"
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Runs a script as SLURM does, on two nodes, with launchers that only say what they were given."""
+    for name in ("srun", "mpirun"):
+        (tmp_path / name).write_text(FAKE)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "site.sh").write_text("export UCX_NET_DEVICES=eth0\n")
+
+    def run(*options, **given):
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4", "SLURM_JOB_CPUS_PER_NODE": "2(x2)",
+               "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NAME": "gossip-128"}
+        where = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DSGD_VENV": str(tmp_path / "venv")}
+        (tmp_path / "venv" / "bin").mkdir(parents=True)
+        (tmp_path / "venv" / "bin" / "python3").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+        (tmp_path / "venv" / "bin" / "python3").chmod(0o755)
+        given = {key: str(tmp_path / value) if key == "DSGD_ENV" else value for key, value in given.items()}
+        with open(tmp_path / "log", "w") as log:
+            done = subprocess.run(["bash", "-e", "slurm/gossip_128.sh", *options], cwd=ROOT, stdout=log, stderr=log,
+                                  env={**job, **where, **given}, timeout=60)
+        return done.returncode, (tmp_path / "log").read_text()
+    return run
+
+
+def mpich_from_pypi():
+    try:
+        return bool(metadata.version("mpich"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def test_a_job_starts_its_job_files_in_order_and_options_last(batch):
+    status, log = batch("--epochs", "3")
+    assert status == 0
+    assert " -m dsgd_mpi.train --config jobs/resnet50_imagenet.toml --config jobs/gossip.toml --epochs 3\n" in log
+
+
+def test_libfabric_is_chosen_for_mpich_from_pypi_where_nothing_is_set(batch):
+    _, log = batch()
+    assert ("MPICH from PyPI: MPIR_CVAR_CH4_NETMOD=ofi" in log) == mpich_from_pypi()
+    assert f"netmod: {'ofi' if mpich_from_pypi() else 'none'}\n" in log
+
+
+@pytest.mark.parametrize("given", CHOSEN, ids=lambda given: next(iter(given)))
+def test_what_somebody_has_chosen_is_left_alone(batch, given):
+    status, log = batch(**given)
+    assert status == 0, log
+    assert "MPICH from PyPI" not in log
+    assert f"netmod: {given.get('MPIR_CVAR_CH4_NETMOD', 'none')}\n" in log
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"FAKE_ERROR": "Fatal error in internal_Init_thread: Other MPI error"}, True),
+    ({"FAKE_ERROR": "MPI_Init_thread failed", "DSGD_LAUNCH": "mpirun"}, False),
+    ({"FAKE_ERROR": "Error: --lr: expected a number"}, False)])
+def test_a_job_whose_ranks_fail_in_mpi_init_ends_with_how_to_choose(batch, given, said):
+    status, log = batch(FAKE_STATUS="15", **given)
+    assert status == 15
+    assert log.splitlines()[-1].endswith(f"ranks failed in MPI_Init; {HOW}") == said
 
 
 # the grid

@@ -7,11 +7,11 @@ from spack_repo.builtin.build_systems.python import PythonPackage
 
 
 class PyDsgdMpi(PythonPackage):
-    """Trains residual networks over MPI, one training loop a rank, and lets you change how the ranks work together and
+    """Trains residual networks over MPI, one training loop per rank, and lets you change how the ranks cooperate and
     nothing else: all-reduce, local SGD, parameter server, elastic averaging, push-sum and gossip."""
 
     homepage = "https://arxiv.org/abs/1611.04581"
-    git = f"file://{Path(__file__).resolve().parents[5]}"       # the checkout that this file lies in
+    git = f"file://{Path(__file__).resolve().parents[5]}"       # the checkout that contains this file
 
     license("BSD-3-Clause")
 
