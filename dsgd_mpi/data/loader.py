@@ -27,10 +27,33 @@ AHEAD = 2                                   # batches made in advance
 STOP_S = 5.0                                # a file system that hangs shall not keep the process
 
 
+ByteMemory = Callable[[Shape], Array]       # makes memory for `Bytes`: uint8 of a shape
+
+
 class _Buffers(NamedTuple):
     bytes: Array                            # uint8 (B, H, W, C)
-    images: Array                           # float32 (B, H, W, C), where they are made here
+    images: Array | None                    # float32 (B, H, W, C); None where a device makes them
     labels: Array                           # int64 (B,)
+
+
+def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffers:
+    shape, labels = (batch, *split.image), np.empty(batch, np.int64)
+    if byte_memory:
+        return _Buffers(byte_memory(shape), None, labels)
+    return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), labels)
+
+
+def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers) -> Array | Bytes:
+    """The images of those numbers, augmented where there are draws; all that they lie in is the buffers'."""
+    split.read(indices, into.bytes)
+    np.take(split.labels, indices, out=into.labels, mode="clip")
+    if into.images is None:
+        return transform.bytes(into.bytes, draws)
+    if draws is None:
+        transform.normalise(into.bytes, into.images)
+    else:
+        transform.augment(into.bytes, into.images, draws)
+    return into.images
 
 
 class Batches:
@@ -42,7 +65,7 @@ class Batches:
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
-                 augment: bool = True, byte_memory: Callable[[Shape], Array] | None = None) -> None:
+                 augment: bool = True, byte_memory: ByteMemory | None = None) -> None:
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
         _check(batch, size, len(split))
@@ -56,8 +79,8 @@ class Batches:
 
     def at(self, step: int) -> tuple[Array, Array]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
-        buffers = self._buffers()
-        return self._fill(step, buffers, self._transform()), buffers.labels
+        buffers = _buffers(self.split, self.batch, self.byte_memory)
+        return self._filled(step, buffers, self._transform()), buffers.labels
 
     def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
         """What `at` gives for first_step, first_step + 1 and so on without end, made ahead by one thread.
@@ -69,7 +92,7 @@ class Batches:
         ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException] = SimpleQueue()
         stop = Event()
         for _ in range(1 + AHEAD):
-            free.put(self._buffers())
+            free.put(_buffers(self.split, self.batch, self.byte_memory))
         thread = Thread(target=self._work, args=(first_step, free, ready, stop), name="batches", daemon=True)
 
         def end() -> None:
@@ -100,31 +123,14 @@ class Batches:
                 buffers = free.get()
                 if buffers is None or stop.is_set():
                     return
-                ready.put((buffers, self._fill(step, buffers, transform)))
+                ready.put((buffers, self._filled(step, buffers, transform)))
         except BaseException as error:      # the consumer waits for a batch: it must hear of anything
             ready.put(error)
 
-    def _fill(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
-        """The images; all that they lie in is the buffers'."""
-        indices = self.indices(step)
-        self.split.read(indices, buffers.bytes)
-        np.take(self.split.labels, indices, out=buffers.labels, mode="clip")
+    def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
         epoch, t = divmod(step, self.steps_per_epoch)
         draws = draw(self.seed, epoch, t, self.rank * self.batch, self.batch) if self.augment else None
-        if self.byte_memory:
-            return transform.bytes(buffers.bytes, draws)
-        if draws is None:
-            transform.normalise(buffers.bytes, buffers.images)
-        else:
-            transform.augment(buffers.bytes, buffers.images, draws)
-        return buffers.images
-
-    def _buffers(self) -> _Buffers:
-        shape = (self.batch, *self.split.image)
-        labels = np.empty(self.batch, np.int64)
-        if self.byte_memory:
-            return _Buffers(self.byte_memory(shape), np.empty(0, np.float32), labels)
-        return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), labels)
+        return _fill(self.split, self.indices(step), draws, transform, buffers)
 
     def _transform(self) -> Transform:
         return Transform(self.batch, self.split.image, self.split.mean, self.split.std)
@@ -148,7 +154,7 @@ def _check(batch: int, size: int, images: int) -> None:
 
 
 def evaluation_batches(split: Split, batch: int, rank: int = 0, size: int = 1,
-                       byte_memory: Callable[[Shape], Array] | None = None) -> Iterator[tuple[Array | Bytes, Array]]:
+                       byte_memory: ByteMemory | None = None) -> Iterator[tuple[Array | Bytes, Array]]:
     """Images float32 (B, H, W, C) and labels int64 (B,), normalised only: over all ranks each image of `split` once.
 
     B is `batch` but for the last; a rank may get none where there are more ranks than images. `byte_memory` as with
@@ -158,12 +164,5 @@ def evaluation_batches(split: Split, batch: int, rank: int = 0, size: int = 1,
     first, last = (len(split) * r // size for r in (rank, rank + 1))
     for start in range(first, last, batch):
         indices = np.arange(start, min(start + batch, last))
-        shape = (len(indices), *split.image)
-        images = byte_memory(shape) if byte_memory else np.empty(shape, np.uint8)
-        split.read(indices, images)
-        if byte_memory:
-            yield transform.bytes(images, None), split.labels[indices]
-        else:
-            out = np.empty(shape, np.float32)
-            transform.normalise(images, out)
-            yield out, split.labels[indices]
+        buffers = _buffers(split, len(indices), byte_memory)
+        yield _fill(split, indices, None, transform, buffers), buffers.labels

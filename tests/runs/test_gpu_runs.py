@@ -26,7 +26,7 @@ PROGRAM = """
         made = NumpyDevice()
         made.place = place
         return made
-    policy.cuda.find, policy.cuda.CudaDevice = find, device
+    policy.cuda.find, policy.cuda.CudaStreams = find, device
     if str(launched().rank) not in os.environ.get("WITHOUT_GPU", ""):
         onednn.OneDNN.name = reference.Reference.name = "cudnn"
     from dsgd_mpi.train import main

@@ -41,7 +41,7 @@ class Event:
 
 
 class NumpyDevice:
-    """`Device`. `launch` enqueues a kernel."""
+    """`Streams`. `launch` enqueues a kernel."""
 
     event = Event
 

@@ -113,7 +113,7 @@ def machine(monkeypatch):
         made.place = place
         return made
     monkeypatch.setattr(policy.cuda, "find", lambda local: place("node", gpu_of(local, 2)))
-    monkeypatch.setattr(policy.cuda, "CudaDevice", device)
+    monkeypatch.setattr(policy.cuda, "CudaStreams", device)
     monkeypatch.setattr(policy.aware, "refusal", lambda command: Machine.trial)
     monkeypatch.setattr(policy.nccl, "missing", lambda: Machine.nccl)
     monkeypatch.setattr(policy.nccl, "Nccl", lambda host: None)

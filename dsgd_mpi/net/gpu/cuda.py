@@ -1,4 +1,4 @@
-"""CUDA devices through CuPy, for nets: which GPU a rank has, and `Device` on it."""
+"""CUDA devices through CuPy, for nets: which GPU a rank has, and its `Streams`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class CudaEvent:
         self.event.synchronize()
 
 
-class CudaDevice:
-    """`Device` over CuPy: from now on the current one of this process."""
+class CudaStreams:
+    """`Streams` over CuPy, on the GPU at `place`: from now on the current one of this process."""
 
     def __init__(self, place: Place) -> None:
         import cupy

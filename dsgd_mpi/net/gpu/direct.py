@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half
 from dsgd_mpi.net.api import Pending
-from dsgd_mpi.net.gpu.staged import Buffer, Carried, Device, StagedHost
+from dsgd_mpi.net.gpu.staged import Buffer, Carried, StagedHost, Streams
 
 if TYPE_CHECKING:
     from dsgd_mpi.net.mpi.host import MpiHost  # which would start MPI
@@ -23,7 +23,7 @@ class DirectHost(StagedHost):
 
     way = "given to MPI, which is GPU-aware"
 
-    def __init__(self, host: MpiHost, device: Device) -> None:
+    def __init__(self, host: MpiHost, device: Streams) -> None:
         super().__init__(host, device)
         self.least_bytes = host.least_ring_bytes
         host.settle_sums = lambda: device.beside_done().synchronise()

@@ -8,7 +8,7 @@ from typing import Protocol
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half
 from dsgd_mpi.net.api import Host, Pending
-from dsgd_mpi.net.gpu.staged import Device, Event, StagedHost
+from dsgd_mpi.net.gpu.staged import Event, StagedHost, Streams
 
 
 class Adder(Protocol):
@@ -51,7 +51,7 @@ class NcclHost(StagedHost):
 
     way = "staged through pinned host memory, but for means, which NCCL takes"
 
-    def __init__(self, host: Host, device: Device, adder: Adder) -> None:
+    def __init__(self, host: Host, device: Streams, adder: Adder) -> None:
         super().__init__(host, device)
         self.adder = adder
 

@@ -25,7 +25,7 @@ def connected(host: Host, policy: str, share: bool) -> StagedHost:
         refuse_nccl(places, host.allgather(nccl.missing()))
     if policy == "auto":
         policy, reason = trusted(host.allgather(trial(host, local, places[host.rank])))
-    device = cuda.CudaDevice(places[host.rank])
+    device = cuda.CudaStreams(places[host.rank])
     if policy == "nccl":
         return nccl.NcclHost(host, device, nccl.Nccl(host))
     if policy == "direct":

@@ -32,10 +32,11 @@ class Event(Protocol):
         """Waits until it is done."""
 
 
-class Device(Protocol):
-    """A device with a current stream, in which kernels run, and streams beside it for copies, one a direction.
+class Streams(Protocol):
+    """What nets ask of a device: its current stream, in which kernels run, and two beside it for copies, out and in.
 
-    Were there one for both, what comes back would wait for what is still to be computed and to go out.
+    Were there one for both directions, what comes back would wait for what is still to be computed and to go out. What
+    kernels ask of a device is `dsgd_mpi.kernels.gpu.device.Device`.
     """
 
     place: Place                            # `device`, its name, and `uuid`
@@ -92,7 +93,7 @@ class Buffer:
 class Pool:
     """Pinned buffers, used again: to pin memory takes far longer than to copy it."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Streams) -> None:
         self.device = device
         self.free: defaultdict[tuple[int, str], list[Buffer]] = defaultdict(list)
 
@@ -158,7 +159,7 @@ class StagedHost:
 
     way = "staged through pinned host memory"
 
-    def __init__(self, host: Host, device: Device, reason: str = "") -> None:
+    def __init__(self, host: Host, device: Streams, reason: str = "") -> None:
         self.host, self.device, self.reason, self.pool = host, device, reason, Pool(device)
         self.rank, self.size, self.traffic = host.rank, host.size, host.traffic
         self.under_way: list[Carried] = []  # in the order of the calls
