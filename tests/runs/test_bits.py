@@ -10,8 +10,8 @@ from tests.runs import bits
 RECORDED = json.loads(Path(__file__).with_name("recorded.json").read_text())
 OURS = RECORDED.get(bits.processor())
 needs_recording = pytest.mark.skipif(
-    OURS is None, reason=f"no runs are recorded for {bits.processor()}: sums of floats differ from processor to processor; "
-    "to compare two versions here, python -m tests.runs.bits FILE.json in the one, and with --against in the other")
+    OURS is None, reason=f"no runs are recorded for {bits.processor()}, and sums of floats differ between processors; "
+    "to compare two versions here: python -m tests.runs.bits FILE.json in the one, with --against in the other")
 
 
 @pytest.fixture(scope="module")

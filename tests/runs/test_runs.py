@@ -344,6 +344,16 @@ def test_the_list_tells_of_each_algorithm_all_that_is_to_be_known():
     assert "with mode=push" in listed
 
 
+@pytest.mark.parametrize(("options", "new"), [((), "sgp"), (("--set", "graph=exponential"), "sgp"),
+                                              (("--set", "graph=random", "--set", "probability=0.5"), "gosgd")])
+def test_an_algorithm_s_old_name_works_and_says_the_new_one(options, new):
+    status, output, errors = train("--dry-run", "--algorithm", "push_sum", *options)
+    assert status == 0
+    assert "all is well: push_sum on 1 ranks" in output
+    assert errors.strip().endswith(f"is now called {new}: use --algorithm {new}")
+    assert errors.count("\n") == 1
+
+
 def test_a_run_without_an_mpi_library_says_what_to_install(tmp_path):
     program = "import sys; sys.modules['mpi4py'] = None; from dsgd_mpi.train import main; main()"
     status, _, errors = run("-c", program, "--out", tmp_path / "run")
