@@ -33,7 +33,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             with record.data:
                 images, labels = next(batches)
             g = model.flat_gradient
-            ready = Buckets(least, partial(hear, g)).ready if hear else None
+            ready = Buckets(least, partial(hear, g)) if hear else None
             with record.compute:
                 record.loss(host.compute(model.loss_and_gradient, images, labels, ready, host.progress))
                 linger(run.delay_s, host.progress)

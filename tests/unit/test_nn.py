@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dsgd_mpi.arrays.flat import Buckets
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.nn import models, resnet
@@ -68,8 +69,8 @@ def test_finished_stretches_cover_the_gradient_from_back_to_front_and_are_final(
     model = resnet(name, 10, (20, 20, 1), batch=2, kernels="reference")
     images, labels = batch((20, 20, 1), 2, 10)
     seen, calls = [], []
-    model.loss_and_gradient(images, labels, ready=lambda part: seen.append((part, model.flat_gradient[part].copy())),
-                            between=lambda: calls.append(None))
+    ready = Buckets(0, lambda part: seen.append((part, model.flat_gradient[part].copy())))
+    model.loss_and_gradient(images, labels, ready, between=lambda: calls.append(None))
     assert seen[0][0].stop == model.layout.size
     assert seen[-1][0].start == 0
     assert all(later.stop == earlier.start for (earlier, _), (later, _) in pairwise(seen))
