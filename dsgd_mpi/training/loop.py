@@ -1,7 +1,7 @@
 """The training loop, the only one: the same for every algorithm, on every net.
 
-All ranks do the same steps together; or, where these need nobody else, the steps of a run are shared out, and each rank
-does the next one that nobody has begun. Either way they meet where the run is evaluated, saved or ended.
+All ranks take the same steps together; or, where a step needs no other rank, the steps of a run are shared out, and
+each rank takes the next that is still free. Either way they meet when the run is evaluated, saved or ended.
 """
 
 from __future__ import annotations
