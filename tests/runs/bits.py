@@ -10,6 +10,7 @@ floats depend on the processor's vector instructions, so a recording is valid fo
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +61,7 @@ RUNS = {
     "topk 2": (2, algorithm("topk", "share=0.1")),
     "topk 4": (4, algorithm("topk", "share=0.1")),
 }
-RESUMED = ("allreduce 2", "gossip 4", "slowmo alone", "topk 2", "sgp 2")     # stopped after 5 steps, these end alike
+RESUMED = ("allreduce 2", "gossip 4", "slowmo alone", "topk 2", "sgp 2")
 
 
 def small_data(folder):
@@ -72,17 +73,26 @@ def small_data(folder):
     return path
 
 
-def measure(name, data, folder, stopped_after=None):
-    """The losses of a run (of rank 0) and a hash of each array that it leaves."""
+def measure(name, data, folder, back_to=None):
+    """The losses of a run (of rank 0) and a hash of each array that it leaves.
+
+    `back_to`: the step whose checkpoint it is resumed from, its later one being lost.
+    """
     ranks, options = RUNS[name]
-    command = (*SHORT, *options, "--data", data, "--out", folder)
-    again = ("--resume", folder, "--steps", SHORT[1])
-    for words in ((*command, "--steps", stopped_after), again) if stopped_after else (command,):
-        status, output, errors = train(*words, ranks=ranks, limit_s=120)
-        assert status == 0, output + errors
+    started(*SHORT, *options, "--data", data, "--out", folder, "--checkpoint-every", back_to or 0, ranks=ranks)
+    if back_to:
+        shutil.rmtree(max(folder.glob("checkpoint-*")))
+        assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{back_to:09d}"]
+        (folder / "model.h5").unlink()
+        started("--resume", folder, ranks=ranks)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     paths = [*sorted(max(folder.glob("checkpoint-*")).glob("rank*.h5")), folder / "model.h5"]
     return {"losses": [line["loss"] for line in lines], **{path.name: hash_of(path) for path in paths}}
+
+
+def started(*words, ranks):
+    status, output, errors = train(*words, ranks=ranks, limit_s=120)
+    assert status == 0, output + errors
 
 
 def hash_of(path):

@@ -29,4 +29,4 @@ def test_a_run_ends_as_recorded_to_the_bit(tmp_path, data, name):
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, data, name):
     """On any processor."""
     whole = bits.measure(name, data, tmp_path / "whole")
-    assert bits.measure(name, data, tmp_path / "stopped", stopped_after=5) == whole
+    assert bits.measure(name, data, tmp_path / "stopped", back_to=5) == whole

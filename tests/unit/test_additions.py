@@ -12,6 +12,7 @@ from dsgd_mpi.kernels.api import Arrays, AveragePool, BatchNorm, Convolution, Li
 from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.nn import Model, models, resnet
 from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.train import command
 from dsgd_mpi.training.build import prepare
 from tests.support.kernel_cases import filled, flat_tensors, fresh, poisoned
@@ -169,6 +170,7 @@ def test_only_an_operation_that_adds_can_be_given_what_to_add():
 MODEL = '''
 from dsgd_mpi.kernels.api import AveragePool, BatchNorm, Convolution, Linear
 from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.optim.sgd import Sgd
 
 NAMES = ("narrow", "wide")
