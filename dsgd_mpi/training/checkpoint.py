@@ -47,7 +47,7 @@ class Checkpoints:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
 
     def save(self, step: int, x: Array, sgd: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
-        """Everyone, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
+        """Collective, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
         algorithm.rest(x)
         if self.host.rank == 0:
             self._partial(step).mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ class Checkpoints:
 
     def restore(self, x: Array, sgd: Optimizer, algorithm: Algorithm,
                 required: bool = True) -> tuple[int, dict[str, Any]]:
-        """Everyone: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
+        """Collective: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
         Overwrites x, momentum and what the algorithm and the kernels keep; of the kernels' what the file does not hold
         (another dtype wrote it) stays as it is. Returns the step to go on with and the totals so far.
@@ -95,7 +95,7 @@ class Checkpoints:
         return f"rank{0 if algorithm.replicated else self.host.rank}.h5"
 
     def _all(self, fine: bool) -> bool:
-        """Everyone: whether it is so on all ranks."""
+        """Collective: whether it is so on all ranks."""
         return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
 
     def _write(self, path: Path, attributes: dict[str, Any], x: Array, sgd: Optimizer, algorithm: Algorithm) -> bool:
