@@ -164,7 +164,7 @@ def test_all_laws_run_on_a_stranger_s_optimizer(folder):
     output = laws(folder, "tests/laws/test_optim.py", "-k", "lion", "-vv")
     for law in ("do_what_the_rule_does", "how_the_vectors_are_cut", "number_of_threads", "a_slice_of_a_vector",
                 "on_a_device", "stopped_and_resumed", "trains_a_network"):
-        assert f"{law}[lion" in output.replace("emulated-lion", "lion").replace("onednn-lion", "lion"), law
+        assert any(law in line and "lion" in line and "PASSED" in line for line in output.splitlines()), law
 
 
 def test_a_stranger_s_optimizer_trains(folder, tmp_path):
