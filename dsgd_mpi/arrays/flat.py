@@ -59,18 +59,18 @@ class Layout:
 class Buckets:
     """Joins finished stretches of a vector into ones worth a message: many small messages cost more than few large.
 
-    A backward pass finishes its gradient from the back to the front; each call of `ready` says that one more stretch,
-    adjoining the last, will not change any more. `hear` is called with at least `least` elements at a time, and with
-    the rest once the front is reached.
+    A backward pass finishes its gradient from the back to the front. It calls this with each stretch, adjoining the
+    last, that will not change any more; `hear` is called with at least `least` elements at a time, and with the rest
+    once the front is reached.
     """
 
     def __init__(self, least: int, hear: Callable[[slice], None]) -> None:
         self.least, self.hear = least, hear
         self.end: int | None = None         # what lies between here and the last stretch is finished and not yet told
 
-    def ready(self, part: slice) -> None:
-        if self.end is None:
-            self.end = part.stop
-        if self.end - part.start >= self.least or part.start == 0:
-            self.hear(slice(part.start, self.end))
-            self.end = part.start
+    def __call__(self, part: slice) -> None:
+        end = part.stop if self.end is None else self.end
+        told = end - part.start >= self.least or part.start == 0
+        if told:
+            self.hear(slice(part.start, end))
+        self.end = (part.start or None) if told else end

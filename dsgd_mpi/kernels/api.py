@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.arrays.flat import Array, Buckets, Shape
 from dsgd_mpi.errors import UsageError
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
@@ -267,9 +267,8 @@ class Rule(Protocol):
 
 
 Step = Callable[[Array, Array, float], None]    # of x, in place, along g, at a rate; the running statistics too
-Ready = Callable[[slice], None]             # of a stretch of the flat gradient that is final
 Between = Callable[[], None]
-Work = Callable[[Ready | None, Between | None], None]
+Work = Callable[[Buckets | None, Between | None], None]
 
 
 class Kernels(Protocol):
@@ -322,9 +321,10 @@ class Kernels(Protocol):
     def program(self, work: Work) -> Work:
         """`work(ready, between)`, the same operations each time, as something that may be recorded once and replayed.
 
-        `ready(part)` is called on the host and in order, when what fills `part` is enqueued on the current stream and
-        nothing beyond it is: to read it from another stream, make that wait for an event recorded now; to read it on
-        the host, wait for the event. `between()` is called until all is done. CPUs have no stream: `part` is there.
+        `ready` hears of parts of the flat gradient, on the host and in order, when what fills a part is enqueued on the
+        current stream and nothing beyond it is: to read it from another stream, make that wait for an event recorded
+        now; to read it on the host, wait for the event. CPUs have no stream: the part is there. `between()` is called
+        until all is done.
         """
 
     def put(self, host: Array | Bytes, into: Array) -> None:

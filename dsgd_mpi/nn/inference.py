@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.flat import Array, Buckets
 from dsgd_mpi.kernels import api
-from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Folded, Kernels, Ready, Tensor
+from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Folded, Kernels, Tensor
 from dsgd_mpi.nn.layers import Graph, Layer
 from dsgd_mpi.nn.memory import Memory
 
@@ -37,7 +37,7 @@ class Inference:
             if isinstance(operation, Folded):
                 operation.fold()
 
-    def run(self, ready: Ready | None, between: Between | None) -> None:
+    def run(self, ready: Buckets | None, between: Between | None) -> None:
         for operation in self.operations:
             operation.forward(training=False)
 

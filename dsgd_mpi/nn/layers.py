@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsgd_mpi.arrays.flat import Shape
+from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Operation, Weight
 
 
@@ -34,12 +35,18 @@ class Graph:
         self.macs = 0                       # multiplications and additions of one image's forward pass
 
     def add(self, name: str, operation: Operation, x: str, add: str | None = None) -> str:
-        """Adds a layer that reads the activation `x`, and `add` if it adds one; `name` is that of what it makes."""
+        """Adds a layer that reads the activation `x`, and `add` if it adds one; what it makes is called `name`.
+
+        UsageError where images are too small for it.
+        """
         assert add is None or operation.adds, f"{name}: {operation} does not add another activation"
         shape = self.shapes[x]
         weights = {f"{name}.{weight}": about for weight, about in operation.weights(shape).items()}
         self.weights |= weights
         self.shapes[name] = operation.output(shape)
+        if min(self.shapes[name]) < 1:
+            raise UsageError(f"{name}: nothing is left of images of {'x'.join(map(str, self.shapes['images']))}; use "
+                             "larger images, or another model")
         self.macs += operation.macs(shape)
         self.layers.append(Layer(operation, x, tuple(weights), name, add))
         return name

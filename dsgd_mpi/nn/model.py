@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from dsgd_mpi.arrays.flat import Array, Layout, fill, to_numpy
+from dsgd_mpi.arrays.flat import Array, Buckets, Layout, fill, to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Ready, Tensor
+from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Tensor
 from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
@@ -59,11 +59,11 @@ class Model:
         for name, view in self.state.items():
             fill(view, given[name])
 
-    def loss_and_gradient(self, images: Array | Bytes, labels: Array, ready: Ready | None = None,
+    def loss_and_gradient(self, images: Array | Bytes, labels: Array, ready: Buckets | None = None,
                           between: Between | None = None) -> float:
         """Mean loss of a batch, float32 NHWC and int (N,); leaves its gradient in `flat_gradient`.
 
-        `ready(part)` says that flat_gradient[part] is final, from the back to the front, as `Kernels.program` has it.
+        `ready` hears of parts of flat_gradient that are final, from the back to the front, as `Kernels.program` has it.
         `between()` is called again and again, so that communication under way may go on.
         """
         plan = self.plan(len(images))
@@ -136,7 +136,7 @@ class Plan:
                       for layer, bound in zip(model.graph.layers, self.activations.bound, strict=True)]
         self.program = self.kernels.program(self.run)
 
-    def run(self, ready: Ready | None, between: Between | None) -> None:
+    def run(self, ready: Buckets | None, between: Between | None) -> None:
         """Forward and backward."""
         for step in self.steps:
             step.operation.forward(training=True)

@@ -1,7 +1,7 @@
 """The training loop, the only one: the same for every algorithm, on every net.
 
-All ranks do the same steps together; or, where these need nobody else, the steps of a run are shared out, and each rank
-does the next one that nobody has begun. Either way they meet where the run is evaluated, saved or ended.
+All ranks take the same steps together; or, where a step needs no other rank, the steps of a run are shared out, and
+each rank takes the next that is still free. Either way they meet when the run is evaluated, saved or ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             with record.data:
                 images, labels = next(batches)
             g = model.flat_gradient
-            ready = Buckets(least, partial(hear, g)).ready if hear else None
+            ready = Buckets(least, partial(hear, g)) if hear else None
             with record.compute:
                 record.loss(host.compute(model.loss_and_gradient, images, labels, ready, host.progress))
                 linger(run.delay_s, host.progress)

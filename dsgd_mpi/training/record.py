@@ -20,7 +20,7 @@ import numpy as np
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
 
-SUMS = ("bytes_sent", "images")             # over the ranks; of the others the mean
+SUMS = ("bytes_sent", "images")             # summed over ranks; all others are averaged
 SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "eval_s",
            "images", "bytes_sent", "consensus_distance", "lr")
 
@@ -39,7 +39,7 @@ class Stopwatch:
 
 
 class Record:
-    """This rank's figures of one run. Times are seconds of training, resumed ones counted on."""
+    """This rank's figures of one run. Times are seconds of training and continue when a run is resumed."""
 
     def __init__(self, host: Host, folder: Path, display: Display, steps_per_epoch: int, batch: int,
                  ranks_per_step: int, log_every: int, first: int = 0, totals: dict[str, Any] | None = None) -> None:
@@ -87,7 +87,7 @@ class Record:
         self.line(step, lr)
 
     def line(self, step: int, lr: float) -> None:
-        """When the run has come to a step: a line now and then."""
+        """The run has reached a step: a line every `log_every` steps."""
         then, earlier = self.last_line
         if step // self.log_every <= earlier // self.log_every:
             return

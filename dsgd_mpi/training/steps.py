@@ -1,4 +1,4 @@
-"""From one meeting of the ranks to the next: all do the same steps, or each does the next one that nobody has begun."""
+"""From one meeting of the ranks to the next: all take the same steps, or each takes the next that is still free."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class SharedOut:
         self.drawn = run.host.counters(1)
 
     def walk(self, start: int, goal: int, take: Take, stop_asked: StopAsked) -> int:
-        """Collective: the steps before `goal` that nobody has begun; the step reached, less if one asked to stop.
+        """Collective: the steps before `goal` that are still free; the step reached, less if a rank asked to stop.
 
-        Who is asked to stop draws all tickets that are left, so that the others find none.
+        A rank that is asked to stop draws all remaining tickets, so that the others find none.
         """
         done = 0
         while (step := self.draw(goal) if self.run.works else self.look_on()) < goal:

@@ -26,7 +26,7 @@ class Quadratic:
         self.calls += 1
         h, b, noise = (beside(x, each) for each in (self.h, self.b, self.noise * draw.normal(size=x.size)))
         g = np.empty_like(x)
-        ready = Buckets(least, lambda part: hear(g, part)).ready if hear else lambda part: None
+        ready = Buckets(least, lambda part: hear(g, part)) if hear else lambda part: None
         for end in range(x.size, 0, -10):   # in stretches, as a network would
             part = slice(max(end - 10, 0), end)
             np.subtract(x[part], b[part], out=g[part])

@@ -112,10 +112,10 @@ def test_a_layer_from_outside_trains_on_two_back_ends_alike():
         model = Model(small(), 12, kernels)
         assert set(model.state["act.slope"]) == {0.25}
         losses.append([])
-        velocity = np.zeros(model.parameters)
+        sgd = Sgd(weight_decay=0.0).start(model.layout, model.flat, kernels)
         for _ in range(20):
             losses[-1].append(model.loss_and_gradient(images, labels))
-            kernels.nesterov(model.flat, velocity, model.flat_gradient, 0.1, 0.9, 0.0)
+            sgd.update(model.flat, model.flat_gradient, 0.1)
         assert (model.state["act.slope"] != 0.25).all()
         found.append(model.predict(images))
     np.testing.assert_allclose(*losses, rtol=1e-9)
@@ -169,6 +169,7 @@ def test_only_an_operation_that_adds_can_be_given_what_to_add():
 MODEL = '''
 from dsgd_mpi.kernels.api import AveragePool, BatchNorm, Convolution, Linear
 from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.optim.sgd import Sgd
 
 NAMES = ("narrow", "wide")
 

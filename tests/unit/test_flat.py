@@ -23,7 +23,7 @@ def test_buckets_carry_every_number_once_from_the_back_and_are_large_enough(stre
     buckets = Buckets(size, lambda part: sent.append(x[part]))
     end = x.size
     for length in stretches:
-        buckets.ready(slice(end - length, end))
+        buckets(slice(end - length, end))
         end -= length
     assert np.array_equal(np.concatenate(sent[::-1]), x)
     assert all(len(part) >= size for part in sent[:-1])

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
-from dsgd_mpi.arrays.flat import Layout
+from dsgd_mpi.arrays.flat import Buckets, Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Convolution
-from dsgd_mpi.kernels.gpu import cudnn, plans
+from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.gpu.plans import Choices
@@ -126,10 +126,9 @@ def test_what_is_replayed_equals_what_is_run_to_the_bit():
 
 
 @needs_compiler
-@pytest.mark.parametrize("piece", [1, 50_000, 10**9])
-def test_finished_stretches_are_handed_out_between_the_pieces_of_a_recording(piece, monkeypatch):
+@pytest.mark.parametrize("piece", [1, 12_500, 10**9])
+def test_finished_stretches_are_handed_out_between_the_pieces_of_a_recording(piece):
     """In order, all of the gradient, each when it is final and what comes after it has not begun."""
-    monkeypatch.setattr(cudnn, "RECORDED_BYTES", piece)
     model, (images, labels) = emulated(), batch((12, 12, 1), 4)
     model.loss_and_gradient(images, labels)
     expected = model.flat_gradient.copy()
@@ -140,13 +139,26 @@ def test_finished_stretches_are_handed_out_between_the_pieces_of_a_recording(pie
         def hear(part, seen=seen):
             assert np.isnan(model.flat_gradient[: part.start]).all()
             seen.append((part, model.flat_gradient[part].copy()))
-        model.loss_and_gradient(images, labels, hear, lambda polls=polls: polls.append(None))
+        model.loss_and_gradient(images, labels, Buckets(piece, hear), lambda polls=polls: polls.append(None))
         assert all(np.array_equal(values, expected[part]) for part, values in seen)
         assert all(later.stop == earlier.start for (earlier, _), (later, _) in pairwise(seen))
         assert (seen[0][0].stop, seen[-1][0].start) == (model.layout.size, 0)
-    sizes = [4 * len(values) for _, values in seen]
+    sizes = [len(values) for _, values in seen]
     assert all(size >= piece for size in sizes[:-1])
     assert len(seen) == 1 if piece == 10**9 else len(seen) > 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("least", [0, 700, 20_000])
+def test_a_gradient_is_handed_out_in_the_same_parts_as_on_a_cpu(least):
+    """So that an option in megabytes means the same on both."""
+    images, labels = batch((12, 12, 1), 4)
+    heard = []
+    for model in (emulated(), resnet("resnet8", 10, (12, 12, 1), 4, "reference")):
+        for _ in range(2):                  # on a GPU the second is a replay
+            heard.append([])
+            model.loss_and_gradient(images, labels, Buckets(least, heard[-1].append))
+    assert heard[0] == heard[1] == heard[2] == heard[3]
 
 
 def test_other_threads_go_on_while_a_rank_waits_for_the_gpu():

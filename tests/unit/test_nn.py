@@ -5,9 +5,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dsgd_mpi.arrays.flat import Buckets
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Convolution
 from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.nn import models, resnet
+from dsgd_mpi.nn.layers import Graph
 
 PARAMETERS = {  # counted by torchvision and, for the small ones, by He et al. 2015, table 6
     "resnet20": 269_722, "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
@@ -68,8 +71,8 @@ def test_finished_stretches_cover_the_gradient_from_back_to_front_and_are_final(
     model = resnet(name, 10, (20, 20, 1), batch=2, kernels="reference")
     images, labels = batch((20, 20, 1), 2, 10)
     seen, calls = [], []
-    model.loss_and_gradient(images, labels, ready=lambda part: seen.append((part, model.flat_gradient[part].copy())),
-                            between=lambda: calls.append(None))
+    ready = Buckets(0, lambda part: seen.append((part, model.flat_gradient[part].copy())))
+    model.loss_and_gradient(images, labels, ready, between=lambda: calls.append(None))
     assert seen[0][0].stop == model.layout.size
     assert seen[-1][0].start == 0
     assert all(later.stop == earlier.start for (earlier, _), (later, _) in pairwise(seen))
@@ -113,6 +116,12 @@ def test_bad_names_and_states_are_told_in_one_line():
         model.load_state({**model.state, "fc.weight": np.zeros((9, 64))})
     with pytest.raises(UsageError, match=r"1 names .* 'fc\.bias', is not in the state given"):
         model.load_state({name: view for name, view in model.state.items() if name != "fc.bias"})
+
+
+def test_images_too_small_for_a_layer_are_refused():
+    graph = Graph((6, 6, 1))
+    with pytest.raises(UsageError, match="conv: nothing is left of images of 6x6x1; use larger images"):
+        graph.add("conv", Convolution(4, window=7), "images")
 
 
 def test_every_network_can_be_described():

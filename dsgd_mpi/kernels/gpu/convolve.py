@@ -144,8 +144,7 @@ class FoldedConvolution:
         self.factors = k.each("fold", channels, 1, gamma.value, beta.value, mean.value, var.value, scale, bias,
                               i32(channels))
         self.convolution = Convolution(k, operation.convolution, Arrays(x, [w], y), scale)
-        self.finish = k.affine(y.value, None, None, bias, add and add.value, y.value,
-                               operation.norm.relu)
+        self.finish = k.affine(y.value, None, None, bias, add and add.value, y.value, operation.norm.relu)
 
     def fold(self) -> None:
         self.factors()

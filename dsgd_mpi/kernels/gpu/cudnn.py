@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.arrays.flat import Array, Buckets, Shape
 from dsgd_mpi.arrays.half import widen
 from dsgd_mpi.kernels import api
-from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Loss, Ready, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Loss, Rule, Step, Tensor, Work
 from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, Linear
 from dsgd_mpi.kernels.gpu.device import Device, Format, Launch
 from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
-
-RECORDED_BYTES = 4_000_000                  # of gradient, before what is listened to is handed out
 
 
 class CuDNN(Tools, Kernels):
@@ -128,17 +126,17 @@ class CuDNN(Tools, Kernels):
 class Recorded:
     """Work that is done once as it stands (all is compiled and loaded then), and after that replayed as CUDA graphs.
 
-    Where somebody listens for finished stretches it is recorded in pieces, each of some megabytes of gradient.
+    Where somebody listens for finished parts of the gradient it is recorded in pieces, one for each part.
     """
 
     def __init__(self, device: Device, work: Work) -> None:
         self.device, self.work = device, work
         self.done_once = False
-        self.pieces: dict[bool, list[tuple[Launch, slice | None]]] = {}
+        self.pieces: dict[int | None, list[tuple[Launch, slice | None]]] = {}     # by the least that a part holds
 
-    def __call__(self, ready: Ready | None, between: Between | None) -> None:
+    def __call__(self, ready: Buckets | None, between: Between | None) -> None:
         if self.done_once:
-            for replay, part in self.recorded(ready is not None):
+            for replay, part in self.recorded(ready.least if ready else None):
                 replay()
                 if ready and part:
                     ready(part)
@@ -151,29 +149,29 @@ class Recorded:
                 between()
                 time.sleep(0)               # lets go of Python's lock, for the thread that makes batches
 
-    def recorded(self, listened: bool) -> list[tuple[Launch, slice | None]]:
-        if listened not in self.pieces:
-            self.pieces[listened] = self.record(listened)
-        return self.pieces[listened]
+    def recorded(self, least: int | None) -> list[tuple[Launch, slice | None]]:
+        if least not in self.pieces:
+            self.pieces[least] = self.record(least)
+        return self.pieces[least]
 
-    def record(self, listened: bool) -> list[tuple[Launch, slice | None]]:
+    def record(self, least: int | None) -> list[tuple[Launch, slice | None]]:
         pieces: list[tuple[Launch, slice | None]] = []
-        stretch: slice | None = None
+        front: slice | None = None
 
-        def hear(part: slice) -> None:
-            nonlocal stretch
-            stretch = slice(part.start, stretch.stop if stretch else part.stop)
-            if 4 * (stretch.stop - stretch.start) >= RECORDED_BYTES and stretch.start:      # the last ends below
-                pieces.append((self.device.end(), stretch))
-                stretch = None
+        def cut(part: slice) -> None:
+            nonlocal front
+            if part.start:
+                pieces.append((self.device.end(), part))
                 self.device.begin()
+            else:                           # whose piece ends with the work
+                front = part
 
         self.device.begin()
         try:
-            self.work(hear if listened else None, None)
+            self.work(None if least is None else Buckets(least, cut), None)
         finally:
             last = self.device.end()
-        return [*pieces, (last, stretch)]
+        return [*pieces, (last, front)]
 
 
 class Update:
