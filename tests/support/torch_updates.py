@@ -13,13 +13,14 @@ import torch
 
 STEPS, SIZE, LR = 20, 7, 0.05
 CASES = {                                   # ours: PyTorch's
-    "sgd": {"momentum=0.9 weight_decay=1e-4": dict(momentum=0.9, nesterov=True, weight_decay=1e-4),
-            "momentum=0.9 weight_decay=0": dict(momentum=0.9, nesterov=True),
-            "momentum=0.8 weight_decay=0.1 nesterov=false": dict(momentum=0.8, weight_decay=0.1),
+    "sgd": {"momentum=0.9 weight_decay=1e-4": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+            "momentum=0.9 weight_decay=0": {"momentum": 0.9, "nesterov": True},
+            "momentum=0.8 weight_decay=0.1 nesterov=false": {"momentum": 0.8, "weight_decay": 0.1},
             "momentum=0 weight_decay=0 nesterov=false": {}},
     "adamw": {"beta1=0.9": {},
-              "weight_decay=0": dict(weight_decay=0.0),
-              "beta1=0.5 beta2=0.9 epsilon=1e-3 weight_decay=0.5": dict(betas=(0.5, 0.9), eps=1e-3, weight_decay=0.5)},
+              "weight_decay=0": {"weight_decay": 0.0},
+              "beta1=0.5 beta2=0.9 epsilon=1e-3 weight_decay=0.5":
+                  {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.5}},
 }
 CLASSES = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
