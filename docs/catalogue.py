@@ -1,4 +1,4 @@
-"""`.. algorithms::` inserts every algorithm's docstring and options; nothing is written twice."""
+"""`.. algorithms::` and `.. optimizers::` insert the docstring and options of each; nothing is written twice."""
 
 from __future__ import annotations
 
@@ -12,22 +12,33 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
-from dsgd_mpi import algorithms
+from dsgd_mpi import algorithms, optim
 
 
-class Algorithms(Directive):
-    """A section for each algorithm of the package."""
+class Catalogue(Directive):
+    """A section for each dataclass that a room of the package holds, each found by its file's name."""
+
+    room: typing.Any
+    flag: str                               # that sets an option
 
     def run(self) -> list[nodes.Node]:
-        text = "\n".join(line for name in algorithms.names() for line in section(name))
+        text = "\n".join(line for name in self.room.names() for line in self.section(name))
         found = nodes.section()
-        self.state.nested_parse(StringList(text.splitlines(), source="algorithms"), 0, found, match_titles=True)
+        self.state.nested_parse(StringList(text.splitlines(), source=self.name), 0, found, match_titles=True)
         return found.children
 
+    def section(self, name: str) -> list[str]:
+        module = importlib.import_module(f"{self.room.__name__}.{name}")
+        return [name, "-" * len(name), "", *as_rst(inspect.getdoc(module) or ""), "",
+                *options(self.room.find(name), self.flag), ""]
 
-def section(name: str) -> list[str]:
-    module = importlib.import_module(f"dsgd_mpi.algorithms.{name}")
-    return [name, "-" * len(name), "", *as_rst(inspect.getdoc(module) or ""), "", *options(name), ""]
+
+class Algorithms(Catalogue):
+    room, flag = algorithms, "--set"
+
+
+class Optimizers(Catalogue):
+    room, flag = optim, "--set-optimizer"
 
 
 def as_rst(docstring: str) -> list[str]:
@@ -41,9 +52,8 @@ def as_rst(docstring: str) -> list[str]:
     return lines
 
 
-def options(name: str) -> list[str]:
+def options(found: type, flag: str) -> list[str]:
     """A table of the dataclass's fields: name and default, allowed values, and the comment next to it."""
-    found = algorithms.find(name)
     hints = typing.get_type_hints(found, include_extras=True)
     fields = dataclasses.fields(found)
     if not fields:
@@ -51,7 +61,7 @@ def options(name: str) -> list[str]:
     comments = dict(re.findall(r"^    (\w+): [^#\n]*(?:# *(.*))?$", inspect.getsource(found), re.MULTILINE))
     rows = [(f"``{item.name}={item.default}``", allowed(hints[item.name]), comments.get(item.name, ""))
             for item in fields]
-    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 25 25 50", "", "   * - option of ``--set``",
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 25 25 50", "", f"   * - option of ``{flag}``",
              "     - values", "     - meaning"]
     for option, what, meaning in rows:
         lines += [f"   * - {option}", f"     - {what}", f"     - {meaning}"]
@@ -70,4 +80,5 @@ def allowed(hint: typing.Any) -> str:
 
 def setup(app: typing.Any) -> dict[str, bool]:
     app.add_directive("algorithms", Algorithms)
+    app.add_directive("optimizers", Optimizers)
     return {"parallel_read_safe": True}

@@ -1,7 +1,8 @@
 """What to run, in one frozen dataclass: from the command line, the environment, a TOML file, or the defaults below.
 
 Each field is an option of that name. Earlier sources win: `--batch 64`, then DSGD_BATCH=64, then `batch = 64` in the
-file, then the default. The algorithm's own options are `--set KEY=VALUE`, in a file the table `[set]`.
+file, then the default. The algorithm's own options are `--set KEY=VALUE`, in a file the table `[set]`; the optimizer's
+are `--set-optimizer KEY=VALUE` and `[set_optimizer]`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ else:
 
 Command = typing.TypeVar("Command", bound=Callable[..., Any])
 GROUPS = ("Experiment", "Schedule", "Machine", "Output")
+TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and whose options
 
 
 def option(group: str, default: Any, text: str, *, least: float | None = None, flag: bool = False,
@@ -42,6 +44,10 @@ class Config:
     algorithm: str = option("Experiment", "allreduce", "How the ranks work together; 'list' prints all with options.")
     set: tuple[str, ...] = option("Experiment", (), "An option of the algorithm, e.g. --set mode=push; repeatable.",
                                   unit="KEY=VALUE")
+    optimizer: str | None = option("Experiment", None, "What updates the model; 'list' prints all with options.  "
+                                   "[default: the algorithm's own, sgd]", unit="NAME")
+    set_optimizer: tuple[str, ...] = option("Experiment", (), "An option of the optimizer, e.g. --set-optimizer "
+                                            "nesterov=false; repeatable.", unit="KEY=VALUE")
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
@@ -60,13 +66,17 @@ class Config:
                                      "when it is free, as the asynchronous algorithms allow.", least=1, unit="STEPS")
     batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
     lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
-    schedule: Literal["constant", "step", "cosine"] = option(
-        "Schedule", "cosine", "How the learning rate falls: not at all, by 10 at 1/2 and 3/4 of the run, or along a "
-        "cosine to 0.")
+    schedule: Literal["constant", "step", "cosine", "linear"] = option(
+        "Schedule", "cosine", "How the learning rate falls: not at all, by 10 at each milestone, or along a cosine or "
+        "a line to 0.")
+    milestones: str | None = option("Schedule", None, "Epochs at which --schedule step cuts the rate, e.g. 30,60,80.  "
+                                    "[default: 1/2 and 3/4 of the run]", unit="EPOCHS,...")
     warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0,
                            unit="EPOCHS")
-    momentum: float = option("Schedule", 0.9, "Nesterov momentum.", least=0)
-    weight_decay: float = option("Schedule", 1e-4, "Weight decay, on all that is trained.", least=0)
+    momentum: float | None = option("Schedule", None, "Of an optimizer that has it.  [default: the optimizer's, 0.9 "
+                                    "with sgd]", least=0)
+    weight_decay: float | None = option("Schedule", None, "Of an optimizer that has it.  [default: the optimizer's, "
+                                        "1e-4 with sgd]", least=0)
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
     augment: bool = option("Schedule", False, "Random crops and flips of the training images: better in long runs, "
                            "worse in short ones.", flag=True)
@@ -103,11 +113,29 @@ class Config:
 
     def algorithm_options(self) -> dict[str, str]:
         """The `set` fields as key -> value, the last of equal keys winning."""
-        pairs = [entry.partition("=") for entry in self.set]
-        wrong = [entry for entry, (_, equals, _) in zip(self.set, pairs, strict=True) if not equals]
+        return self._table("set")
+
+    def optimizer_options(self) -> dict[str, str]:
+        """The `set_optimizer` fields likewise."""
+        return self._table("set_optimizer")
+
+    def _table(self, name: str) -> dict[str, str]:
+        pairs = [entry.partition("=") for entry in getattr(self, name)]
+        wrong = ["".join(pair) for pair in pairs if not pair[1]]
         if wrong:
-            raise UsageError(f"--set expects KEY=VALUE, found {wrong[0]!r}")
+            raise UsageError(f"--{name.replace('_', '-')} expects KEY=VALUE, found {wrong[0]!r}")
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def milestone_epochs(self) -> tuple[float, ...] | None:
+        """`milestones` as numbers, in order."""
+        if self.milestones is None:
+            return None
+        if self.schedule != "step":
+            raise UsageError(f"--milestones: expected --schedule step, found {self.schedule}, which has none")
+        epochs = tuple(convert(typing.Annotated[float, 0], text, "--milestones") for text in self.milestones.split(","))
+        if list(epochs) != sorted(set(epochs)):
+            raise UsageError(f"--milestones: expected epochs in ascending order, found {self.milestones}")
+        return epochs
 
     def slowed(self) -> tuple[int, float] | None:
         """`slow_rank` as rank and seconds."""
@@ -118,8 +146,8 @@ class Config:
 
     def to_toml(self) -> str:
         """A file that `from_toml` reads back; what is None is left out."""
-        values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None and key != "set"}
-        return tomli_w.dumps({**values, "set": self.algorithm_options()})
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return tomli_w.dumps({**values, **{table: self._table(table) for table in TABLES}})
 
 
 def from_toml(path: str | Path) -> dict[str, Any]:
@@ -129,10 +157,11 @@ def from_toml(path: str | Path) -> dict[str, Any]:
     for key in values:
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")
-    table = values.get("set", {})
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{path}: expected a table [set] of the algorithm's options, found {table!r}")
-    values["set"] = tuple(f"{key}={value}" for key, value in table.items())
+    for name, owner in TABLES.items():
+        table = values.get(name, {})
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{path}: expected a table [{name}] of the {owner}'s options, found {table!r}")
+        values[name] = tuple(f"{key}={value}" for key, value in table.items())
     return values
 
 
@@ -225,7 +254,7 @@ def click_option(item: dataclasses.Field[Any], hint: Any, early: dict[str, Any])
                                   **early)
     if about["flag"]:
         return click.option(f"{name}/--no{name[1:]}", **shared)
-    if item.name == "set":
+    if item.name in TABLES:
         return click.option(name, multiple=True, metavar=about["unit"], **shared)
     kind: Any = next(kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None))
     if typing.get_origin(hint) is Literal:

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from dsgd_mpi.config import Config, GroupedCommand, command_line_options, from_toml
+from dsgd_mpi.config import TABLES, Config, GroupedCommand, command_line_options, from_toml
 from dsgd_mpi.net.launch import launched
 
 
@@ -32,9 +32,10 @@ def read_files(ctx: click.Context, parameter: click.Parameter, values: tuple[str
 def make_defaults(ctx: click.Context, path: Path) -> None:
     """A file's values become the defaults of all options that are still to be read, over those of earlier files."""
     before, found = ctx.default_map or {}, from_toml(path)
-    if found.get("algorithm") not in (None, before.get("algorithm")):
-        before = {**before, "set": ()}      # they are another algorithm's
-    ctx.default_map = {**before, **found, "set": (*before.get("set", ()), *found["set"])}
+    for table, owner in TABLES.items():
+        if found.get(owner) not in (None, before.get(owner)):
+            before = {**before, table: ()}  # they are another's options
+    ctx.default_map = {**before, **found, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
 
 
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})
@@ -51,12 +52,15 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
     Each option is also read from the environment (--lr from DSGD_LR) and from a file (--config); the command line wins,
     then the environment, then the file.
     """
-    in_file = (ctx.default_map or {}).get("set", ())
-    if options["set"] != in_file:           # the file's table, and over it what was given here
-        options["set"] = (*in_file, *options["set"])
+    for table in TABLES:
+        in_file = (ctx.default_map or {}).get(table, ())
+        if options[table] != in_file:       # the file's table, and over it what was given here
+            options[table] = (*in_file, *options[table])
     config = Config(**options)
     if config.algorithm == "list":
         click.echo(catalogue())
+    elif config.optimizer == "list":
+        click.echo(optimizers())
     elif print_config:
         click.echo(config.to_toml(), nl=False)
     elif dry_run:
@@ -65,6 +69,7 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
         click.echo(f"all is well: {config.algorithm} on {launched().size} ranks, {config.model}, {config.data}")
     else:
         config.algorithm_options()
+        config.optimizer_options()
         return config
     return None
 
@@ -82,6 +87,18 @@ def catalogue() -> str:
                     f"    communication in a step    {found.traffic}\n"
                     f"    the model evaluated, kept  {found.offers}\n"
                     f"    --steps-total              {shared_out}\n")
+    return "\n".join(text)
+
+
+def optimizers() -> str:
+    """All optimizers: what each does, its source and its options."""
+    from dsgd_mpi import optim
+    text = []
+    for name in optim.names():
+        found = optim.find(name)
+        options = " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+                           for key, value in found().options().items())
+        text.append(f"{name}   --set-optimizer {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n")
     return "\n".join(text)
 
 

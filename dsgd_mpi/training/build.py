@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsgd_mpi import algorithms
+from dsgd_mpi import algorithms, config, optim
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
@@ -16,8 +17,8 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.nn import Model, models
 from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
 
@@ -28,6 +29,7 @@ class Prepared:
 
     config: Config
     algorithm: algorithms.Algorithm
+    optimizer: Optimizer
     kernels: Kernels
     dataset: Dataset
     graph: Graph
@@ -39,6 +41,7 @@ class Prepared:
     def about(self, ranks: int) -> dict[str, Any]:
         """What was run, for a summary."""
         return {"algorithm": self.config.algorithm, "options": self.options(),
+                "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
                 "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed}
 
 
@@ -48,6 +51,8 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
     algorithm = algorithms.build(config_.algorithm, config_.algorithm_options())
+    optimizer = optimizer_of(config_, algorithm)
+    config_.milestone_epochs()
     if config_.steps_total and config_.steps:
         raise UsageError("--steps and --steps-total: expected one of them, found both")
     if config_.steps_total and not algorithm.independent:
@@ -59,10 +64,28 @@ def prepare(config_: Config, ranks: int) -> Prepared:
         raise UsageError(f"--dtype float16: {config_.algorithm} cannot leave out a step whose gradient overflows, as "
                          "float16 must; use --dtype bfloat16")
     kernels = load(config_.kernels, config_.dtype, config_.device)
+    if config_.dtype == "float16" and optimizer.name not in kernels.fused:
+        raise UsageError(f"--dtype float16: expected an optimizer whose kernel leaves out a step that overflows ("
+                         f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one, or --dtype bfloat16")
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
-    return Prepared(config_, algorithm, kernels, dataset,
+    return Prepared(config_, algorithm, optimizer, kernels, dataset,
                     models.graph(config_.model, len(dataset.classes), dataset.image))
+
+
+def optimizer_of(config_: Config, algorithm: algorithms.Algorithm) -> Optimizer:
+    """The optimizer that a configuration names, or else the algorithm's own, with its options; not started yet."""
+    name, options = config_.optimizer or algorithm.default_optimizer, config_.optimizer_options()
+    found = optim.find(name)
+    for key, value in (("momentum", config_.momentum), ("weight_decay", config_.weight_decay)):
+        flag = "--" + key.replace("_", "-")
+        if value is not None and key not in {item.name for item in dataclasses.fields(found)}:
+            raise UsageError(f"{flag}: expected an optimizer that has it, found {name}; leave it out")
+        if value is not None and key in options:
+            raise UsageError(f"{flag} and --set-optimizer {key}: expected one of them, found both")
+        options |= {} if value is None else {key: repr(value)}
+    optimizer: Optimizer = config.build(found, options, name)
+    return optimizer
 
 
 def connect(parts: Prepared, host: Host) -> Host:
@@ -94,14 +117,16 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     parts.kernels.set_threads(threads)
     model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
     host.broadcast(model.flat)
-    optimizer = Sgd(chosen.momentum, weight_decay=chosen.weight_decay).start(model.layout, model.flat, parts.kernels)
+    optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
+    epochs = chosen.milestone_epochs()
+    milestones = epochs and tuple(each * epoch for each in epochs)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
     return Training(
         host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
-        optimizer=optimizer, schedule=Schedule(chosen.lr, chosen.schedule, steps, warmup),
+        optimizer=optimizer, schedule=Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones),
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,

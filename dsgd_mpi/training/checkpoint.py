@@ -1,11 +1,14 @@
 """Checkpoints: a folder for each, with an HDF5 file of every rank that holds a model of its own; all of it or nothing.
 
     checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
-                         rank1.h5 ...   v      (parameters,) momentum
+                         rank1.h5 ...   optimizer/ its state by name: v (parameters,) is SGD's momentum
                                         keeps/ what the algorithm keeps beside them
                                         kernels/ what the kernels keep: the scale of the loss in float16
-                                        attributes: format, step, ranks, algorithm, seed, config (TOML), totals (JSON),
-                                                    shared_out (whether steps are counted of all ranks together)
+                                        attributes: format, step, ranks, algorithm, optimizer, seed, config (TOML),
+                                                    totals (JSON), shared_out (whether steps are counted of all ranks
+                                                    together)
+
+Format 1, which is read too, knew no optimizer but SGD, and had its v beside x.
 
 Each file is written beside its place, read back and renamed; the folder gets its name when all files are there.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the place in
@@ -32,7 +35,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
 
-FORMAT = 1
+FORMAT = 2
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -46,7 +49,7 @@ class Checkpoints:
                  kept: int = 2) -> None:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
 
-    def save(self, step: int, x: Array, sgd: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
+    def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Collective, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
         algorithm.rest(x)
         if self.host.rank == 0:
@@ -55,19 +58,19 @@ class Checkpoints:
         written = True
         if self.host.rank == 0 or not algorithm.replicated:
             attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
-                          "totals": json.dumps(totals)}
-            written = self._write(self._partial(step) / self._name(algorithm), attributes, x, sgd, algorithm)
+                          "optimizer": optimizer.name, "totals": json.dumps(totals)}
+            written = self._write(self._partial(step) / self._name(algorithm), attributes, x, optimizer, algorithm)
         complete = self._all(written)
         if self.host.rank == 0:
             self._conclude(step, complete)
 
-    def restore(self, x: Array, sgd: Optimizer, algorithm: Algorithm,
+    def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
                 required: bool = True) -> tuple[int, dict[str, Any]]:
         """Collective: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
 
-        Overwrites x, momentum and what the algorithm and the kernels keep; of the kernels' what the file does not hold
-        (another dtype wrote it) stays as it is. Returns the step to go on with and the totals so far.
-        UsageError if there is none, or it is of another number of ranks (unless all are alike) or another network.
+        Overwrites x, the optimizer's state and what the algorithm and the kernels keep; of the kernels' what the file
+        does not hold (another dtype wrote it) stays as it is. Returns the step to go on with and the totals so far.
+        UsageError if there is none, or it is of another number of ranks (unless all are alike), network or optimizer.
         Where none is `required` and none was ever completed, it is step 0 and nothing is overwritten.
         """
         steps = np.full(64, -1)
@@ -79,7 +82,7 @@ class Checkpoints:
         for step in steps[steps >= 0][::-1]:
             path = self._path(int(step)) / self._name(algorithm)
             if self._all(_reads_back(path)):
-                return self._read(path, x, sgd, algorithm)
+                return self._read(path, x, optimizer, algorithm)
         raise UsageError(f"{self.folder}: no whole checkpoint to go on from; expected folders checkpoint-STEP")
 
     def _steps(self) -> list[int]:
@@ -98,12 +101,14 @@ class Checkpoints:
         """Collective: whether it is so on all ranks."""
         return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
 
-    def _write(self, path: Path, attributes: dict[str, Any], x: Array, sgd: Optimizer, algorithm: Algorithm) -> bool:
+    def _write(self, path: Path, attributes: dict[str, Any], x: Array, optimizer: Optimizer,
+               algorithm: Algorithm) -> bool:
         try:
             with atomic(path) as file:
                 file.attrs.update(attributes)
                 file.create_dataset("x", data=to_numpy(x), chunks=True, fletcher32=True)
-                file.create_dataset("v", data=to_numpy(sgd.state["v"]), chunks=True, fletcher32=True)
+                for name, array in optimizer.state.items():
+                    file.create_dataset(f"optimizer/{name}", data=to_numpy(array), chunks=True, fletcher32=True)
                 for name in algorithm.keeps:
                     file[f"keeps/{name}"] = to_numpy(getattr(algorithm, name))
                 for name, array in self.state.items():
@@ -122,7 +127,7 @@ class Checkpoints:
         for old in self._steps()[: -self.kept]:
             shutil.rmtree(self._path(old))
 
-    def _read(self, path: Path, x: Array, sgd: Optimizer, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
+    def _read(self, path: Path, x: Array, optimizer: Optimizer, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
         with h5py.File(path, "r", locking=False) as file:
             ranks = int(file.attrs["ranks"])
             if not algorithm.replicated and ranks != self.host.size:
@@ -133,8 +138,13 @@ class Checkpoints:
             if file.attrs.get("shared_out", False) != self.header.get("shared_out", False):
                 raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
                                  f"{_counted(self.header)}; go on with --steps-total where it began with it, only")
+            before = file.attrs.get("optimizer", "sgd")
+            if before != optimizer.name:
+                raise UsageError(f"{path.parent}: expected the state of {optimizer.name}, found that of {before}; go "
+                                 f"on with --optimizer {before}")
             fill(x, file["x"][()])
-            fill(sgd.state["v"], file["v"][()])
+            for name, array in optimizer.state.items():
+                fill(array, file[name if file.attrs["format"] == 1 else f"optimizer/{name}"][()])
             for name in algorithm.keeps:
                 kept = file["keeps"][name][()]
                 setattr(algorithm, name, beside(x, kept) if kept.shape else kept)
@@ -152,8 +162,8 @@ def _counted(about: Any) -> str:
 def _reads_back(path: Path) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise OSError(f"expected checkpoint format {FORMAT}, found {file.attrs.get('format')}")
+            if file.attrs.get("format") not in (1, FORMAT):
+                raise OSError(f"expected checkpoint format {FORMAT} or 1, found {file.attrs.get('format')}")
             read_everything(file)
     except OSError as error:
         log.warning("%s does not read back: %s", path, error)

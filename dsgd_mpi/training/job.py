@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dsgd_mpi import __version__
+from dsgd_mpi import __version__, algorithms
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
-from dsgd_mpi.training.build import Prepared, assemble, connect, prepare
+from dsgd_mpi.training.build import Prepared, assemble, connect, optimizer_of, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.loop import train
@@ -35,6 +35,7 @@ from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record, write_json
 from dsgd_mpi.training.signals import STATUS, StopRequest
 
+OF_OPTIMIZER = ("optimizer", "set_optimizer", "momentum", "weight_decay")
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
 Result = TypeVar("Result")
 log = logging.getLogger("dsgd_mpi")
@@ -121,10 +122,16 @@ def made_folder(config: Config, rank: int) -> Path | None:
 
 
 def same_run(config: Config, folder: Path) -> bool:
-    """Whether the run in a folder differs in nothing but where and how it runs."""
+    """Whether the run in a folder differs in nothing but where and how it runs.
+
+    Optimizers are compared as built: an option that is not given is the same as its default.
+    """
     there = Config(**from_toml(folder / "config.toml"))
-    return all(getattr(config, key) == getattr(there, key) for key, item in FIELDS.items()
-               if item.metadata["group"] in ("Experiment", "Schedule"))
+    if any(getattr(config, key) != getattr(there, key) for key, item in FIELDS.items()
+           if item.metadata["group"] in ("Experiment", "Schedule") and key not in OF_OPTIMIZER):
+        return False
+    algorithm = algorithms.build(config.algorithm, config.algorithm_options())
+    return optimizer_of(config, algorithm) == optimizer_of(there, algorithm)
 
 
 def told(host: Host, problem: UsageError | None) -> bool:
@@ -224,7 +231,8 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "batch": f"{config.batch} a rank, {config.batch * training.workers} in all",
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} an epoch"
                  f"{', shared out among the ranks' if training.shared_out else ''}",
-        "rate": f"{config.lr:g}, {config.schedule}, momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
+        "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
+                f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "seed": config.seed,
         "run folder": folder,
     }

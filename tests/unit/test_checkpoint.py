@@ -2,6 +2,7 @@
 
 import logging
 
+import h5py
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import checkpoint
 from dsgd_mpi.training.checkpoint import Checkpoints
@@ -113,3 +115,40 @@ def test_what_does_not_fit_is_told(tmp_path):
         checkpoints.restore(x[:4], sgd, algorithm)
     with pytest.raises(UsageError, match="holds a network of 6 numbers; this run's has 4"):
         on_cluster(tmp_path, 3, Gossip, smaller)
+
+
+def test_the_state_of_an_optimizer_is_kept_by_name_and_is_no_other_optimizer_s(tmp_path):
+    def act(optimizer, what):
+        def main(host):
+            x = np.zeros(6, "float32")
+            started = optimizer.start(Layout({"w": (5,)}, {"mean": (1,)}), like=x)
+            return what(started, Checkpoints(host, tmp_path, {}), x)
+        return Cluster(1).run(main)[0]
+
+    def save(adamw, checkpoints, x):
+        adamw.update(x, np.arange(6, dtype="float32"), 0.1)
+        checkpoints.save(1, x, adamw, Allreduce(), {})
+        return adamw.state
+    written = act(AdamW(), save)
+    with h5py.File(next(tmp_path.rglob("rank0.h5"))) as file:
+        assert (file.attrs["format"], file.attrs["optimizer"], set(file["optimizer"])) == (2, "adamw", {"m", "v", "t"})
+
+    def restore(optimizer, checkpoints, x):
+        before = dict(optimizer.state)
+        checkpoints.restore(x, optimizer, Allreduce())
+        assert all(optimizer.state[name] is array for name, array in before.items())
+        return optimizer.state
+    for name, array in act(AdamW(), restore).items():
+        np.testing.assert_array_equal(array, written[name])
+    with pytest.raises(UsageError, match="expected the state of sgd, found that of adamw; go on with --opt"):
+        act(Sgd(), restore)
+
+
+def test_a_checkpoint_of_format_1_is_read(tmp_path):
+    on_cluster(tmp_path, 3, Gossip, save(10))
+    for path in tmp_path.rglob("rank*.h5"):
+        with h5py.File(path, "r+") as file:
+            file["v"] = file["optimizer/v"][()]
+            del file["optimizer"], file.attrs["optimizer"]
+            file.attrs["format"] = 1
+    assert on_cluster(tmp_path, 3, Gossip, restore) == [(10, 5, 100 + rank, rank, 10) for rank in range(3)]

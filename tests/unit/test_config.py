@@ -63,3 +63,42 @@ def test_files_with_mistakes_are_told(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(UsageError, match=message):
         parsed("--config", file)
+
+
+def test_options_of_the_optimizer_come_from_both_file_and_command_line(tmp_path):
+    first, second, third = (tmp_path / name for name in ("first.toml", "second.toml", "third.toml"))
+    first.write_text('optimizer = "lars"\nmomentum = 0.8\n[set_optimizer]\ntrust = 0.01\nadapt = "all"\n')
+    second.write_text("batch = 2\n[set_optimizer]\ntrust = 0.02\n")
+    third.write_text('optimizer = "lamb"\n[set_optimizer]\nepsilon = 1e-5\n')
+    config = parsed("--config", first, "--config", second, "--set-optimizer", "trust=0.03")
+    assert (config.optimizer, config.momentum, config.batch) == ("lars", 0.8, 2)
+    assert config.optimizer_options() == {"trust": "0.03", "adapt": "all"}
+    config = parsed("--config", first, "--config", third)
+    assert (config.optimizer, config.optimizer_options()) == ("lamb", {"epsilon": "1e-05"})
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml())
+    assert parsed("--config", file) == config
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--milestones", "1,2"), "expected --schedule step, found cosine"),
+    (("--schedule", "step", "--milestones", "2,1"), "expected epochs in ascending order, found 2,1"),
+    (("--schedule", "step", "--milestones", "1,x"), "--milestones: expected float, found 'x'"),
+    (("--set-optimizer", "trust"), "--set-optimizer expects KEY=VALUE, found 'trust'"),
+    (("--optimizer", "sdg"), "unknown optimizer 'sdg'; the choices are adamw, lamb, lars, sgd"),
+    (("--optimizer", "adamw", "--momentum", 0.9), "--momentum: expected an optimizer that has it, found adamw"),
+    (("--weight-decay", 0.1, "--set-optimizer", "weight_decay=0"), "expected one of them, found both"),
+    (("--optimizer", "adamw", "--set-optimizer", "beta2=1"), "adamw: beta2: expected at least 0 and less than 1"),
+    (("--set-optimizer", "nestrov=false"), "sgd has no option 'nestrov'; did you mean 'nesterov'?"),
+])
+def test_an_optimizer_or_a_schedule_that_cannot_be_is_told(words, message):
+    with pytest.raises(UsageError) as told:
+        parsed("--dry-run", *words)
+    assert message in told.value.message
+
+
+def test_optimizers_are_listed_with_options_and_sources(capsys):
+    parsed("--optimizer", "list")
+    listed = capsys.readouterr().out
+    assert "sgd   --set-optimizer momentum=0.9 nesterov=true weight_decay=0.0001 decay=all" in listed
+    assert all(source in listed for source in ("1711.05101", "1708.03888", "1904.00962"))

@@ -1,0 +1,36 @@
+"""From a configuration to an optimizer: whose options count, which runs are the same, where float16 can be had."""
+
+import pytest
+
+from dsgd_mpi.algorithms.allreduce import Allreduce
+from dsgd_mpi.config import Config
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.gpu.cudnn import CuDNN
+from dsgd_mpi.optim.lars import Lars
+from dsgd_mpi.optim.sgd import Sgd
+from dsgd_mpi.training import build
+from dsgd_mpi.training.build import optimizer_of, prepare
+from dsgd_mpi.training.job import same_run
+from tests.support.emulation.emulated import Emulated
+
+
+def test_options_are_the_optimizer_s_own_unless_given():
+    assert optimizer_of(Config(), Allreduce()) == Sgd(0.9, True, 1e-4, "all")
+    assert optimizer_of(Config(momentum=0.5, set_optimizer=("nesterov=false",)), Allreduce()) == Sgd(0.5, False)
+    assert optimizer_of(Config(optimizer="lars", weight_decay=0.0), Allreduce()) == Lars(weight_decay=0.0)
+
+
+@pytest.mark.parametrize(("there", "same"), [
+    ("momentum = 0.9\nweight_decay = 1e-4", True), ("[set_optimizer]\nnesterov = true", True), ("", True),
+    ("momentum = 0.8", False), ('optimizer = "lars"', False), ("milestones = '1'\nschedule = 'step'", False)])
+def test_runs_are_the_same_where_their_optimizers_are(tmp_path, there, same):
+    (tmp_path / "config.toml").write_text(there + "\n")
+    assert same_run(Config(), tmp_path) is same
+
+
+def test_float16_needs_a_kernel_that_leaves_out_steps(monkeypatch):
+    monkeypatch.setattr(build, "load", lambda name, dtype, device: CuDNN(dtype, device=Emulated))
+    assert prepare(Config(dtype="float16", optimizer="adamw"), 1).optimizer.name == "adamw"
+    with pytest.raises(UsageError, match=r"leaves out a step that overflows \(adamw, sgd\), found lamb; use one, or"):
+        prepare(Config(dtype="float16", optimizer="lamb"), 1)
+    assert prepare(Config(dtype="bfloat16", optimizer="lamb"), 1).optimizer.name == "lamb"
