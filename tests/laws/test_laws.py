@@ -478,7 +478,7 @@ def test_the_independent_come_to_the_end_after_different_numbers_of_steps(name, 
     def main(host):
         own, task = make(name, options), Quadratic(host.rank)
         serves = host.rank < algorithms.serving(own, host.size)
-        x, _ = train(host, own, task, 0 if serves else 40 + 17 * host.rank, rate(own))
+        x, _ = train(host, own, task, 0 if serves else 60 + 17 * host.rank, rate(own))
         own.rest(x)
         letters = list(host.collect())
         return own.answer(x).copy(), len(letters), getattr(own, "w", 1.0)
