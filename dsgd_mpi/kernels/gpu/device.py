@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,11 +136,27 @@ class Staging:
 
 @cache
 def stream_on(device: int) -> Any:
-    """The one stream of this process on a device; CuPy's own operations are then enqueued there too."""
+    """The one stream of this process on a device; CuPy's own operations are then enqueued there too.
+
+    Nobody may enter another stream by `with`: what that makes current when it ends is not this one but the null stream
+    (cupy issue 8377). Who needs another for a moment uses it, and uses the one before it again (`using`).
+    """
     import cupy
     stream = cupy.cuda.Stream(non_blocking=True)
     stream.use()
     return stream
+
+
+@contextmanager
+def using(stream: Any) -> Iterator[None]:
+    """Inside, CuPy's own operations in this thread are enqueued on another stream."""
+    import cupy
+    before = cupy.cuda.get_current_stream()
+    stream.use()
+    try:
+        yield
+    finally:
+        before.use()
 
 
 def passed(event: Any) -> bool:
@@ -184,7 +201,9 @@ class Gpu:
         return int(self.properties["multiProcessorCount"])
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
-        return self.cupy.zeros(shape, dtype)
+        array = self.empty(shape, dtype)
+        array.data.memset_async(0, array.nbytes, self.stream)
+        return array
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         return self.cupy.empty(shape, dtype)
@@ -226,7 +245,7 @@ class Gpu:
         function = self.modules[vec].get_function(name)
         null = np.uint64(0)
         bound = tuple(null if argument is None else argument for argument in arguments)
-        return lambda: function(grid, block, bound)
+        return lambda: function(grid, block, bound, stream=self.stream)
 
     def seconds(self, launch: Launch, repeats: int) -> float:
         """What one of `repeats` launches takes, after a first."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.kernels.gpu.device import passed
+from dsgd_mpi.kernels.gpu.device import passed, stream_on, using
 from dsgd_mpi.net.gpu.staged import Event
 from dsgd_mpi.net.places import Place, cpu, gpu_of
 
@@ -50,6 +50,7 @@ class CudaStreams:
         self.cupy, self.cupyx = cupy, cupyx
         self.place = {key: place[key] for key in ("device", "uuid")}
         cupy.cuda.Device(place["index"]).use()
+        self.kernels = stream_on(place["index"])
         # not ordered with the default stream, or kernels there would wait for copies and copies for them
         self.outward, self.inward = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
 
@@ -63,7 +64,7 @@ class CudaStreams:
         return self.cupyx.empty_pinned(size, dtype) if size else np.empty(0, dtype)
 
     def copy_out(self, x: Array, into: Array) -> Event:
-        self.outward.wait_event(self._end_of(self._current()).event)
+        self.outward.wait_event(self._end_of(self.kernels).event)
         if x.size:
             x.get(stream=self.outward, out=into, blocking=False)
         return self._end_of(self.outward)
@@ -74,13 +75,13 @@ class CudaStreams:
         return self._end_of(self.inward)
 
     def beside(self) -> AbstractContextManager[Any]:
-        return self.inward                  # type: ignore[no-any-return]
+        return using(self.inward)
 
     def beside_done(self) -> Event:
         return self._end_of(self.inward)
 
     def kernels_done(self) -> Event:
-        return self._end_of(self._current())
+        return self._end_of(self.kernels)
 
     def hold_beside(self, event: Event) -> None:
         assert isinstance(event, CudaEvent)
@@ -88,10 +89,7 @@ class CudaStreams:
 
     def hold_kernels(self, event: Event) -> None:
         assert isinstance(event, CudaEvent)
-        self._current().wait_event(event.event)
-
-    def _current(self) -> Any:
-        return self.cupy.cuda.get_current_stream()
+        self.kernels.wait_event(event.event)
 
     def _end_of(self, stream: Any) -> CudaEvent:
         return CudaEvent(self.cupy.cuda.Event(disable_timing=True), stream)

@@ -4,8 +4,8 @@ Behind each array lies memory that nobody may touch: a kernel that goes beyond i
 """
 
 import ctypes
-import hashlib
 import mmap
+import os
 import re
 import shutil
 import subprocess
@@ -21,18 +21,21 @@ from dsgd_mpi.kernels.gpu.device import PageLocked, macros, source
 SHIM = Path(__file__).parent / "cuda_on_cpu.hpp"
 COMPILER = shutil.which("g++")
 LIBC, NO_ACCESS = ctypes.CDLL(None), 0
+COMPILED = "EMULATION_COMPILED"             # names the folder of a process that has compiled the kernels already
 FOLDER = tempfile.TemporaryDirectory(prefix="dsgd-emulation-")       # gone at the end of the process
 
 
 @cache
 def library(given, vec):
-    """All kernels for a format, compiled once a process."""
+    """All kernels for a format, compiled once a process and those that it starts."""
     text = source()
     names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', text)
     entries = [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
                f"{{ launch({name}, grid, block, arguments); }}" for name in names]
     program = "\n".join([f'#include "{SHIM}"', text, *entries])
-    stem = Path(FOLDER.name) / hashlib.sha256(repr((given, vec)).encode()).hexdigest()[:16]
+    stem = Path(os.environ.get(COMPILED, FOLDER.name)) / "-".join(map(str, (given.bits, given.bfloat, vec)))
+    if stem.with_suffix(".so").exists():
+        return ctypes.CDLL(str(stem.with_suffix(".so")))
     stem.with_suffix(".cpp").write_text(program)
     # _FORTIFY_SOURCE forbids longjmp between stacks; unique symbols would be shared with the other libraries
     command = [COMPILER, *macros(given, vec), "-O3", "-march=native", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
