@@ -327,7 +327,7 @@ class Kernels(Protocol):
         until all is done.
         """
 
-    def put(self, host: Array | Bytes, into: Array) -> None:
+    def put(self, values: Array | Bytes, into: Array) -> None:
         """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""
 
     def get(self, x: Array) -> Array:

@@ -52,9 +52,9 @@ class Reference(Kernels):
     def program(self, work: Work) -> Work:
         return work
 
-    def put(self, host: Array, into: Array) -> None:
-        assert host.shape == into.shape, (host.shape, into.shape)
-        into[...] = host
+    def put(self, values: Array, into: Array) -> None:
+        assert values.shape == into.shape, (values.shape, into.shape)
+        into[...] = values
 
     def get(self, x: Array) -> Array:
         return x.copy()

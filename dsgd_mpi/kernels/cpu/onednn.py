@@ -86,9 +86,9 @@ class OneDNN(Kernels):
     def program(self, work: Work) -> Work:
         return work
 
-    def put(self, host: Array, into: Array) -> None:
-        assert host.shape == into.shape, (host.shape, into.shape)
-        into[...] = host if self.dtype == "float32" else narrow(host, "bfloat16")
+    def put(self, values: Array, into: Array) -> None:
+        assert values.shape == into.shape, (values.shape, into.shape)
+        into[...] = values if self.dtype == "float32" else narrow(values, "bfloat16")
 
     def get(self, x: Array) -> Array:
         return x.copy() if self.dtype == "float32" else widen(x, "bfloat16")

@@ -64,22 +64,22 @@ class CuDNN(Tools, Kernels):
     def program(self, work: Work) -> Work:
         return Recorded(self.device, work)
 
-    def put(self, host: Array | Bytes, into: Array) -> None:
-        if isinstance(host, Bytes):
-            return self.put_bytes(host, into)
-        assert host.shape == into.shape, (host.shape, into.shape)
-        host = np.asarray(host, np.float32)
+    def put(self, values: Array | Bytes, into: Array) -> None:
+        if isinstance(values, Bytes):
+            return self.put_bytes(values, into)
+        assert values.shape == into.shape, (values.shape, into.shape)
+        values = np.asarray(values, np.float32)
         if self.storage == np.float32:
-            return self.device.put(host, into)
-        return self.each("narrowed", host.size, 1, self.staged("images", host), into, np.uint32(host.size))()
+            return self.device.put(values, into)
+        return self.each("narrowed", values.size, 1, self.staged("images", values), into, np.uint32(values.size))()
 
-    def put_bytes(self, host: Bytes, into: Array) -> None:
-        assert host.images.shape == into.shape, (host.images.shape, into.shape)
-        places, per_channel = host.places, np.stack([host.scale, host.shift]).astype(np.float32)
-        images = self.staged("images", host.images)
+    def put_bytes(self, values: Bytes, into: Array) -> None:
+        assert values.images.shape == into.shape, (values.images.shape, into.shape)
+        places, per_channel = values.places, np.stack([values.scale, values.shift]).astype(np.float32)
+        images = self.staged("images", values.images)
         numbers = self.staged("per channel", per_channel)
         self.each("images_in", into.size, 1, images, None if places is None else self.staged("places", places),
-                  numbers[0], numbers[1], into, *map(i32, (*into.shape, host.pad)))()
+                  numbers[0], numbers[1], into, *map(i32, (*into.shape, values.pad)))()
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)

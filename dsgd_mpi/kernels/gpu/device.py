@@ -48,7 +48,7 @@ class Device(Protocol):
 
     def spare_bytes(self) -> int: ...
 
-    def put(self, host: Array, into: Array) -> None:
+    def put(self, values: Array, into: Array) -> None:
         """Copies from host memory, which may change at once unless it is page-locked; dtypes and shapes agree."""
 
     def page_locked(self, shape: Shape) -> PageLocked:
@@ -118,19 +118,19 @@ class Staging:
         self.page_locked, self.copied = page_locked, copied
         self.buffers: defaultdict[int, deque[tuple[Array, Wait]]] = defaultdict(deque)
 
-    def put(self, host: Array, into: Array) -> None:
-        if isinstance(host, PageLocked):
-            self.copied(host, into)
+    def put(self, values: Array, into: Array) -> None:
+        if isinstance(values, PageLocked):
+            self.copied(values, into)
             return
-        buffers = self.buffers[host.nbytes]
+        buffers = self.buffers[values.nbytes]
         if len(buffers) < 2:
-            memory: Array = self.page_locked((host.nbytes,))
+            memory: Array = self.page_locked((values.nbytes,))
         else:
             memory, wait = buffers.popleft()
             wait()
-        values = memory.view(host.dtype).reshape(host.shape)
-        values[...] = host
-        buffers.append((memory, self.copied(values, into)))
+        copy = memory.view(values.dtype).reshape(values.shape)
+        copy[...] = values
+        buffers.append((memory, self.copied(copy, into)))
 
 
 @cache
@@ -193,8 +193,8 @@ class Gpu:
         pool = self.cupy.get_default_memory_pool()
         return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
 
-    def put(self, host: Array, into: Array) -> None:
-        self.staging.put(host, into)
+    def put(self, values: Array, into: Array) -> None:
+        self.staging.put(values, into)
 
     def page_locked(self, shape: Shape) -> PageLocked:
         import cupyx

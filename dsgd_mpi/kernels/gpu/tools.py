@@ -92,10 +92,10 @@ class Tools:
             self.buffers[name] = self.device.empty((max(size, 2 * before),), np.uint8)
         return self.buffers[name][:size]
 
-    def staged(self, name: str, host: Array) -> Array:
+    def staged(self, name: str, values: Array) -> Array:
         """A copy on the device, until the next of that name."""
-        copy = self.scratch(name, host.nbytes).view(host.dtype).reshape(host.shape)
-        self.device.put(host, copy)
+        copy = self.scratch(name, values.nbytes).view(values.dtype).reshape(values.shape)
+        self.device.put(values, copy)
         return copy
 
     def each(self, name: str, count: int, vec: int, *arguments: Any) -> Launch:
