@@ -1,1 +1,1 @@
-"""Arrays and how they are kept: one flat vector, 16-bit floats, HDF5 files that are whole or absent."""
+"""Arrays and how they are stored: one flat vector, 16-bit floats, HDF5 files that are whole or absent."""

@@ -1,4 +1,4 @@
-"""Where this program keeps what it makes for itself and can make again."""
+"""Where this program caches what it can make again."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi; it need not be there."""
+    """$XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsgd_mpi"

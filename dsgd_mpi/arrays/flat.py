@@ -1,4 +1,4 @@
-"""One flat vector with named views: all that is trained lies in one array, so that one message can carry it."""
+"""One flat vector with named views: everything trained is in one array, so that one message can carry it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-Array = Any  # numpy.ndarray or cupy.ndarray: what is written here works on both
+Array = Any  # numpy.ndarray or cupy.ndarray: this code works on both
 Shape = tuple[int, ...]
-Hear = Callable[[Array, slice], None]        # of a stretch of a vector that is final
+Hear = Callable[[Array, slice], None]        # takes a vector and a part of it that is final
 
 
 def to_numpy(x: Array) -> Array:
-    """`x` in host memory: itself, or a copy of what lies on a device, once all work on it is done."""
+    """`x` in host memory: itself, or a copy if it is on a device, once all work on it is done."""
     return x.get() if hasattr(x, "get") else x
 
 
 def fill(x: Array, values: Array) -> None:
-    """x[...] = values, NumPy's, wherever x lies."""
+    """x[...] = values, a NumPy array, wherever x is."""
     if hasattr(x, "set"):                   # CuPy does not assign from host memory
         x.set(np.ascontiguousarray(np.broadcast_to(values, x.shape), x.dtype))
     else:
@@ -27,14 +27,14 @@ def fill(x: Array, values: Array) -> None:
 
 
 def beside(x: Array, values: Array) -> Array:
-    """A copy of `values`, NumPy's, in the memory in which x lies."""
+    """A copy of `values`, a NumPy array, in the same kind of memory as x."""
     copy = np.empty_like(x, dtype=values.dtype, shape=values.shape)
     fill(copy, values)
     return copy
 
 
 class Layout:
-    """Where each name lies in the flat vector.
+    """Where each name is in the flat vector.
 
     `trained` come first and are what SGD's momentum and weight decay act on; `statistics` (batch norm's running mean
     and variance) follow as the tail, so that every message that carries a model carries them too. `parameters` is the
@@ -57,16 +57,16 @@ class Layout:
 
 
 class Buckets:
-    """Joins finished stretches of a vector into ones worth a message: many small messages cost more than few large.
+    """Joins finished parts of a vector into ones worth a message: many small messages cost more than a few large ones.
 
-    A backward pass finishes its gradient from the back to the front. It calls this with each stretch, adjoining the
-    last, that will not change any more; `hear` is called with at least `least` elements at a time, and with the rest
-    once the front is reached.
+    A backward pass finishes its gradient from the back to the front. It calls this with each part that is final, next
+    to the previous one; `hear` is called with at least `least` elements at a time, and with the rest once the front is
+    reached.
     """
 
     def __init__(self, least: int, hear: Callable[[slice], None]) -> None:
         self.least, self.hear = least, hear
-        self.end: int | None = None         # what lies between here and the last stretch is finished and not yet told
+        self.end: int | None = None         # from the last part to here the vector is finished but not yet announced
 
     def __call__(self, part: slice) -> None:
         end = part.stop if self.end is None else self.end

@@ -8,12 +8,12 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
 
-BLOCK = 1 << 14                             # numbers that are rounded at a time, in a processor's cache
+BLOCK = 1 << 14                             # elements that are rounded at a time, in a processor's cache
 Half = Literal["float16", "bfloat16"]
 
 
 def narrow(x: Array, kind: Half) -> Array:
-    """The bits, uint16 and contiguous, of float numbers rounded to nearest, ties to even."""
+    """The bits, uint16 and contiguous, of floats rounded to nearest, ties to even."""
     x = x.astype(np.float32, order="C", copy=False)
     if kind == "float16":
         with np.errstate(over="ignore"):    # what is too large becomes infinite, as on any processor
@@ -32,7 +32,7 @@ def narrow(x: Array, kind: Half) -> Array:
 
 
 def widen(bits: Array, kind: Half, dtype: Any = np.float32) -> Array:
-    """The numbers, exactly."""
+    """The values, exactly."""
     if kind == "float16":
         return bits.view(np.float16).astype(dtype)
     wide = bits.astype(np.uint32)
@@ -41,10 +41,10 @@ def widen(bits: Array, kind: Half, dtype: Any = np.float32) -> Array:
 
 
 def rounded(x: Array, kind: Half) -> Array:
-    """A copy of the numbers as they arrive where they travel in 16 bits."""
+    """A copy of x as it arrives when sent in 16 bits."""
     return widen(narrow(x, kind), kind, x.dtype)
 
 
 def wire_bytes(x: Array, kind: Half | None) -> int:
-    """What x takes where it travels in 16 bits or, without a kind, as it is."""
+    """Bytes of x when sent in 16 bits or, without a kind, as it is."""
     return int(x.nbytes) if kind is None else 2 * int(x.size)

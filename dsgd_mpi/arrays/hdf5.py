@@ -1,7 +1,7 @@
-"""HDF5 files that are there whole or not at all: written beside the target, read back, then renamed onto it.
+"""HDF5 files that exist whole or not at all: written next to the target, read back, then renamed onto it.
 
-HDF5 gives no such promise itself: a writer that is killed leaves a file that cannot be opened, and a process whose disk
-was full while it closed one crashes when it ends (seen with HDF5 2.0). So the file is made in memory and written by us.
+HDF5 itself does not guarantee that: a writer that is killed leaves a file that cannot be opened, and a process that
+runs out of disk space when it closes one crashes at exit (HDF5 2.0). So the file is made in memory and written by us.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 
 import h5py
 
-BLOCK_BYTES = 4 << 20                       # read at once: small beside the memory, large beside a system call
-ABANDONED_S = 3600                          # a writer that lives touches its file far more often than that
+BLOCK_BYTES = 4 << 20                       # read at a time: little memory, and few system calls
+ABANDONED_S = 3600                          # a live writer touches its file far more often than that
 
 
 @contextmanager
 def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) -> Iterator[h5py.File]:
     """An empty h5py.File to write to, which becomes `path` (or replaces it) when the block ends without an error.
 
-    It takes as much memory as the file is long. `verify(file)` sees the file as read back from the disk and raises if
-    anything is amiss; without one, every dataset is read once, which finds damage in those with `fletcher32=True`.
-    Whatever goes wrong, `path` stays as it was and nothing half-written is left; only a killed process leaves a hidden
-    file, which a later write to `path` takes away. An OSError (disk full, no permission) names `path`. A symbolic link
+    It takes as much memory as the file is large. `verify(file)` gets the file as read back from the disk and raises if
+    anything is wrong; without one, every dataset is read once, which finds damage in those with `fletcher32=True`.
+    Whatever goes wrong, `path` is unchanged and nothing half-written is left; only a killed process leaves a hidden
+    file, which a later write to `path` removes. An OSError (disk full, no permission) names `path`. A symbolic link
     is followed.
     """
     memory = io.BytesIO()
@@ -44,15 +44,15 @@ def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) 
             (verify or read_everything)(file)
         os.replace(part, path)
     except OSError as error:
-        raise OSError(f"{path} was not written and is as it was before: {error.strerror or error}") from error
+        raise OSError(f"{path} was not written and is unchanged: {error.strerror or error}") from error
     finally:
         with suppress(OSError):             # it is gone if all went well
             part.unlink()
-    _fsync(path.parent)                     # the rename itself lies in the folder
+    _fsync(path.parent)                     # the rename itself is in the folder
 
 
 def read_everything(file: h5py.File) -> None:
-    """Reads every dataset once; OSError where a checksum (fletcher32) does not fit or the file is cut off."""
+    """Reads every dataset once; OSError if a checksum (fletcher32) does not match or the file is truncated."""
     def visit(_name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             for rows in blocks(item):
@@ -76,7 +76,7 @@ def blocks(dataset: Any) -> Iterator[Any]:
 
 def _remove_abandoned(path: Path) -> None:
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with suppress(OSError):             # somebody else may be taking it away
+        with suppress(OSError):             # another process may be removing it
             if time.time() - part.stat().st_mtime > ABANDONED_S:
                 part.unlink()
 

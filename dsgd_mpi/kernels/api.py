@@ -1,4 +1,4 @@
-"""Operations as data, and what a back end offers: operations are bound to fixed arrays once and run each step."""
+"""Operations as data, and the interface of back ends: operations are bound to fixed arrays once and run every step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsgd_mpi.errors import UsageError
 
 EPSILON = 1e-5                              # of batch norm, as in torchvision
 STATISTICS_RATE = 0.1                       # of the moving averages: torchvision's `momentum` of a batch norm
-Initial = Callable[[np.random.Generator, Shape], Array]     # draws the values that a weight has before training
+Initial = Callable[[np.random.Generator, Shape], Array]     # draws a weight's initial values
 
 
 @dataclass
@@ -22,19 +22,19 @@ class Tensor:
     """An array and, of the same shape, the gradient of the loss with respect to it.
 
     Activations are NHWC in the kernels' own dtype and come from `Kernels.empty`; parameters and running statistics are
-    views into the flat vectors. `grad` is None where nobody asks for it (the images).
+    views into the flat vectors. `grad` is None where it is not needed (the images).
     """
 
     value: Array
-    grad: Array = None                      # `Array | None` would have every kernel prove what its caller promises
+    grad: Array = None                      # `Array | None` would make every kernel check what its caller guarantees
 
 
 @dataclass
 class Bytes:
-    """Images as they are stored, to be made floats on a device: y = byte scale + shift, per channel.
+    """Images as they are stored, to be converted to floats on a device: y = byte scale + shift, per channel.
 
-    `images`: uint8 (N, H, W, C). `places`, unless None: int32 (N, 3), for each image how far down and across its window
-    of H x W begins in the image framed by `pad` zero pixels, and whether it is then mirrored.
+    `images`: uint8 (N, H, W, C). `places`, unless None: int32 (N, 3), the row and column at which the H x W crop
+    begins in the image padded by `pad` zero pixels, and whether it is then mirrored.
     """
 
     images: Array
@@ -53,7 +53,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter of an operation or, if it is not `trained`, a running statistic; and what it is before training."""
+    """A parameter of an operation or, if it is not `trained`, a running statistic; and its initial value."""
 
     shape: Shape
     initial: Initial | None = None          # a network with a weight that has none is refused
@@ -75,7 +75,7 @@ def uniform(bound: float) -> Initial:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a layer computes, as data: y = f(x, weights) [+ add]. What computes it, a back end's `operations` tell.
+    """What a layer computes, as data: y = f(x, weights) [+ add]. Back ends' `operations` map it to what computes it.
 
     `x` is a shape without the batch: (H, W, C) or (C,). Initial weights are those of torchvision.
     """
@@ -91,7 +91,7 @@ class Operation:
         return {}
 
     def macs(self, x: Shape) -> int:
-        """Multiplications and additions of one image's forward pass."""
+        """Multiply-adds of one image's forward pass."""
         return 0
 
 
@@ -122,9 +122,9 @@ class Convolution(Operation):
 class BatchNorm(Operation):
     """y = gamma (x - m) / sqrt(s + EPSILON) + beta [+ add] [ReLU], per channel (Ioffe and Szegedy 2015).
 
-    Training takes m, s from the batch (s biased) and writes the statistics' own gradients, `mean.grad` =
+    Training takes m, s from the batch (s biased) and writes gradients of the running statistics, `mean.grad` =
     mean.value - m and `var.grad` = var.value - unbiased s: a step of STATISTICS_RATE along them is the usual
-    moving average. Otherwise m, s are the running statistics.
+    moving average. In inference, m, s are the running statistics.
     """
 
     relu: bool
@@ -139,9 +139,9 @@ class BatchNorm(Operation):
 
 @dataclass(frozen=True)
 class FoldedConvolution(Operation):
-    """`norm` of `convolution` for inference alone, in one pass: y = (scale w) * x + bias [+ add] [ReLU].
+    """`norm` of `convolution` for inference only, in one pass: y = (scale w) * x + bias [+ add] [ReLU].
 
-    scale = gamma / sqrt(var + EPSILON) and bias = beta - scale mean, as they were when `Folded.fold` was called.
+    scale = gamma / sqrt(var + EPSILON) and bias = beta - scale mean, as of the last call of `Folded.fold`.
     """
 
     convolution: Convolution
@@ -161,7 +161,7 @@ class FoldedConvolution(Operation):
 
 @dataclass(frozen=True)
 class Subsample(Operation):
-    """Every second pixel, channels padded with zeros on both sides alike: the shortcut 'option A' of He 2015."""
+    """Every second pixel, channels zero-padded equally on both sides: the 'option A' shortcut of He et al. 2015."""
 
     channels: int
 
@@ -171,7 +171,7 @@ class Subsample(Operation):
 
 @dataclass(frozen=True)
 class MaxPool(Operation):
-    """The maximum of each square window; of equal ones the first, row by row, gets the gradient."""
+    """The maximum of each square window; of equal elements the first, in row-major order, gets the gradient."""
 
     window: int
     stride: int
@@ -208,14 +208,14 @@ class Linear(Operation):
 
 
 def slid(x: Shape, window: int, stride: int, pad: int) -> tuple[int, int]:
-    """Height and width of what a sliding window gives."""
+    """Height and width of a sliding window's output."""
     height, width, _ = x
     return (height + 2 * pad - window) // stride + 1, (width + 2 * pad - window) // stride + 1
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """What an operation is bound to; `weights` in the operation's order."""
+    """The arrays that an operation is bound to; `weights` in the operation's order."""
 
     x: Tensor
     weights: Sequence[Tensor]
@@ -224,9 +224,9 @@ class Arrays:
 
 
 class Bound(Protocol):
-    """An operation bound to its arrays. Whatever the forward pass must keep for the backward pass, it keeps itself.
+    """An operation bound to its arrays. It keeps whatever its backward pass needs from the forward pass.
 
-    Values of inputs and output must be left alone in between. If the output has no grad there is no backward.
+    Values of inputs and output must not change in between. If the output has no grad, there is no backward pass.
     """
 
     def forward(self, training: bool) -> None:
@@ -239,95 +239,95 @@ class Bound(Protocol):
 @runtime_checkable
 class Folded(Bound, Protocol):
     def fold(self) -> None:
-        """Takes the weights as they are now, for all forward passes until it is called again; to be called first."""
+        """Folds the current weights, for all forward passes until the next call; must be called first."""
 
 
 class Loss(Protocol):
     def put(self, labels: Array) -> None:
-        """The classes that the next passes are measured against: int (batch,), in host memory."""
+        """The labels for the next passes: int (batch,), in host memory."""
 
     def forward(self) -> None:
-        """The mean loss over the batch, and its gradient into the logits' grad."""
+        """Computes the mean loss over the batch, and writes its gradient to the logits' grad."""
 
     def get(self) -> float:
         """The mean loss, once all work on it is done."""
 
 
 class Rule(Protocol):
-    """An optimizer as a fused kernel sees it. What is in its state stays where it is."""
+    """An optimizer as a fused kernel sees it. The arrays of its state never move."""
 
     state: dict[str, Array]
     trained: slice                          # of the flat vectors; running statistics follow
 
     @property
     def weights(self) -> Array:
-        """(trained,): 1 for a weight, 0 in biases and batch norm, for a rule that tells them apart."""
+        """(trained,): 1 for weights, 0 for biases and batch norm, for a rule that distinguishes them."""
 
     def options(self) -> dict[str, Any]: ...
 
 
-Step = Callable[[Array, Array, float], None]    # of x, in place, along g, at a rate; the running statistics too
+Step = Callable[[Array, Array, float], None]    # updates x in place, along g, at a rate; the running statistics too
 Between = Callable[[], None]
 Work = Callable[[Buckets | None, Between | None], None]
 
 
 class Kernels(Protocol):
-    """A back end, to be derived from. Arrays must stay where they are; an operation may hold pointers into them.
+    """The base class of back ends. Arrays must not move: an operation may hold pointers into them.
 
     Convolution weights are OIHW, linear weights (classes, features), as torchvision stores them.
     """
 
-    # the class that computes an operation: made of the back end, the operation and its arrays
+    # the class that computes an operation, constructed from the back end, the operation and its arrays
     operations: ClassVar[Mapping[type[Operation], Callable[[Any, Any, Arrays], Bound]]]
 
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
-    # None, unless `put` takes `Bytes` as well, and rather than floats: then memory for their images, uint8 of a shape,
-    # from which it copies while the host goes on. What lies there must stay until a loss, or what `get` gives, is had
+    # None, unless `put` takes `Bytes` too, and prefers them to floats: then allocates their images, uint8 of a shape,
+    # which are copied asynchronously and must not change until a loss, or the result of `get`, has been returned
     byte_memory: Callable[[Shape], Array] | None
 
     def bind(self, operation: Operation, arrays: Arrays) -> Bound:
         """The operation on these arrays. UsageError where this back end cannot compute it."""
         made_by = self.operations.get(type(operation))
         if made_by is None:
-            raise UsageError(f"the {self.name} kernels do not support {type(operation).__name__}; use others, or "
-                             f"add a class for it to {type(self).__name__}.operations")
+            raise UsageError(f"the {self.name} kernels do not support {type(operation).__name__}; use other "
+                             f"kernels, or add a class for it to {type(self).__name__}.operations")
         return made_by(self, operation, arrays)
 
     @property
     def held_bytes(self) -> int:
-        """Memory that operations have taken besides the arrays that they were given: workspaces and scratchpads."""
+        """Memory that operations have allocated besides the arrays they were given: workspaces and scratchpads."""
 
     @property
     def state(self) -> dict[str, Array]:
-        """What steps change beside the flat vectors, by name: a checkpoint keeps it, and fills it in place.
+        """What steps change besides the flat vectors, by name: a checkpoint saves it, and restores it in place.
 
-        Empty unless the loss is scaled. Its arrays stay where they are and depend on nothing but the updates taken.
+        Empty unless the loss is scaled. Its arrays never move and depend only on the updates taken.
         """
 
     def set_threads(self, threads: int) -> None:
-        """How many threads run an operation, in the thread that calls this; to be called before the first is made."""
+        """The number of threads of an operation, for the calling thread; to be called before the first is bound."""
 
     def zeros(self, size: int) -> Array:
-        """A flat vector where the operations can use it: float32, or float64 with kernels of that dtype."""
+        """A flat vector in memory that the operations can use: float32, or float64 with kernels of that dtype."""
 
     def empty(self, shape: Shape) -> Array:
-        """Uninitialised activation array, aligned as the kernels like it. MemoryError where there is no room."""
+        """An uninitialised activation array, aligned as the kernels prefer. MemoryError if memory runs out."""
 
     def spare_bytes(self) -> int:
-        """Memory that `empty` can still give."""
+        """Memory that `empty` can still allocate."""
 
     def program(self, work: Work) -> Work:
-        """`work(ready, between)`, the same operations each time, as something that may be recorded once and replayed.
+        """`work(ready, between)`, the same operations each time, in a form that may be recorded once and replayed.
 
-        `ready` hears of parts of the flat gradient, on the host and in order, when what fills a part is enqueued on the
+        `ready` is called with parts of the flat gradient, in order, once the work that fills a part is enqueued on the
         current stream and nothing beyond it is: to read it from another stream, make that wait for an event recorded
-        now; to read it on the host, wait for the event. CPUs have no stream: the part is there. `between()` is called
-        until all is done.
+        now; to read it on the CPU, wait for the event. CPU kernels have no stream: the part is final. `between()` is
+        called until all is done.
         """
 
-    def put(self, host: Array | Bytes, into: Array) -> None:
+    def put(self, values: Array | Bytes, into: Array) -> None:
         """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""
 
     def get(self, x: Array) -> Array:
@@ -337,14 +337,14 @@ class Kernels(Protocol):
         """Softmax cross-entropy; `smoothing` spreads that share of the target over all classes."""
 
     def accumulate(self, total: Array, term: Array) -> None:
-        """total += term, for two activation gradients of one shape."""
+        """total += term, for two activation gradients of the same shape."""
 
     @property
     def fused(self) -> Mapping[str, Callable[[Rule], Step]]:
-        """Optimizers, by name, for whose step there is a kernel; all others run as they are written."""
+        """Optimizers, by name, whose step has a fused kernel; all others run as written."""
 
     def in_parts(self, count: int, work: Callable[[slice], None]) -> None:
-        """`work(part)` on parts that together are slice(0, count): as suits a cache, on as many threads as pay.
+        """Calls `work(part)` on parts that make up slice(0, count), sized for the cache, on as many threads as pay off.
 
-        In any order, and side by side: no part may depend on another, so that the bits do not depend on the cuts.
+        In any order, and concurrently: no part may depend on another, so that the bits do not depend on the partition.
         """

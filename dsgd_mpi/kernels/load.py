@@ -1,4 +1,4 @@
-"""The kernels by name: the same operations in NumPy, in oneDNN and in cuDNN. Each is imported only when asked for."""
+"""The kernels by name: the same operations in NumPy, in oneDNN and in cuDNN. Each is imported only when requested."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = logging.getLogger("dsgd_mpi")
 def load(name: str, dtype: str = "float32", device: str = "auto") -> Kernels:
     """The kernels called `name` for activations of `dtype`; "auto" is the fastest that work on `device`.
 
-    `device`: "cpu", "gpu", or "auto": a GPU where there is one, unless for float64. UsageError if there are no such
-    kernels, their library or their device is missing, or they do not support the dtype.
+    `device`: "cpu", "gpu", or "auto": a GPU if there is one, except for float64. UsageError if there are no such
+    kernels, their library or device is missing, or they do not support the dtype.
     """
     if name not in NAMES:
         raise UsageError(f"there are no kernels called {name!r}; use one of {', '.join(NAMES)}")
@@ -31,7 +31,7 @@ def load(name: str, dtype: str = "float32", device: str = "auto") -> Kernels:
 
 
 def automatic(dtype: str, device: str) -> Kernels:
-    """cuDNN's on a GPU. On a CPU oneDNN's; a warning if they cannot be had: the reference is too slow in earnest."""
+    """cuDNN on a GPU; oneDNN on a CPU, or else the reference, with a warning: it is too slow for real work."""
     if device == "gpu":
         return load("cudnn", dtype, device)
     if device == "auto" and dtype != "float64":
@@ -42,7 +42,7 @@ def automatic(dtype: str, device: str) -> Kernels:
     try:
         return load("onednn", dtype)
     except UsageError as reason:
-        if dtype not in ("float32", "float64"):     # the reference has none either
+        if dtype not in ("float32", "float64"):     # nor does the reference support it
             raise
         kernels = load("reference", dtype)
         log.warning("using the reference kernels, which are slow: %s", reason)

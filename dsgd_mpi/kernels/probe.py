@@ -1,4 +1,4 @@
-"""What could compute here, as a line of JSON: a program of its own, since a driver may hang and a library crash."""
+"""What there is to compute with, as a line of JSON: a separate program, since a driver may hang and a library crash."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def dotted(version: int) -> str:
 
 
 def tried(question: Callable[[], Any]) -> dict[str, Any]:
-    """Its answer, or in one line why there is none."""
+    """The answer, or the error in one line."""
     try:
         return {"answer": question()}
-    except Exception as error:              # whatever foreign code raises: it is what is to be told
+    except Exception as error:              # third-party code may raise anything: it is reported
         return {"error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
 
 

@@ -1,8 +1,8 @@
-"""The kernels in NumPy, written for reading: each forward is its formula, each backward that formula's derivative.
+"""The kernels in NumPy, written to be read: each forward pass is its formula, each backward pass the derivative.
 
 They are the oracle that all other kernels are tested against, and they run on any machine, slowly. `dy` is the gradient
 of the loss with respect to `y`, as everywhere in the literature; convolution and pooling visit the taps t = (k, l) of
-their window one by one, so that what is written for one tap is the formula itself.
+their window one by one, so that the code for one tap is the formula itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import api
 from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Loss, Rule, Step, Tensor, Work
 
-BLOCK = 1 << 14                             # elements of all vectors of an update that fit into a level 2 cache
+BLOCK = 1 << 14                             # elements of each vector of an update, so that all fit in a level 2 cache
 PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
 
 
@@ -26,7 +26,7 @@ class Reference(Kernels):
 
     name = "reference"
     byte_memory = None
-    held_bytes = 0                          # operations take memory as they run, and give it back
+    held_bytes = 0                          # operations allocate memory as they run, and free it
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
@@ -38,7 +38,7 @@ class Reference(Kernels):
         return {}
 
     def set_threads(self, threads: int) -> None:
-        pass                                # NumPy's library has read OPENBLAS_NUM_THREADS when it was loaded
+        pass                                # NumPy's BLAS read OPENBLAS_NUM_THREADS when it was loaded
 
     def zeros(self, size: int) -> Array:
         return np.zeros(size, self.dtype)
@@ -52,9 +52,9 @@ class Reference(Kernels):
     def program(self, work: Work) -> Work:
         return work
 
-    def put(self, host: Array, into: Array) -> None:
-        assert host.shape == into.shape, (host.shape, into.shape)
-        into[...] = host
+    def put(self, values: Array, into: Array) -> None:
+        assert values.shape == into.shape, (values.shape, into.shape)
+        into[...] = values
 
     def get(self, x: Array) -> Array:
         return x.copy()
@@ -74,18 +74,18 @@ class Reference(Kernels):
 
 
 def in_blocks(start: int, stop: int, work: Callable[[slice], None], block: int = BLOCK) -> None:
-    """`work(part)` on one part after the other, each small enough to stay in the cache while it is worked on."""
+    """Calls `work(part)` on one part after another, each small enough to stay in the cache."""
     for first in range(start, stop, block):
         work(slice(first, min(first + block, stop)))
 
 
 def spare_bytes() -> int:
-    """Of the host's memory."""
+    """Available main memory."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def framed(x: Array, pad: int, fill: float = 0.0) -> Array:
-    """NHWC `x` with a frame of `pad` pixels of value `fill`."""
+    """NHWC `x` padded by `pad` pixels of value `fill` on each side."""
     return np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill) if pad else x
 
 
@@ -94,7 +94,7 @@ def unframed(x: Array, pad: int) -> Array:
 
 
 def taps(window: int, stride: int, y: Array) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """Every tap t = (k, l) of a window, row by row, and the index that takes from a framed input what it sees.
+    """Every tap t = (k, l) of a window, row by row, and the index of its inputs in a padded array.
 
     For output pixel (i, j) that is pixel (i s + k, j s + l).
     """
@@ -140,7 +140,7 @@ def flat(x: Array) -> Array:
 
 
 def pixels(x: Array, matrix: Array) -> Array:
-    """NHWC `x` with every pixel multiplied by `matrix`, as one matrix product: NumPy's own stacks are slow."""
+    """NHWC `x` with every pixel multiplied by `matrix`, as one matrix product: NumPy's batched ones are slow."""
     return (flat(x) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
 
 
@@ -204,7 +204,7 @@ class FoldedConvolution:
             np.maximum(y, 0, out=y)
 
     def backward(self) -> None:
-        raise NotImplementedError           # of inference
+        raise NotImplementedError           # for inference only
 
 
 class Subsample:
@@ -227,7 +227,7 @@ class Subsample:
 
 
 class MaxPool:
-    """The maximum of each window; of equal ones the first, row by row, gets the gradient."""
+    """The maximum of each window; of equal elements the first, in row-major order, gets the gradient."""
 
     def __init__(self, k: Kernels, operation: api.MaxPool, arrays: Arrays) -> None:
         self.x, self.y = arrays.x, arrays.y

@@ -1,7 +1,7 @@
 """Activations and their gradients for one batch size: which array each layer reads and writes.
 
 All activations are kept for the backward pass. A gradient lives from the layer that writes it first to the layer that
-made its activation; then its memory is lent to another.
+made its activation; then its memory is reused.
 """
 
 from __future__ import annotations
@@ -60,6 +60,6 @@ class Activations:
 
 
 def bytes_needed(graph: Graph, batch: int, itemsize: int) -> int:
-    """By the arrays of a batch, none of them being made."""
+    """By the arrays of a batch, without allocating any."""
     element = np.empty((), f"V{itemsize}")
     return Activations(graph, batch, lambda shape: np.broadcast_to(element, shape)).bytes

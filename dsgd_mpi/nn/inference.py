@@ -44,7 +44,7 @@ class Inference:
     def __call__(self, images: Array | Bytes) -> Array:
         """Logits, float32 (images, classes), of up to a batch of images, float32 NHWC."""
         self.kernels.put(images, self.images[: len(images)])
-        self.program(None, None)            # of what lay behind them too
+        self.program(None, None)            # on what is left behind them too
         return self.kernels.get(self.logits)[: len(images)]
 
 
@@ -53,7 +53,7 @@ def inputs(layer: Layer) -> set[str]:
 
 
 def folded(layers: list[Layer]) -> list[Layer]:
-    """The layers, with each convolution and the batch norm that alone reads it made one."""
+    """The layers, with each convolution fused with the batch norm that is its only reader."""
     readers = [name for layer in layers for name in inputs(layer)]
     before = {layer.y: (layer, layer.operation) for layer in layers
               if isinstance(layer.operation, api.Convolution) and readers.count(layer.y) == 1}

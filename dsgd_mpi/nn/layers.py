@@ -1,4 +1,4 @@
-"""A network as data: a list of layers over named activations, each of which is an operation with its names."""
+"""A network as data: a list of layers, each of which is an operation on named activations and weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Layer:
 
 
 class Graph:
-    """Grows layer by layer.
+    """Built layer by layer.
 
     `shapes`: activation -> (H, W, C) or (C,), without the batch. `weights`: by name, in the order of the layers;
     `trained` and `statistics`: their shapes, in that order, so that a backward pass finishes the trained ones from the
@@ -32,12 +32,12 @@ class Graph:
         self.layers: list[Layer] = []
         self.shapes: dict[str, Shape] = {"images": image}
         self.weights: dict[str, Weight] = {}
-        self.macs = 0                       # multiplications and additions of one image's forward pass
+        self.macs = 0                       # multiply-adds of one image's forward pass
 
     def add(self, name: str, operation: Operation, x: str, add: str | None = None) -> str:
-        """Adds a layer that reads the activation `x`, and `add` if it adds one; what it makes is called `name`.
+        """Adds a layer that reads the activation `x`, and `add` if it adds one; its output is called `name`.
 
-        UsageError where images are too small for it.
+        UsageError if images are too small for it.
         """
         assert add is None or operation.adds, f"{name}: {operation} does not add another activation"
         shape = self.shapes[x]
@@ -45,8 +45,8 @@ class Graph:
         self.weights |= weights
         self.shapes[name] = operation.output(shape)
         if min(self.shapes[name]) < 1:
-            raise UsageError(f"{name}: nothing is left of images of {'x'.join(map(str, self.shapes['images']))}; use "
-                             "larger images, or another model")
+            raise UsageError(f"{name}: images of {'x'.join(map(str, self.shapes['images']))} are too small for this "
+                             "layer; use larger images, or another model")
         self.macs += operation.macs(shape)
         self.layers.append(Layer(operation, x, tuple(weights), name, add))
         return name

@@ -1,4 +1,4 @@
-"""Memory for arrays that live one after the other: what one gives back, the next may borrow."""
+"""Memory for arrays that live one after another: what one gives back, the next may borrow."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dsgd_mpi.arrays.flat import Array, Shape
 
 
 class Memory:
-    """Lends arrays that `empty` makes. `allocated_bytes`: what all of them take, those that share counted once."""
+    """Lends arrays that `empty` allocates. `allocated_bytes`: of all of them, shared memory counted once."""
 
     def __init__(self, empty: Callable[[Shape], Array]) -> None:
         self.empty = empty
         self.free: list[Array] = []
-        self.lent: dict[int, Array] = {}    # id of an array -> that which its memory was borrowed from
+        self.lent: dict[int, Array] = {}    # id of an array -> the array whose memory it borrows
         self.allocated_bytes = 0
 
     def borrow(self, shape: Shape) -> Array:
-        """An array in the smallest free memory that is large enough, or in new."""
+        """An array in the smallest free memory that is large enough, or in new memory."""
         size = prod(shape)
         fitting = [memory for memory in self.free if memory.size >= size]
         if fitting:
@@ -32,5 +32,5 @@ class Memory:
         return array
 
     def give_back(self, array: Array) -> None:
-        """It may be overwritten from now on; the caller keeps a reference, or its id may come again."""
+        """It may be overwritten from now on; the caller keeps a reference, or its id may be reused."""
         self.free.append(self.lent[id(array)])

@@ -1,6 +1,6 @@
 """A network bound to memory and kernels: one flat vector of weights, one of gradients, activations allocated once.
 
-The activations of a forward pass are all kept for the backward pass. The gradients of activations live shortly, from
+The activations of a forward pass are all kept for the backward pass. The gradients of activations are short-lived, from
 the layer that writes them first to the layer that made the activation, and share memory accordingly.
 """
 
@@ -26,8 +26,8 @@ FOR_ACTIVATIONS = 0.85                      # share of the memory: kernels need 
 class Model:
     """What is trained (`flat`, `state` by name) and how to differentiate it (`flat_gradient`, `gradient` by name).
 
-    `flat`, float32 (float64 with kernels of that dtype): first the `parameters` trained numbers, then the running
-    statistics. Weights are OIHW and named as torchvision names them.
+    `flat`, float32 (float64 with kernels of that dtype): first the `parameters` trained elements, then the running
+    statistics. Weights are OIHW and named as in torchvision.
     """
 
     def __init__(self, graph: Graph, batch: int, kernels: Kernels, seed: int = 0, smoothing: float = 0.0) -> None:
@@ -45,13 +45,13 @@ class Model:
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Copies weights and statistics by name, e.g. a torchvision checkpoint as NumPy arrays.
 
-        UsageError, with nothing changed, unless names and shapes are this network's (`num_batches_tracked` apart).
+        UsageError, with nothing changed, unless names and shapes match this network's (except `num_batches_tracked`).
         """
         given = {name: np.asarray(to_numpy(array)) for name, array in state.items()
                  if not name.endswith("num_batches_tracked")}
         wrong = sorted(given.keys() ^ self.state.keys())
         if wrong:
-            where = "not in the state given" if wrong[0] in self.state else "not in this network"
+            where = "not in the given state" if wrong[0] in self.state else "not in this network"
             raise UsageError(f"{len(wrong)} names of the state do not match; the first, {wrong[0]!r}, is {where}")
         for name, view in self.state.items():
             if given[name].shape != view.shape:
@@ -63,8 +63,8 @@ class Model:
                           between: Between | None = None) -> float:
         """Mean loss of a batch, float32 NHWC and int (N,); leaves its gradient in `flat_gradient`.
 
-        `ready` hears of parts of flat_gradient that are final, from the back to the front, as `Kernels.program` has it.
-        `between()` is called again and again, so that communication under way may go on.
+        `ready` is called with parts of flat_gradient that are final, from the back to the front (`Kernels.program`).
+        `between()` is called repeatedly, so that communication can progress.
         """
         plan = self.plan(len(images))
         self.kernels.put(images, plan.images)
@@ -77,9 +77,9 @@ class Model:
         return self.predictor()(images)
 
     def predictor(self) -> Callable[[Array | Bytes], Array]:
-        """`predict` for many calls: what they need of the weights is made ready once, here.
+        """`predict` for many calls: the weights are prepared once, here.
 
-        It may be used until the weights change or another is asked for.
+        It is valid until the weights change or another is requested.
         """
         if self.inference is None:
             self.inference = Inference(self.graph, self.state, self.batch, self.kernels)
@@ -95,26 +95,26 @@ class Model:
 
     @property
     def activation_bytes(self) -> int:
-        """Memory of activations, their gradients and workspaces, for all batch sizes met so far, and for inference."""
+        """Memory of activations, their gradients and workspaces, for all batch sizes used so far, and for inference."""
         plans = sum(plan.activations.bytes for plan in self.plans.values())
         return plans + (self.inference.memory.allocated_bytes if self.inference else 0) + self.kernels.held_bytes
 
     def plan(self, batch: int) -> Plan:
-        """All that is bound to one batch size, made when it is first met."""
+        """Everything bound to one batch size, made when it is first used."""
         if batch not in self.plans:
             self.plans[batch] = self._fitting(batch)
         return self.plans[batch]
 
     def _fitting(self, batch: int) -> Plan:
-        """UsageError, with the batch that would fit, where there is no room for this one."""
+        """UsageError, with the batch that would fit, if memory runs out for this one."""
         with suppress(MemoryError):
             return Plan(self, batch)
-        spare = self.kernels.spare_bytes()          # with what the failed plan has given back
+        spare = self.kernels.spare_bytes()          # including what the failed plan has freed
         itemsize = int(self.kernels.empty((1,)).itemsize)
         fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.graph, 1, itemsize))
-        way_out = f"use --batch {fits} or less" if fits else "use a smaller network"
+        way_out = f"use --batch {fits} or less" if fits else "use a smaller model"
         raise UsageError(f"batch {batch}: there is not enough memory for the activations; {spare / 2**30:.1f} GiB are "
-                         f"left, which hold those of about {fits} images; {way_out}")
+                         f"free, enough for about {fits} images; {way_out}")
 
 
 class Step:

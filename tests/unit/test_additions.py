@@ -157,7 +157,8 @@ def test_a_back_end_without_the_layer_says_so():
 
 
 def test_a_weight_without_a_rule_for_its_first_value_is_refused():
-    with pytest.raises(UsageError, match=r"act\.slope: nothing says .*; give its Weight an `initial` in the operation"):
+    with pytest.raises(UsageError, match=r"act\.slope: expected initial values, .* give its Weight an `initial` in the "
+                                         "operation"):
         Model(small(start=None), 12, Extended("float64"))
 
 

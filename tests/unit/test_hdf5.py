@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_the_old_file_and_a_sound_process(old, limit):
                     "except OSError as error:\n print(error)\n", old, limit)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")         # HDF5 itself ends in a segmentation fault here
-    assert "is as it was before: File too large" in out
+    assert "is unchanged: File too large" in out
     assert value(old) == [1, 2, 3]
     assert os.listdir(old.parent) == [old.name]
 

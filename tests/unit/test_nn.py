@@ -114,13 +114,13 @@ def test_bad_names_and_states_are_told_in_one_line():
         models.graph("resnet9", 10, (32, 32, 3))
     with pytest.raises(UsageError, match=r"fc\.weight: expected shape \(10, 64\), found \(9, 64\)"):
         model.load_state({**model.state, "fc.weight": np.zeros((9, 64))})
-    with pytest.raises(UsageError, match=r"1 names .* 'fc\.bias', is not in the state given"):
+    with pytest.raises(UsageError, match=r"1 names .* 'fc\.bias', is not in the given state"):
         model.load_state({name: view for name, view in model.state.items() if name != "fc.bias"})
 
 
 def test_images_too_small_for_a_layer_are_refused():
     graph = Graph((6, 6, 1))
-    with pytest.raises(UsageError, match="conv: nothing is left of images of 6x6x1; use larger images"):
+    with pytest.raises(UsageError, match="conv: images of 6x6x1 are too small for this layer; use larger images"):
         graph.add("conv", Convolution(4, window=7), "images")
 
 

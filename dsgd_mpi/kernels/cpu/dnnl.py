@@ -22,8 +22,8 @@ from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
 
 ALIGNMENT = 64                              # bytes: a cache line, and the widest vector register
-Handle = Any                                # an opaque pointer of the C library; freed when Python forgets it
-WAY_OUT = "install the package onednn-cpu-gomp, or let DSGD_ONEDNN name a libdnnl.so of version 3"
+Handle = Any                                # an opaque pointer of the C library; freed with its last Python reference
+WAY_OUT = "install the package onednn-cpu-gomp, or set DSGD_ONEDNN to the path of a libdnnl.so of version 3"
 
 ffi = cffi.FFI()
 ffi.cdef("""
@@ -122,7 +122,7 @@ int omp_get_max_threads(void);
 
 
 def candidates() -> list[str]:
-    """Where the library may be, best first. DSGD_ONEDNN, when set, is an order and not a hint."""
+    """Where the library may be, best first. If DSGD_ONEDNN is set, nowhere else."""
     if "DSGD_ONEDNN" in os.environ:
         return [os.environ["DSGD_ONEDNN"]]
     found = [Path(sys.prefix) / "lib" / "libdnnl.so.3"]
@@ -131,18 +131,18 @@ def candidates() -> list[str]:
         found += [Path(str(file.locate())) for file in files if file.name == "libdnnl.so.3"]
     except metadata.PackageNotFoundError:
         pass
-    return [str(path) for path in found if path.exists()] + ["libdnnl.so.3"]    # the last: wherever the system looks
+    return [str(path) for path in found if path.exists()] + ["libdnnl.so.3"]    # the last: the system's search path
 
 
 def library() -> Library:
-    """oneDNN, loaded once; UsageError if there is none or not the right one."""
+    """oneDNN, loaded once; UsageError if it is missing or not the right one."""
     return loaded(candidates()[0])
 
 
 @cache
 def loaded(path: str) -> Library:
-    # libgomp reads it when it is loaded: how often a thread that waits looks again before it sleeps. Its own 300,000
-    # are milliseconds: no loss on idle cores, but where others use them too, waiting threads keep out working ones.
+    # libgomp reads it when loaded: how many times a waiting thread polls before it sleeps. The default, 300,000, takes
+    # milliseconds: harmless on idle cores, but on cores shared with others, waiting threads keep out working ones.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
@@ -151,8 +151,8 @@ def loaded(path: str) -> Library:
     except (OSError, AttributeError) as reason:
         raise UsageError(f"oneDNN cannot be loaded ({reason}); {WAY_OUT}") from None
     if version.major != 3:
-        raise UsageError(f"{path} is oneDNN {version.major}.{version.minor}, not 3; {WAY_OUT}")
-    # A build for SYCL would run on after a call returns, and NumPy would read what is not written yet.
+        raise UsageError(f"{path}: expected oneDNN 3, found {version.major}.{version.minor}; {WAY_OUT}")
+    # A SYCL build runs asynchronously: NumPy would read results before they are written.
     if version.cpu_runtime != c.DNNL_RUNTIME_OMP:
         raise UsageError(f"{path} is not built for OpenMP; {WAY_OUT}")
     return Library(c)
@@ -174,13 +174,13 @@ class Library:
         self.then_relu = self.attributes(relu=True)
 
     def new(self, create: Any, destroy: Any, *args: Any) -> Handle:
-        """What `create` creates, to be freed by `destroy` when the last reference goes."""
+        """What `create` creates, to be freed by `destroy` with the last reference."""
         out = ffi.new("void **")
         check(create(out, *args))
         return ffi.gc(out[0], destroy) if destroy else out[0]
 
     def attributes(self, relu: bool = False, add: Handle = None) -> Handle:
-        """The scratchpad is ours to give; to the result, an array of layout `add` is added, and `relu` applied."""
+        """Scratchpads are provided by us; an array of layout `add` is added to the result, and `relu` applied."""
         c = self.c
         attributes = self.new(c.dnnl_primitive_attr_create, c.dnnl_primitive_attr_destroy)
         check(c.dnnl_primitive_attr_set_scratchpad_mode(attributes, c.dnnl_scratchpad_mode_user))
@@ -232,14 +232,14 @@ def aligned(size: int) -> Array:
 
 
 class Shared:
-    """A buffer that all operations use, one after the other; it grows to what the hungriest of them needs."""
+    """A buffer that all operations use, one after another; it grows to the most that any of them needs."""
 
     def __init__(self, c: Any) -> None:
         self.c, self.array = c, aligned(0)
         self.memories: WeakSet[Any] = WeakSet()
 
     def bind(self, memory: Handle, size: int) -> None:
-        """Lets `memory` lie here, now and after the buffer has grown."""
+        """Points `memory` to this buffer, now and whenever it grows."""
         self.memories.add(memory)
         if size <= self.array.size:
             check(self.c.dnnl_memory_set_data_handle(memory, pointer(self.array)))
@@ -252,7 +252,7 @@ class Shared:
 class Primitive:
     """A primitive bound to its arrays; call it to run it.
 
-    `bound` gives each argument's layout and its place: an array, which must then stay where it is, or a Shared buffer.
+    `bound` gives each argument's layout and its place: an array, which must not move from then on, or a Shared buffer.
     """
 
     def __init__(self, library: Library, description: Handle, bound: Mapping[int, tuple[Handle, Array | Shared]],
@@ -270,7 +270,7 @@ class Primitive:
         self.primitive = library.new(c.dnnl_primitive_create, c.dnnl_primitive_destroy, description)
         self.arguments = ffi.new("dnnl_exec_arg_t[]", list(self.memories.items()))
         self.call = (self.primitive, library.stream, len(self.memories), self.arguments)
-        self.execute = c.dnnl_primitive_execute         # with OpenMP it returns when all is done: there is no wait
+        self.execute = c.dnnl_primitive_execute         # synchronous with OpenMP: there is nothing to wait for
         self.implementation = self.name(description)
 
     def bind(self, arg: int, place: Array | Shared) -> None:
@@ -283,11 +283,11 @@ class Primitive:
             self.point(arg, pointer(place))
 
     def point(self, arg: int, address: Any) -> None:
-        """Sends an argument elsewhere for the next call, unchecked; the caller keeps alive what lies there."""
+        """Redirects an argument for the next call, unchecked; the caller keeps the memory alive."""
         check(self.library.c.dnnl_memory_set_data_handle(self.memories[arg], address))
 
     def name(self, description: Handle) -> str:
-        """What oneDNN calls the code it has chosen, such as "jit:avx2"."""
+        """oneDNN's name for the implementation it has chosen, such as "jit:avx2"."""
         c, out = self.library.c, ffi.new("const char **")
         check(c.dnnl_primitive_desc_query(description, c.dnnl_query_impl_info_str, 0, out))
         return bytes(ffi.string(out[0])).decode()

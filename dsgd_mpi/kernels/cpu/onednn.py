@@ -1,8 +1,8 @@
 """The kernels by oneDNN on the CPU, in float32 or bfloat16, with parameters and statistics always in float32.
 
 Every primitive is made once, for one shape, and bound once to its arrays; a step is then a list of C calls. oneDNN
-picks the order of a convolution's weights in memory, so they are re-ordered out of the flat vector before use, and
-their gradients back into it. What is needed within one operation only, lies in buffers that all operations share.
+chooses the layout of a convolution's weights in memory, so they are reordered from the flat vector before use, and
+their gradients back into it. What is needed only within one operation is in buffers that all operations share.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from dsgd_mpi.kernels.cpu.dnnl import Handle, Primitive, Shared, aligned, dims, 
 
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}  # its bits
 
-# Without AVX-512, gradients of windows come up to 1.6 times as fast out of blocks of channels from so many channels on,
-# the re-ordering included. With it NHWC is as fast.
+# Without AVX-512, weight gradients of windows are up to 1.6 times as fast with blocked channels, if there are at least
+# this many, reordering included. With AVX-512, NHWC is as fast.
 BLOCKED_CHANNELS = 64
 
-# Elements of an update that one of several threads takes at a time, and the least that is worth waking it for: with
-# fewer, threads wait for Python's lock and for each other more than they gain.
+# Elements of an update that one of several threads takes at a time, and the fewest that are worth a thread: with fewer,
+# threads lose more by waiting for the GIL and for each other than they gain.
 SIDE_BY_SIDE, WORTH_A_THREAD = 1 << 16, 1 << 19
 
 
 class OneDNN(Kernels):
-    """oneDNN kernels; bfloat16 needs AVX-512, float64 is not to be had (UsageError).
+    """oneDNN kernels; bfloat16 needs AVX-512, float64 is not supported (UsageError).
 
-    One thread at a time may run operations of one OneDNN, since they share their buffers.
+    Only one thread at a time may run operations of one OneDNN, since they share buffers.
     """
 
     name = "onednn"
@@ -43,7 +43,7 @@ class OneDNN(Kernels):
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in STORAGE:
-            raise UsageError(f"oneDNN's kernels do not support {dtype}; use one of {', '.join(STORAGE)}, or the "
+            raise UsageError(f"the oneDNN kernels do not support {dtype}; use one of {', '.join(STORAGE)}, or the "
                              "reference kernels")
         self.library = library()
         self.c = c = self.library.c
@@ -59,7 +59,7 @@ class OneDNN(Kernels):
         self.workers = ThreadPoolExecutor(c.omp_get_max_threads(), "update")
 
     def set_threads(self, threads: int) -> None:
-        # oneDNN's own OpenMP is asked: OMP_NUM_THREADS cannot reach it once it is loaded
+        # through oneDNN's own OpenMP: OMP_NUM_THREADS has no effect on it once it is loaded
         assert not self.scratchpad.memories, "operations are made for a number of threads, which must not change"
         self.c.omp_set_num_threads(threads)
         self.workers = ThreadPoolExecutor(threads, "update")
@@ -86,9 +86,9 @@ class OneDNN(Kernels):
     def program(self, work: Work) -> Work:
         return work
 
-    def put(self, host: Array, into: Array) -> None:
-        assert host.shape == into.shape, (host.shape, into.shape)
-        into[...] = host if self.dtype == "float32" else narrow(host, "bfloat16")
+    def put(self, values: Array, into: Array) -> None:
+        assert values.shape == into.shape, (values.shape, into.shape)
+        into[...] = values if self.dtype == "float32" else narrow(values, "bfloat16")
 
     def get(self, x: Array) -> Array:
         return x.copy() if self.dtype == "float32" else widen(x, "bfloat16")
@@ -111,7 +111,7 @@ class OneDNN(Kernels):
         return {}
 
     def in_parts(self, count: int, work: Callable[[slice], None]) -> None:
-        """On stretches side by side: NumPy frees the interpreter while it computes."""
+        """In contiguous chunks, concurrently: NumPy releases the GIL while it computes."""
         threads = min(self.c.omp_get_max_threads(), count // WORTH_A_THREAD)
         if threads < 2:
             return reference.in_blocks(0, count, work)
@@ -120,7 +120,7 @@ class OneDNN(Kernels):
                      for start, stop in pairwise(cuts)]:
             done.result()
 
-    # What the operations are made of
+    # Building blocks of the operations
 
     def primitive(self, description: Handle, bound: dict[int, tuple[Handle, Array | Shared]]) -> Primitive:
         return Primitive(self.library, description, bound, self.scratchpad)
@@ -131,13 +131,13 @@ class OneDNN(Kernels):
         return self.library.layout((n, channels, height, width), self.type, tag or self.c.dnnl_nhwc)
 
     def own(self, layout: Handle) -> Array:
-        """Memory of an operation's own, for as long as it lives."""
+        """Memory private to an operation, for as long as it lives."""
         size = self.library.size(layout)
         self.own_bytes += size
         return aligned(size)
 
     def vector(self, x: Array) -> Handle:
-        """The layout of float32 numbers in a row."""
+        """The layout of a float32 vector."""
         return self.library.layout((x.size,), self.c.dnnl_f32, self.c.dnnl_a)
 
     def reorder(self, source: Handle, from_: Array | Shared, target: Handle, to: Array | Shared) -> Primitive:
@@ -145,7 +145,7 @@ class OneDNN(Kernels):
                               {self.c.DNNL_ARG_SRC: (source, from_), self.c.DNNL_ARG_DST: (target, to)})
 
     def as_liked(self, layout: Handle, x: Array, liked: Handle, copy: Shared) -> Liked:
-        """`x` where a primitive reads it in the order that it likes: there already, or re-ordered into `copy`."""
+        """`x` in the layout that a primitive prefers: as it is, or reordered into `copy`."""
         if self.c.dnnl_memory_desc_equal(layout, liked):
             return Liked([], x)
         return Liked([self.reorder(layout, x, liked, copy)], copy)
@@ -170,7 +170,7 @@ class OneDNN(Kernels):
 
 
 class Liked(NamedTuple):
-    steps: list[Primitive]                  # that bring it there
+    steps: list[Primitive]                  # that reorder it
     place: Array | Shared
 
 
@@ -184,7 +184,7 @@ def run(steps: Sequence[Primitive]) -> None:
 
 
 class Convolution:
-    """Forward and both gradients, each with the weights in the order that it likes best; a second weight is a bias."""
+    """Forward and both gradients, each with the weights in its preferred layout; a second weight is a bias."""
 
     def __init__(self, kernels: OneDNN, operation: api.Convolution, arrays: Arrays) -> None:
         x, (w, *biases), y = arrays.x, arrays.weights, arrays.y
@@ -253,9 +253,9 @@ class Convolution:
                 k.reorder(inside, k.weights, self.flat, self.w.grad)]
 
     def weights_product(self) -> Primitive:
-        """dw = dy' x, over all pixels: the weights' gradient of a 1x1 convolution, in the flat vector's own order.
+        """dw = dy' x, over all pixels: the weight gradient of a 1x1 convolution, in the flat vector's own layout.
 
-        With AVX-512 that is faster than oneDNN's convolution, as a rule, and saves putting dw into order.
+        With AVX-512 this is usually faster than oneDNN's convolution, and saves reordering dw.
         """
         c, k, layout = self.c, self.kernels, self.library.layout
         out, channels = self.w.value.shape[:2]
@@ -280,7 +280,7 @@ class Linear(Convolution):
 
 
 class FoldedConvolution:
-    """One pass over activations, with a copy of the weights, folded and in the order that oneDNN likes."""
+    """One pass over activations, with a copy of the weights, folded and in the layout that oneDNN prefers."""
 
     def __init__(self, kernels: OneDNN, operation: api.FoldedConvolution, arrays: Arrays) -> None:
         self.w, self.gamma, self.beta, self.mean, self.var = (weight.value for weight in arrays.weights)
@@ -315,11 +315,11 @@ class FoldedConvolution:
         self.output()
 
     def backward(self) -> None:
-        raise NotImplementedError           # of inference
+        raise NotImplementedError           # for inference only
 
 
 class BatchNorm:
-    """With ReLU in one pass; with `add` in two, which oneDNN does not support on CPUs: y += add [ReLU] in place."""
+    """One pass with ReLU; two with `add`, which oneDNN does not support on CPUs: y += add [ReLU] in place."""
 
     def __init__(self, kernels: OneDNN, operation: api.BatchNorm, arrays: Arrays) -> None:
         (gamma, beta, mean, var), relu = arrays.weights, operation.relu
@@ -357,7 +357,7 @@ class BatchNorm:
                                              self.layout, self.layout, EPSILON, flags)
 
     def workspace(self) -> dict[int, tuple[Handle, Array]]:
-        """Where a fused ReLU notes for the backward pass which outputs are positive."""
+        """Where a fused ReLU records, for the backward pass, which outputs are positive."""
         if not self.fused:
             return {}
         layout = self.kernels.library.query(self.description, self.c.dnnl_query_workspace_md)
@@ -388,7 +388,7 @@ class BatchNorm:
 
 
 class Pool:
-    """Maximum or average over windows; the maximum notes in a workspace where it was found."""
+    """Maximum or average over windows; the maximum records its position in a workspace."""
 
     def __init__(self, kernels: OneDNN, algorithm: int, x: Tensor, y: Tensor, window: Shape, stride: int,
                  pad: int) -> None:
@@ -449,5 +449,5 @@ class CrossEntropy:
 
 OneDNN.operations = {
     api.Convolution: Convolution, api.BatchNorm: BatchNorm, api.FoldedConvolution: FoldedConvolution,
-    api.Subsample: reference.Subsample,     # copies only, of any dtype
+    api.Subsample: reference.Subsample,     # only copies, whatever the dtype
     api.MaxPool: MaxPool, api.AveragePool: AveragePool, api.Linear: Linear}

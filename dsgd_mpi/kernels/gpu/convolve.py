@@ -1,7 +1,7 @@
-"""Convolution on a GPU: by a plan of cuDNN, or by our own kernel where there is none; weights re-ordered for both.
+"""Convolution on a GPU: by a plan of cuDNN, or by our own kernel if there is none; weights are reordered for both.
 
-The flat vector holds weights as OIHW in float32. A copy in the activations' dtype, ordered OHWI and padded with zeros
-to channels that tensor cores like, is made at each forward pass: most algorithms change the vector in many places.
+The flat vector holds weights as OIHW in float32. A copy in the activations' dtype, ordered OHWI and zero-padded to
+a number of channels that suits tensor cores, is made in each forward pass: most algorithms change the vector anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 
 TILE, DEPTH = 64, 16                        # of cuda/convolution.cu
 BLOCKS = 512                                # that keep a GPU busy
-PARTIAL_FLOATS = 1 << 26                    # of weight gradients that are summed up afterwards
+PARTIAL_FLOATS = 1 << 26                    # of partial weight gradients, which are summed afterwards
 
 
 def tiles(size: int) -> int:
@@ -51,13 +51,13 @@ class Convolution:
         run(self.backward_steps)
 
     def padding(self, x: Array, channels: int) -> Array:
-        """x itself, or where its copy with more channels goes."""
+        """x itself, or memory for its copy with more channels."""
         if x.shape[-1] == channels:
             return x
         return self.k.own((*x.shape[:-1], channels), self.k.storage)
 
     def copied(self, source: Array, target: Array) -> list[Launch]:
-        """What brings all channels that both have from one to the other, if they are two."""
+        """Copies the channels that both have, unless they are the same array."""
         if source is target:
             return []
         rows = source.size // source.shape[-1]
@@ -98,7 +98,7 @@ class Convolution:
                                      self.w.grad, *map(i32, self.sizes))]
 
     def parts(self) -> int:
-        """Into how many the pixels are shared out, so that there are blocks enough."""
+        """How many parts the pixels are split into, so that there are enough blocks."""
         blocks = tiles(self.g.o) * tiles(self.sizes[2] * self.g.c)
         deep = self.g.n * self.g.oh * self.g.ow
         return max(1, min(-(-BLOCKS // blocks), deep // (8 * DEPTH), PARTIAL_FLOATS // int(self.weights.size)))
@@ -116,7 +116,7 @@ class Convolution:
 
 
 class Linear(Convolution):
-    """A 1x1 convolution of images of one pixel, the batch."""
+    """A 1x1 convolution of a batch of one-pixel images."""
 
     def __init__(self, k: Tools, operation: api.Linear, arrays: Arrays) -> None:
         w, bias = arrays.weights
@@ -130,7 +130,7 @@ def both(x: Tensor) -> tuple[Array, ...]:
 
 
 def pixel(x: Tensor) -> Tensor:
-    """(N, C) as images of one pixel."""
+    """(N, C) as one-pixel images."""
     return Tensor(*(z.reshape(z.shape[0], 1, 1, z.shape[1]) for z in both(x)))
 
 
@@ -155,4 +155,4 @@ class FoldedConvolution:
         self.finish()
 
     def backward(self) -> None:
-        raise NotImplementedError           # of inference
+        raise NotImplementedError           # for inference only

@@ -2,8 +2,8 @@
 
 Everything is enqueued on one stream, in order, and only `get` waits. Each operation is bound once to its arrays;
 forward and backward pass are recorded as CUDA graphs and replayed, the update as another. Sums are taken in a fixed
-order: the same numbers give the same to the bit. float16 has its loss scaled so that small gradients survive
-(Micikevicius et al. 2018, arXiv:1710.03740): a step whose gradient overflows is left out and the scale halved, all on
+order, so that results are reproducible to the bit. With float16 the loss is scaled so that small gradients survive
+(Micikevicius et al. 2018, arXiv:1710.03740): a step whose gradient overflows is skipped and the scale halved, all on
 the device; what leaves the kernels is not scaled.
 """
 
@@ -29,7 +29,7 @@ from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 class CuDNN(Tools, Kernels):
     """GPU kernels in float32 ("tf32": rounded to 11 bits before they are multiplied), bfloat16 or float16.
 
-    `device`: of Gpu's kind; that is CuPy's current one when the first array is asked for. For one thread.
+    `device` makes the device, by default a Gpu: the one that is current when the first array is made. For one thread.
     """
 
     name = "cudnn"
@@ -47,7 +47,7 @@ class CuDNN(Tools, Kernels):
         return {"loss_scaling": self.scaling} if self.dtype == "float16" else {}
 
     def set_threads(self, threads: int) -> None:
-        pass                                # the GPU's are its own
+        pass                                # of the CPU alone
 
     def zeros(self, size: int) -> Array:
         return self.device.zeros((size,), np.float32)
@@ -64,22 +64,22 @@ class CuDNN(Tools, Kernels):
     def program(self, work: Work) -> Work:
         return Recorded(self.device, work)
 
-    def put(self, host: Array | Bytes, into: Array) -> None:
-        if isinstance(host, Bytes):
-            return self.put_bytes(host, into)
-        assert host.shape == into.shape, (host.shape, into.shape)
-        host = np.asarray(host, np.float32)
+    def put(self, values: Array | Bytes, into: Array) -> None:
+        if isinstance(values, Bytes):
+            return self.put_bytes(values, into)
+        assert values.shape == into.shape, (values.shape, into.shape)
+        values = np.asarray(values, np.float32)
         if self.storage == np.float32:
-            return self.device.put(host, into)
-        return self.each("narrowed", host.size, 1, self.staged("images", host), into, np.uint32(host.size))()
+            return self.device.put(values, into)
+        return self.each("narrowed", values.size, 1, self.staged("images", values), into, np.uint32(values.size))()
 
-    def put_bytes(self, host: Bytes, into: Array) -> None:
-        assert host.images.shape == into.shape, (host.images.shape, into.shape)
-        places, per_channel = host.places, np.stack([host.scale, host.shift]).astype(np.float32)
-        images = self.staged("images", host.images)
+    def put_bytes(self, values: Bytes, into: Array) -> None:
+        assert values.images.shape == into.shape, (values.images.shape, into.shape)
+        places, per_channel = values.places, np.stack([values.scale, values.shift]).astype(np.float32)
+        images = self.staged("images", values.images)
         numbers = self.staged("per channel", per_channel)
         self.each("images_in", into.size, 1, images, None if places is None else self.staged("places", places),
-                  numbers[0], numbers[1], into, *map(i32, (*into.shape, host.pad)))()
+                  numbers[0], numbers[1], into, *map(i32, (*into.shape, values.pad)))()
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)
@@ -124,15 +124,15 @@ class CuDNN(Tools, Kernels):
 
 
 class Recorded:
-    """Work that is done once as it stands (all is compiled and loaded then), and after that replayed as CUDA graphs.
+    """Work that is run directly once (which compiles and loads everything), and then replayed as CUDA graphs.
 
-    Where somebody listens for finished parts of the gradient it is recorded in pieces, one for each part.
+    If finished parts of the gradient are to be announced, it is recorded in pieces, one for each part.
     """
 
     def __init__(self, device: Device, work: Work) -> None:
         self.device, self.work = device, work
         self.done_once = False
-        self.pieces: dict[int | None, list[tuple[Launch, slice | None]]] = {}     # by the least that a part holds
+        self.pieces: dict[int | None, list[tuple[Launch, slice | None]]] = {}     # by the least size of a part
 
     def __call__(self, ready: Buckets | None, between: Between | None) -> None:
         if self.done_once:
@@ -147,7 +147,7 @@ class Recorded:
             done = self.device.mark()
             while not done():
                 between()
-                time.sleep(0)               # lets go of Python's lock, for the thread that makes batches
+                time.sleep(0)               # releases the GIL, for the thread that makes batches
 
     def recorded(self, least: int | None) -> list[tuple[Launch, slice | None]]:
         if least not in self.pieces:
@@ -163,7 +163,7 @@ class Recorded:
             if part.start:
                 pieces.append((self.device.end(), part))
                 self.device.begin()
-            else:                           # whose piece ends with the work
+            else:                           # its piece ends with the work
                 front = part
 
         self.device.begin()
@@ -178,13 +178,13 @@ class Update:
     """An optimizer's step: one CUDA graph, as long as the vectors are the same as last time.
 
     The rate is read from the device, so that one recording serves all steps. With float16 a step whose gradient has
-    overflowed changes nothing but the scale of the loss. `launches(x, g)`: the step's kernels, bound to vectors; what
-    else they need lies on the device too, and they leave it alone where `scaling` tells of an overflow.
+    overflowed changes only the scale of the loss. `launches(x, g)`: the step's kernels, bound to vectors; whatever else
+    they need is on the device too, and they do not change it if `scaling` reports an overflow.
     """
 
     def __init__(self, k: CuDNN, launches: Callable[[Array, Array], list[Launch]]) -> None:
         self.k, self.launches = k, launches
-        self.x: Array = None                # of the last step, the very arrays: while they live, so is their memory
+        self.x: Array = None                # of the last step, the arrays themselves: a reference keeps their memory
         self.g: Array = None
         self.program: Recorded | None = None
 
@@ -199,11 +199,11 @@ class Update:
         if k.dtype == "float16":
             steps = [k.each("find_overflow", x.size, 1, g, np.int64(x.size), k.scaling), *steps,
                      k.device.kernel("adjust_scale", 1, (1,), (1,), k.scaling)]
-        return Recorded(k.device, lambda ready, between: run(steps))    # no cycle: it would hold the vectors
+        return Recorded(k.device, lambda ready, between: run(steps))    # no cycle: it would keep the vectors
 
 
 def decayed_by(rule: Rule) -> Array:
-    """Which of the trained numbers decay; None for all."""
+    """Which of the trained parameters decay; None for all."""
     return rule.weights if rule.options()["decay"] == "weights" else None
 
 
@@ -252,7 +252,7 @@ class AveragePool(Simple):
 
 
 class BatchNorm:
-    """Two passes over x forward, two over x and dy backward; the gradient of `add` is what of dy passes the ReLU."""
+    """Two passes over x forward, two over x and dy backward; the gradient of `add` is what the ReLU passes of dy."""
 
     def __init__(self, k: Tools, operation: api.BatchNorm, arrays: Arrays) -> None:
         x, (gamma, beta, mean, var), y = arrays.x, arrays.weights, arrays.y
@@ -263,7 +263,7 @@ class BatchNorm:
         self.numbers = i32(rows), i32(channels)
         self.vec, self.grid, self.block = k.rows(rows, channels)
         self.partial = k.scratch("sums", 4 * 2 * self.grid[1] * channels).view(np.float32)
-        self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks of each group of channels
+        self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks so far, per group of channels
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
             k.own((channels,), np.float32) for _ in range(5))
         add = self.add and self.add.value

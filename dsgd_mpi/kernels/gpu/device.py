@@ -1,6 +1,6 @@
 """A CUDA device through CuPy: arrays, launches of our own kernels (cuda/*.cu) on one stream, and their recordings.
 
-Nothing is asked of a device before the first array: until then `cupy.cuda.Device(i).use()` chooses which.
+No device is touched before the first array is made: until then `cupy.cuda.Device(i).use()` selects one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dsgd_mpi.errors import UsageError
 
 SOURCES = Path(__file__).parent / "cuda"
 WAY_OUT = "pip install 'dsgd_mpi[cuda13]' (or [cuda12]) on a machine with an NVIDIA driver, or use --device cpu"
-NOT_READY = 600                             # CUDA's number for it
+NOT_READY = 600                             # cudaErrorNotReady
 Launch = Callable[[], None]
 Wait = Callable[[], None]
 Dim = tuple[int, ...]
 
 
 class Format(NamedTuple):
-    """What an activation is in memory: NumPy's dtype that holds its bits, and the macros of cuda/number.cuh."""
+    """How an activation is stored: the NumPy dtype that holds its bits, and the macros of cuda/number.cuh."""
 
     storage: Any
     bits: int
@@ -36,43 +36,43 @@ class Format(NamedTuple):
 
 
 class Device(Protocol):
-    """What the kernels ask of a device. All but `get` may return before the work is done; all work is in order."""
+    """What the kernels need of a device. All but `get` may return before the work is done; all work is in order."""
 
     @property
     def processors(self) -> int:
-        """Multiprocessors, on each of which some blocks run at a time."""
+        """Multiprocessors, each of which runs several blocks at a time."""
 
     def zeros(self, shape: Shape, dtype: Any) -> Array: ...
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
-        """MemoryError where there is no room."""
+        """MemoryError if memory runs out."""
 
     def spare_bytes(self) -> int: ...
 
-    def put(self, host: Array, into: Array) -> None:
-        """Copies from host memory, which may change at once unless it is page-locked; dtypes and shapes agree."""
+    def put(self, values: Array, into: Array) -> None:
+        """Copies from host memory, which may be changed at once unless it is page-locked; dtypes and shapes agree."""
 
     def page_locked(self, shape: Shape) -> PageLocked:
-        """Uninitialised bytes in host memory, from which `put` enqueues a copy without making another."""
+        """Uninitialised bytes in host memory, from which `put` copies directly and asynchronously."""
 
     def get(self, x: Array) -> Array:
         """A copy in host memory, once all work is done."""
 
     def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
-        """One of our kernels for `vec` elements at a time, bound to arrays, NumPy's scalars, and None for null."""
+        """One of our kernels for `vec` elements at a time, bound to arrays, NumPy scalars, and None for null."""
 
     def begin(self) -> None:
-        """From here to `end` nothing runs: it is recorded. Nothing may be allocated or copied."""
+        """Until `end`, launches are recorded and not run. Nothing may be allocated or copied."""
 
     def end(self) -> Launch:
-        """What has been recorded, to be run as often as wanted."""
+        """The recording, which can be run any number of times."""
 
     def mark(self) -> Callable[[], bool]:
-        """Whether all that was enqueued so far is done."""
+        """A function that says whether all work enqueued so far is done."""
 
 
 def source() -> str:
-    """All our kernels, as one text."""
+    """All our kernels, as one source."""
     paths = [SOURCES / "number.cuh", *sorted(SOURCES.glob("*.cu"))]
     return "\n".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
 
@@ -83,55 +83,55 @@ def macros(given: Format, vec: int) -> tuple[str, ...]:
 
 @cache
 def problem() -> str | None:
-    """Why there is no GPU to compute on; None if there is one."""
+    """Why no GPU can be used; None if one can."""
     if find_spec("cupy") is None:
         return "CuPy is not installed"
     try:
-        ctypes.CDLL("libcuda.so.1")         # found out before CuPy is imported, which takes a second
+        ctypes.CDLL("libcuda.so.1")         # checked before CuPy is imported, which takes a second
         import cupy
         count = cupy.cuda.runtime.getDeviceCount()
     except OSError:
         return "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
-    except Exception as error:              # whatever a CuPy or a driver that does not fit raises
+    except Exception as error:              # a CuPy that does not match the driver may raise anything
         return f"CuPy does not work ({str(error).splitlines()[0]})"
-    return None if count else "CuPy finds none"
+    return None if count else "CuPy finds no device"
 
 
 def check() -> None:
-    """UsageError unless there is a GPU."""
+    """UsageError unless a GPU can be used."""
     if reason := problem():
         raise UsageError(f"no GPU can be used: {reason}; {WAY_OUT}")
 
 
 class PageLocked(np.ndarray):
-    """Host memory from which a device copies while the host goes on; it is to be left as it is until that is done."""
+    """Host memory from which a device copies asynchronously; it must not change until the copy is done."""
 
 
 class Staging:
-    """The way to a device through page-locked memory.
+    """Copies to a device through page-locked memory.
 
-    For each size there are two buffers, in turn; who comes for one whose copy is not done yet waits for it. What lies
-    in such memory already goes from there. `page_locked` makes it, bytes of a shape; `copied(values, into)` enqueues a
-    copy and gives what waits for its end.
+    For each size two buffers are used in turn; before one is reused, its last copy is waited for. Arrays that are in
+    such memory already are copied from there. `page_locked` allocates it, bytes of a shape; `copied(values, into)`
+    enqueues a copy and returns a function that waits for it.
     """
 
     def __init__(self, page_locked: Callable[[Shape], PageLocked], copied: Callable[[Array, Array], Wait]) -> None:
         self.page_locked, self.copied = page_locked, copied
         self.buffers: defaultdict[int, deque[tuple[Array, Wait]]] = defaultdict(deque)
 
-    def put(self, host: Array, into: Array) -> None:
-        if isinstance(host, PageLocked):
-            self.copied(host, into)
+    def put(self, values: Array, into: Array) -> None:
+        if isinstance(values, PageLocked):
+            self.copied(values, into)
             return
-        buffers = self.buffers[host.nbytes]
+        buffers = self.buffers[values.nbytes]
         if len(buffers) < 2:
-            memory: Array = self.page_locked((host.nbytes,))
+            memory: Array = self.page_locked((values.nbytes,))
         else:
             memory, wait = buffers.popleft()
             wait()
-        values = memory.view(host.dtype).reshape(host.shape)
-        values[...] = host
-        buffers.append((memory, self.copied(values, into)))
+        copy = memory.view(values.dtype).reshape(values.shape)
+        copy[...] = values
+        buffers.append((memory, self.copied(copy, into)))
 
 
 @cache
@@ -160,7 +160,7 @@ def using(stream: Any) -> Iterator[None]:
 
 
 def passed(event: Any) -> bool:
-    """Whether the work before an event of CuPy's is done. Its own `done` is false for ever once a GPU has failed."""
+    """Whether the work before a CuPy event is done. CuPy's own `done` stays false once a GPU has failed."""
     from cupy.cuda import runtime
     status = runtime.eventQuery(event.ptr)
     if status not in (0, NOT_READY):
@@ -169,7 +169,7 @@ def passed(event: Any) -> bool:
 
 
 class Gpu:
-    """`Device` on the device that is CuPy's current one; for one thread, the one that makes the first array."""
+    """`Device` on CuPy's current device; for one thread, the one that makes the first array."""
 
     def __init__(self, given: Format) -> None:
         check()
@@ -212,8 +212,8 @@ class Gpu:
         pool = self.cupy.get_default_memory_pool()
         return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
 
-    def put(self, host: Array, into: Array) -> None:
-        self.staging.put(host, into)
+    def put(self, values: Array, into: Array) -> None:
+        self.staging.put(values, into)
 
     def page_locked(self, shape: Shape) -> PageLocked:
         import cupyx
@@ -230,7 +230,7 @@ class Gpu:
         return self.event().synchronize     # type: ignore[no-any-return]
 
     def event(self) -> Any:
-        """The end of what has been enqueued so far."""
+        """The end of all work enqueued so far."""
         event = self.cupy.cuda.Event(disable_timing=True)
         event.record(self.stream)
         return event
@@ -248,7 +248,7 @@ class Gpu:
         return lambda: function(grid, block, bound, stream=self.stream)
 
     def seconds(self, launch: Launch, repeats: int) -> float:
-        """What one of `repeats` launches takes, after a first."""
+        """Time of a launch, averaged over `repeats` after a first."""
         launch()
         start, stop = (self.cupy.cuda.Event() for _ in range(2))
         start.record(self.stream)

@@ -1,7 +1,7 @@
-"""Convolutions by cuDNN 9's graphs through nvidia-cudnn-frontend: for each shape the fastest plan, timed once and kept.
+"""Convolutions by cuDNN 9's graphs through nvidia-cudnn-frontend: for each shape the fastest plan, timed once, cached.
 
-The choices are kept on disk for each GPU and version of cuDNN. Plans whose result may differ from run to run are never
-taken, nor, where `exact`, those that round float32 inputs (TF32). https://docs.nvidia.com/deeplearning/cudnn/frontend
+The choices are cached on disk for each GPU and version of cuDNN. Nondeterministic plans are never used, nor, if
+`exact`, are those that round float32 inputs (TF32). https://docs.nvidia.com/deeplearning/cudnn/frontend
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.gpu.device import Launch
 
-CANDIDATES = 8                              # plans that are timed, of those that cuDNN holds for the best
+CANDIDATES = 8                              # plans that are timed, of those that cuDNN ranks first
 REPEATS = 5
-WORKSPACE_BYTES = 1 << 30                   # what a plan may ask for
+WORKSPACE_BYTES = 1 << 30                   # the most that a plan may need
 
 
 class Geometry(NamedTuple):
@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
     ow: int
 
 
-# direction: what goes in, and what comes out
+# direction: inputs, and output
 ROLES = {"forward": ("x", "w", "y"), "data": ("y", "w", "x"), "weights": ("y", "x", "w")}
 
 
@@ -51,9 +51,9 @@ def strides(shape: tuple[int, int, int, int]) -> list[int]:
 
 
 def graph(cudnn: Any, direction: str, g: Geometry, dtype: str, exact: bool, **where: Any) -> tuple[Any, list[Any]]:
-    """The graph of one convolution, with all plans that cuDNN knows for it, and its tensors in the order of ROLES.
+    """The graph of one convolution, with all plans that cuDNN has for it, and its tensors in the order of ROLES.
 
-    `where`: the handle of a device, or the properties of one that is not there. Raises what cuDNN raises.
+    `where`: the handle of a device, or the properties of one that is not present. Raises what cuDNN raises.
     """
     types = cudnn.data_type
     kind = {"float32": types.FLOAT, "bfloat16": types.BFLOAT16, "float16": types.HALF}[dtype]
@@ -78,7 +78,7 @@ def graph(cudnn: Any, direction: str, g: Geometry, dtype: str, exact: bool, **wh
 
 
 class Plans:
-    """For one device; `workspace(size)`: that many bytes, to be overwritten. ImportError without the library."""
+    """For one device; `workspace(size)`: that many bytes, which may be overwritten. ImportError without the library."""
 
     def __init__(self, device: Any, dtype: str, exact: bool, workspace: Callable[[int], Array]) -> None:
         import cudnn
@@ -88,9 +88,9 @@ class Plans:
         self.choices = Choices(f"{device.name}-cudnn{cudnn.backend_version()}")
 
     def step(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch:
-        """The convolution bound to its arrays, in the order of ROLES. Whatever is in `out` may be overwritten now.
+        """The convolution bound to its arrays, in the order of ROLES. `out` may be overwritten at once.
 
-        Raises an error of cuDNN's where there is no plan for it.
+        Raises an error of cuDNN's if there is no plan for it.
         """
         made, tensors = graph(self.cudnn, direction, g, self.dtype, self.exact, handle=self.handle)
         arrays = (a, b, out)
@@ -103,12 +103,12 @@ class Plans:
         return launch
 
     def select(self, made: Any, key: str, pack: dict[Any, int]) -> None:
-        """Builds the plan that whoever was first found the fastest."""
+        """Builds the plan that the first process to time them found fastest."""
         places = {made.get_plan_name_at_index(index): index for index in range(made.get_execution_plan_count())}
         known = self.choices.get(key)
         if self.builds(made, places.get(known)):
             return
-        if known:                           # with another driver
+        if known:                           # from another driver
             self.choices.forget(key)
         fastest = self.fastest(made, pack)
         if not self.builds(made, places.get(self.choices.agreed(key, fastest))):
@@ -138,10 +138,10 @@ class Plans:
 
 
 class Choices:
-    """What was found the fastest: a folder for each GPU and version of cuDNN, and in it a file for each shape.
+    """The plans found fastest: a folder for each GPU and version of cuDNN, and in it a file for each shape.
 
-    Who comes first decides for all ranks and later runs, so that these round as it does: a run that was stopped and
-    resumed could not equal one that was not if every rank took what its own clock said.
+    The first process to choose decides for all ranks and later runs, so that all round alike: if every rank relied on
+    its own timings, a run that was stopped and resumed could differ from one that was not.
     """
 
     def __init__(self, name: str) -> None:
@@ -153,7 +153,7 @@ class Choices:
         return None
 
     def agreed(self, key: str, name: str) -> str:
-        """What now holds: `name`, unless somebody was faster."""
+        """The choice to use: `name`, unless another process was first."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile("w", dir=self.folder, prefix=".") as file:
@@ -163,7 +163,7 @@ class Choices:
                 os.link(file.name, self.folder / key)       # whole or not at all, on network file systems too
         except FileExistsError:
             return self.get(key) or name
-        except OSError:                     # where nothing can be kept all is timed again
+        except OSError:                     # without a cache, plans are timed again
             pass
         return name
 

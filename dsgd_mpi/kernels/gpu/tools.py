@@ -1,4 +1,4 @@
-"""What operations on a GPU are made of: memory, launches, cuDNN's plans, the scale of the loss."""
+"""Building blocks of the operations on a GPU: memory, launches, cuDNN's plans, the scale of the loss."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dsgd_mpi.kernels.gpu.plans import Geometry, Plans
 
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
-THREADS = 256                               # of a block
-CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first where it divides, the second at least
-ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # THREADS and RESIDENT of cuda/batch_norm.cu: so many run at a time
+THREADS = 256                               # per block
+CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first if it divides, the second at least
+ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # THREADS and RESIDENT of cuda/batch_norm.cu
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 i32 = np.int32
 log = logging.getLogger("dsgd_mpi")
 
 
 class Tools:
-    """For activations of `dtype` on a device of Gpu's kind: the one current when the first array is asked for."""
+    """For activations of `dtype` on `device()`, by default the GPU that is current when the first array is made."""
 
-    said = False                            # that cuDNN has no plan
+    said = False                            # whether a missing plan has been logged
 
     def __init__(self, dtype: str = "float32", device: Callable[[Format], Device] | None = None) -> None:
         if dtype not in FORMATS:
-            raise UsageError(f"the GPU's kernels do not support {dtype}; use one of {', '.join(FORMATS)}")
+            raise UsageError(f"the GPU kernels do not support {dtype}; use one of {', '.join(FORMATS)}")
         if device is None:
             devices.check()
         self.kind, self.format, self.make_device = dtype, FORMATS[dtype], device or Gpu
@@ -50,7 +50,7 @@ class Tools:
 
     @cached_property
     def scaling(self) -> Array:
-        """On the device: the loss' scale, its inverse, whether there was an overflow, steps since the last."""
+        """On the device: the loss scale, its inverse, whether there was an overflow, steps since the last."""
         scale = FIRST_SCALE if self.dtype == "float16" else 1.0
         scaling = self.device.empty((4,), np.float32)
         self.device.put(np.array([scale, 1 / scale, 0, 0], np.float32), scaling)
@@ -58,49 +58,49 @@ class Tools:
 
     @cached_property
     def plans(self) -> Plans | None:
-        """cuDNN's, where it is there."""
+        """cuDNN's, if it is available."""
         if not isinstance(self.device, Gpu):
             return None
         try:
             exact = self.kind == "float32"
             return Plans(self.device, self.dtype, exact, lambda size: self.scratch("workspace", size))
         except (ImportError, OSError, RuntimeError) as reason:
-            log.warning("cuDNN cannot be used (%s); our own convolutions serve, which are slower. "
+            log.warning("cuDNN cannot be used (%s); using our own convolutions, which are slower. "
                         "pip install nvidia-cudnn-cu13 nvidia-cudnn-frontend (or -cu12)", reason)
             return None
 
     def vec(self, size: int) -> int:
-        """Elements that are moved at a time: 16 bytes, where `size` divides."""
+        """Elements that are moved at a time: 16 bytes if they divide `size`, else one element."""
         most = 128 // self.format.bits
         return most if size % most == 0 else 1
 
     def padded(self, channels: int) -> int:
-        """As many channels as cuDNN's engines for tensor cores want."""
+        """Channels rounded up to what cuDNN's tensor core engines need."""
         most = 128 // self.format.bits
         return -(-channels // most) * most if self.plans else channels
 
     def own(self, shape: Shape, storage: Any) -> Array:
-        """Memory of an operation's own, for as long as it lives."""
+        """Memory private to an operation, for as long as it lives."""
         array = self.device.empty(shape, storage)
         self.own_bytes += int(array.nbytes)
         return array
 
     def scratch(self, name: str, size: int) -> Array:
-        """At least `size` bytes that any operation may overwrite; it grows, and who has the smaller one keeps that."""
+        """`size` bytes that any operation may overwrite; when it grows, operations bound to the smaller one keep it."""
         if name not in self.buffers or self.buffers[name].size < size:
             before = self.buffers[name].size if name in self.buffers else 0
             self.buffers[name] = self.device.empty((max(size, 2 * before),), np.uint8)
         return self.buffers[name][:size]
 
-    def staged(self, name: str, host: Array) -> Array:
-        """A copy on the device, until the next of that name."""
-        copy = self.scratch(name, host.nbytes).view(host.dtype).reshape(host.shape)
-        self.device.put(host, copy)
+    def staged(self, name: str, values: Array) -> Array:
+        """A copy on the device, valid until the next of that name."""
+        copy = self.scratch(name, values.nbytes).view(values.dtype).reshape(values.shape)
+        self.device.put(values, copy)
         return copy
 
     def each(self, name: str, count: int, vec: int, *arguments: Any) -> Launch:
         """A kernel with a thread for each of `count` elements, `vec` at a time."""
-        assert count < 1 << 32, f"{name}: {count} elements, which do not fit its 32-bit numbers"
+        assert count < 1 << 32, f"{name}: {count} elements, more than its 32-bit indices can count"
         blocks = min(-(-count // (vec * THREADS)), 1 << 16)
         return self.device.kernel(name, vec, (max(1, blocks),), (THREADS,), *arguments)
 
@@ -125,14 +125,14 @@ class Tools:
                                   i32(channels), i32(relu))
 
     def planned(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch | None:
-        """cuDNN's convolution, if it can; said once if it cannot."""
+        """cuDNN's convolution; None if it has no plan, which is logged once."""
         if self.plans is None:
             return None
         try:
             return self.plans.step(direction, g, a, b, out)
         except (self.plans.cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as reason:
             if not self.said:
-                log.warning("cuDNN has no plan for a convolution (%s, %s: %s); our own serves, which is slower",
+                log.warning("cuDNN has no plan for a convolution (%s, %s: %s); using our own, which is slower",
                             direction, g, str(reason).splitlines()[0])
             self.said = True
             return None

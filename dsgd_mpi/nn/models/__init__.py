@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 
 def builders() -> dict[str, Build]:
-    """The `graph` of its file for each name, in the order of the files."""
+    """For each name the `graph` of its file, in the order of the files."""
     found: dict[str, Build] = {}
     for file in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{file.name}")

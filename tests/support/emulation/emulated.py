@@ -79,10 +79,10 @@ class Emulated:
     def spare_bytes(self):
         return self.room - self.given
 
-    def put(self, host, into):
+    def put(self, values, into):
         assert self.recording is None, "a copy from pageable memory would fail while a graph is captured"
-        assert host.dtype == into.dtype
-        into[...] = host
+        assert values.dtype == into.dtype
+        into[...] = values
 
     def get(self, x):
         assert self.recording is None

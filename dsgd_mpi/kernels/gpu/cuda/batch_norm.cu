@@ -1,18 +1,17 @@
 // Batch norm [+ add] [ReLU] (Ioffe and Szegedy 2015) on (rows, channels), rows being all pixels of all images.
 //
-// A block is (x, y) threads: x of them next to each other in a row with VEC channels each, y rows at a time; y is a
-// power of two. Sums over rows go through one partial sum a block, added up in a fixed order, so that the same numbers
-// give the same result to the bit. What reads again what the pass before has read begins at the end, which is still in
-// the cache.
+// A block is (x, y) threads: x adjacent ones in a row with VEC channels each, y rows at a time; y is a power of two.
+// Sums over rows go through one partial sum per block, added in a fixed order, so that results are reproducible to the
+// bit. A pass that rereads what the previous one has read begins at the end, which is still in the cache.
 
 #define THREADS 512
-#define RESIDENT (VEC > 4 ? 1 : 2)          // blocks on a multiprocessor: their registers are bounded accordingly
+#define RESIDENT (VEC > 4 ? 1 : 2)          // blocks per multiprocessor: limits their registers
 
 // c: the first of this thread's channels.
 #define CHANNELS const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VEC; const bool mine = c < channels;
 
 // use(i, fetch(i)) for i = first, first + step and so on below `end`, AHEAD of which are fetched before the first is
-// used: only many loads under way keep memory busy, and only so many have room in registers.
+// used: it takes many loads in flight to keep memory busy, and registers limit how many.
 #define FEW 2
 #define MANY (sizeof(Pack) > 8 ? 2 : 4)
 template <int AHEAD, class Fetch, class Use>
@@ -28,7 +27,7 @@ __device__ inline void fetched_ahead(int first, int end, int step, Fetch fetch, 
     }
 }
 
-// All rows of this thread's.
+// All rows of this thread.
 template <int AHEAD, class Fetch, class Use>
 __device__ inline void over_rows(int rows, Fetch fetch, Use use) {
     fetched_ahead<AHEAD>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
@@ -47,12 +46,12 @@ __device__ inline void over_block(double* a) {
             for (int v = 0; v < VEC; ++v) sums[v][t] += sums[v][t + half * blockDim.x];
     }
     for (int v = 0; v < VEC; ++v) a[v] = sums[v][t];
-    __syncthreads();                        // the sums may be used again
+    __syncthreads();                        // `sums` may be reused
 }
 
-// Adds a and b over all blocks: true on the threads that get the sums, of the block that was the last of its channels
-// to come here. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zeros, which it leaves as zeros. Each block's
-// part is in memory before it counts itself, so the last finds all of them (CUDA C++ Programming Guide, memory fences).
+// Adds a and b over all blocks: true on the threads that get the sums, those of the last block of its channels to
+// arrive. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zero before and after. Each block's part is in
+// memory before the block is counted, so the last one sees all of them (CUDA C++ Programming Guide, memory fences).
 __device__ inline bool over_grid(const float* a, const float* b, float* partial, unsigned* arrived, int c, bool mine,
                                  int channels, double* sum_a, double* sum_b) {
     __shared__ bool last;
@@ -87,7 +86,7 @@ __device__ inline bool over_grid(const float* a, const float* b, float* partial,
     return first && mine;
 }
 
-// From the sums of x - p and (x - p)^2, p being the first row: near the mean, so that no digits cancel.
+// From the sums of x - p and (x - p)^2, where p is the first row: near the mean, which avoids cancellation.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 batch_norm_statistics(const real* __restrict__ x, const float* __restrict__ gamma,
                       const float* __restrict__ running_mean, const float* __restrict__ running_var,
@@ -160,9 +159,9 @@ batch_norm_apply(const real* x, const float* __restrict__ centre, const float* _
     });
 }
 
-// The gradients of beta and gamma, and the two numbers a channel that `batch_norm_gradient` takes off: from the sums of
-// g and g (x - centre), where g is dy where the ReLU lets it pass: where y > 0, y being computed anew from x unless it
-// is given. g is kept where there is a `kept`.
+// The gradients of beta and gamma, and the two values per channel that `batch_norm_gradient` subtracts, from the sums
+// of g and g (x - centre), where g is dy masked by the ReLU: dy where y > 0, else 0; y is recomputed from x unless
+// given. g is stored in `kept`, if given.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
                                const float* __restrict__ centre, const float* __restrict__ scale,

@@ -1,11 +1,11 @@
-// Convolution as a matrix product over pixels that are found on the way (implicit GEMM), for where cuDNN has no engine.
+// Convolution as a matrix product over pixels gathered on the fly (implicit GEMM), for shapes without a cuDNN engine.
 //
 //   forward   y  (pixels of y, o)      = x seen through the window (pixels of y, taps c) . w' (taps c, o)
 //   data      dx (pixels of x, c)      = dy that saw the pixel     (pixels of x, taps o) . w  (taps o, c)
 //   weights   dw (o, taps c)           = dy'                       (o, pixels of y)      . x seen (pixels of y, taps c)
 //
-// x, y: NHWC; weights inside: (o, taps, c). A block of 256 threads makes a tile of 64 x 64, each thread 4 x 4 of it;
-// sums are floats. The depth is shared out over gridDim.z, each part being written to a `partial` of its own.
+// x, y: NHWC; weights inside: (o, taps, c). A block of 256 threads computes a tile of 64 x 64, each thread 4 x 4 of it;
+// sums are floats. The depth is split over gridDim.z, each part being written to its own `partial`.
 
 #define TILE 64
 #define DEPTH 16
@@ -54,7 +54,7 @@ __device__ inline void product(const real* left_in, const real* right_in, real* 
     for (int k0 = begin; k0 < end; k0 += DEPTH) {
         #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int slow = t / DEPTH + 16 * i, fast = t % DEPTH;      // memory runs along the depth,
+            const int slow = t / DEPTH + 16 * i, fast = t % DEPTH;      // contiguous along the depth,
             const int deep = t / TILE + 4 * i, wide_ = t % TILE;        // or along the tile's side
             if (MODE == FORWARD) {
                 const int k = k0 + fast, m = row0 + slow, o = column0 + slow;
@@ -112,8 +112,8 @@ convolution_weights(const real* __restrict__ dy, const real* __restrict__ x, flo
     product<WEIGHTS>(dy, x, nullptr, partial, GIVEN);
 }
 
-// Weights between the flat vector, float (o, c, taps), and here, (out, taps, inside): o <= out and c <= inside, the rest
-// being zero. `scale`, where given, multiplies each of the o.
+// Weights from the flat vector, float (o, c, taps), to here, (out, taps, inside): o <= out and c <= inside, the rest
+// being zero. `scale`, if given, multiplies each output channel.
 extern "C" __global__ void weights_in(const float* __restrict__ from, const float* __restrict__ scale,
                                       real* __restrict__ to, int o, int c, int taps, int out, int inside) {
     FOR_EACH(i, (unsigned)out * taps * inside) {
@@ -124,7 +124,7 @@ extern "C" __global__ void weights_in(const float* __restrict__ from, const floa
     }
 }
 
-// Their gradient, back: out of the activations' type, or the sum of `parts` in float.
+// Their gradient, back: from the activations' type, or as the sum of `parts` in float.
 extern "C" __global__ void weights_out(const real* __restrict__ from, const float* __restrict__ partial, int parts,
                                        const float* __restrict__ scaling, float* __restrict__ to, int o, int c,
                                        int taps, int out, int inside) {
@@ -141,7 +141,7 @@ extern "C" __global__ void weights_out(const real* __restrict__ from, const floa
     }
 }
 
-// The same rows with more channels, zeros, or with fewer.
+// Copies rows, zero-padding or truncating their channels.
 extern "C" __global__ void copy_channels(const real* __restrict__ from, real* __restrict__ to, int rows, int before,
                                          int after) {
     FOR_EACH(i, (unsigned)rows * after) {
@@ -150,7 +150,7 @@ extern "C" __global__ void copy_channels(const real* __restrict__ from, real* __
     }
 }
 
-// Batch norm's running statistics as a factor of each of a convolution's outputs and something to add.
+// Batch norm with its running statistics, as a scale and a bias for each output channel of a convolution.
 extern "C" __global__ void fold(const float* __restrict__ gamma, const float* __restrict__ beta,
                                 const float* __restrict__ mean, const float* __restrict__ var, float* scale,
                                 float* bias, int channels) {

@@ -4,8 +4,8 @@ extern "C" __global__ void narrowed(const float* __restrict__ from, real* __rest
     FOR_EACH(i, count) to[i] = narrow(from[i]);
 }
 
-// y = byte scale + shift, per channel. `draws`, where given: for each image how far down and across a window of a frame
-// of `pad` zero pixels begins, and whether it is mirrored.
+// y = byte scale + shift, per channel. `draws`, if given: for each image the row and column at which its crop begins in
+// the image padded by `pad` zero pixels, and whether it is mirrored.
 extern "C" __global__ void images_in(const unsigned char* __restrict__ bytes, const int* __restrict__ draws,
                                      const float* __restrict__ scale, const float* __restrict__ shift,
                                      real* __restrict__ to, int n, int h, int w, int c, int pad) {

@@ -1,11 +1,11 @@
-// Softmax cross-entropy with label smoothing, and the sums that the classifier's bias needs; sums in a fixed order.
+// Softmax cross-entropy with label smoothing, and the sums for the classifier's bias; sums in a fixed order.
 
 #define ROW_THREADS 128
 
 // The sum of (or the largest) `value` over the block, on all its threads.
 __device__ inline float over_block(float value, bool largest) {
     __shared__ float all[ROW_THREADS];
-    __syncthreads();                        // the last use is over
+    __syncthreads();                        // the previous use is over
     all[threadIdx.x] = value;
     for (unsigned half = ROW_THREADS / 2; half; half /= 2) {
         __syncthreads();
@@ -18,7 +18,7 @@ __device__ inline float over_block(float value, bool largest) {
     return all[0];
 }
 
-// A block an image: its loss, and (p - t) / batch times the scale of the loss.
+// One block per image: its loss, and (p - t) / batch times the scale of the loss.
 extern "C" __global__ void cross_entropy(const real* __restrict__ logits, const int* __restrict__ labels,
                                          const float* __restrict__ scaling, real* __restrict__ gradient,
                                          float* __restrict__ losses, int classes, float smoothing) {

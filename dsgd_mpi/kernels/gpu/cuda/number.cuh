@@ -1,5 +1,5 @@
 // The activations' type `real` (BITS = 32, or 16 with BFLOAT = 0 or 1), computed with in float, moved VEC at a time.
-// No header is included: what compiles here compiles wherever there is a compiler, and on a CPU too.
+// No header is included, so that this compiles wherever there is a compiler, and for a CPU too.
 
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
@@ -29,9 +29,9 @@ struct alignas(sizeof(real) * VEC) Pack { real at[VEC]; };
 __device__ inline Pack load(const real* from) { return *reinterpret_cast<const Pack*>(from); }
 __device__ inline void store(real* to, const Pack& pack) { *reinterpret_cast<Pack*>(to) = pack; }
 
-// What dynamic loss scaling keeps on the device; 1, 1, 0, 0 where there is none (Micikevicius et al. 2018).
+// The state of dynamic loss scaling, on the device; 1, 1, 0, 0 without it (Micikevicius et al. 2018).
 enum { SCALE, INVERSE_SCALE, OVERFLOW, GOOD_STEPS };
 
-// Every thread of a one-dimensional grid its elements.
+// The elements of each thread of a one-dimensional grid.
 #define FOR_EACH(i, count) \
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += gridDim.x * blockDim.x)

@@ -1,9 +1,9 @@
-// Pooling and the shortcut of option A, VEC channels a thread; every element of a result is written by one thread.
+// Pooling and the shortcut of option A, VEC channels per thread; every element of a result is written by one thread.
 
-// Which taps of a window won, moved as one.
+// The taps of the maxima, loaded and stored as one.
 struct alignas(VEC) Taps { unsigned char at[VEC]; };
 
-// The first of the largest, row by row, as `winner` notes for the backward pass.
+// The first maximum in row-major order, whose tap `winner` records for the backward pass.
 extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict__ y, unsigned char* __restrict__ winner,
                                     int n, int h, int w, int c, int oh, int ow, int window, int stride, int pad) {
     const int groups = c / VEC;

@@ -1,13 +1,13 @@
 // Optimizers on the flat float vectors, and sums of activations.
 
-#define GROWTH_STEPS 2000                   // without an overflow, after which the loss is scaled twice as much
+#define GROWTH_STEPS 2000                   // without an overflow, after which the scale of the loss is doubled
 #define LARGEST_SCALE 16777216.f            // 2^24
 
-// The updates work on `count` numbers, the first of which are trained; those behind them are batch norm's running
-// statistics. `decayed`, unless null: 1 for a trained number on which weight decay acts, else 0. A step whose gradient
-// has overflowed is left out: the next is scaled less.
+// The updates process `count` elements: first the trained parameters, then batch norm's running statistics. `decayed`,
+// unless null: 1 for a parameter on which weight decay acts, else 0. A step whose gradient has overflowed is skipped:
+// the next is scaled less.
 
-// SGD with Nesterov momentum, or with the heavy ball's.
+// SGD with Nesterov or heavy-ball momentum.
 extern "C" __global__ void sgd(float* __restrict__ x, float* __restrict__ v, const float* __restrict__ g,
                                long long trained, long long count, const float* __restrict__ lr, float momentum,
                                int nesterov, float decay, const float* __restrict__ decayed, float statistics_rate,
@@ -26,7 +26,7 @@ extern "C" __global__ void sgd(float* __restrict__ x, float* __restrict__ v, con
     }
 }
 
-// One thread, before each update by AdamW: counts it, and how much too small moving averages are that began at zero.
+// One thread, before each update by AdamW: counts it, and computes the bias corrections of the moving averages.
 extern "C" __global__ void adamw_count(double* t, float* corrections, double log_beta1, double log_beta2,
                                        const float* scaling) {
     if (scaling[OVERFLOW] != 0) return;
@@ -59,13 +59,13 @@ extern "C" __global__ void adamw(float* __restrict__ x, float* __restrict__ m, f
     }
 }
 
-// Notes whether any number of g is infinite or not a number.
+// Records whether any element of g is infinite or NaN.
 extern "C" __global__ void find_overflow(const float* __restrict__ g, long long count, float* scaling) {
     const long long stride = (long long)gridDim.x * blockDim.x;
     bool found = false;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride)
         found |= !(fabsf(g[i]) < INFINITY);
-    if (found) scaling[OVERFLOW] = 1;       // whoever writes, writes the same
+    if (found) scaling[OVERFLOW] = 1;       // all threads write the same value
 }
 
 // One thread, after an update.
