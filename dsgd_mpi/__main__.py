@@ -1,4 +1,4 @@
-"""`python -m dsgd_mpi {train,data,grid,plot,doctor}`: all by one name. Nothing here needs MPI until a run starts."""
+"""`python -m dsgd_mpi {train,data,grid,plot,doctor}`: one entry point. Nothing here needs MPI until a run starts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import importlib
 import sys
 from typing import Any
 
-COMMANDS = {                                # name: module, function, what --help says
+COMMANDS = {                                # name: module, function, help text
     "train": ("dsgd_mpi.train", "main", "Train a network; the same as `python -m dsgd_mpi.train`."),
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
     "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
-    "plot": ("dsgd_mpi.study.plot", "plot", "Draw the curves of one run or several."),
-    "doctor": ("dsgd_mpi.doctor.command", "doctor", "Tell what is here to train with, and what is wrong."),
+    "plot": ("dsgd_mpi.study.plot", "plot", "Plot the curves of one or more runs."),
+    "doctor": ("dsgd_mpi.doctor.command", "doctor", "Report what this machine can train with, and any problems."),
 }
 
 
 def main() -> None:
-    """Passes the rest of the command line on; a part is imported only when it is asked for."""
+    """Passes the rest of the command line on; a command's module is imported only when it is used."""
     click = imported("click")
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         module, function, _ = COMMANDS[sys.argv[1]]
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def imported(module: str) -> Any:
-    """A module, or one line where this is a Python that the package was not installed for."""
+    """A module, or a one-line error if this Python lacks one of the package's dependencies."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:

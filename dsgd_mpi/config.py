@@ -1,8 +1,8 @@
 """What to run, in one frozen dataclass: from the command line, the environment, a TOML file, or the defaults below.
 
 Each field is an option of that name. Earlier sources win: `--batch 64`, then DSGD_BATCH=64, then `batch = 64` in the
-file, then the default. The algorithm's own options are `--set KEY=VALUE`, in a file the table `[set]`; the optimizer's
-are `--set-optimizer KEY=VALUE` and `[set_optimizer]`.
+file, then the default. The algorithm's own options are set by `--set KEY=VALUE` or a file's table `[set]`, the
+optimizer's by `--set-optimizer KEY=VALUE` or `[set_optimizer]`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ else:
 
 Command = typing.TypeVar("Command", bound=Callable[..., Any])
 GROUPS = ("Experiment", "Schedule", "Machine", "Output")
-TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and whose options
+TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
 
 
 def option(group: str, default: Any, text: str, *, least: float | None = None, flag: bool = False,
            unit: str = "") -> Any:
-    """A field with what `--help` says of it and the least that it may be; its type says what else it may be."""
+    """A field with its help text and its minimum; its type says which other values are allowed."""
     return field(default=default, metadata={"group": group, "help": text, "least": least, "flag": flag, "unit": unit})
 
 
@@ -41,10 +41,10 @@ def option(group: str, default: Any, text: str, *, least: float | None = None, f
 class Config:
     """One run of training."""
 
-    algorithm: str = option("Experiment", "allreduce", "How the ranks work together; 'list' prints all with options.")
+    algorithm: str = option("Experiment", "allreduce", "How the ranks cooperate; 'list' prints all with their options.")
     set: tuple[str, ...] = option("Experiment", (), "An option of the algorithm, e.g. --set mode=push; repeatable.",
                                   unit="KEY=VALUE")
-    optimizer: str | None = option("Experiment", None, "What updates the model; 'list' prints all with options.  "
+    optimizer: str | None = option("Experiment", None, "Update rule; 'list' prints all with their options.  "
                                    "[default: the algorithm's own, sgd]", unit="NAME")
     set_optimizer: tuple[str, ...] = option("Experiment", (), "An option of the optimizer, e.g. --set-optimizer "
                                             "nesterov=false; repeatable.", unit="KEY=VALUE")
@@ -52,71 +52,71 @@ class Config:
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
     compress: Literal["none", "float16", "bfloat16"] = option(
-        "Experiment", "none", "What the algorithm sends travels in 16 bits a number.")
+        "Experiment", "none", "Send gradients and models as 16-bit numbers.")
     bn: Literal["average", "recalibrate", "local"] = option(
-        "Experiment", "average", "Batch norm statistics of the model that is evaluated and kept: as the algorithm "
-        "averages them, measured afresh on training images, or each rank's own.")
-    slow_rank: str | None = option("Experiment", None, "Makes each gradient of a rank take that much longer: what does "
-                                   "a straggler do?", unit="RANK:SECONDS")
-    seed: int = option("Experiment", 0, "Of weights, shuffling and augmentation.", least=0)
+        "Experiment", "average", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
+        "algorithm, recomputed on training images, or each rank's own.")
+    slow_rank: str | None = option("Experiment", None, "Delay each gradient of one rank by this much, to simulate a "
+                                   "straggler.", unit="RANK:SECONDS")
+    seed: int = option("Experiment", 0, "Seed of weights, shuffling and augmentation.", least=0)
 
     epochs: int = option("Schedule", 6, "Passes over the training set.", least=1, unit="EPOCHS")
-    steps: int | None = option("Schedule", None, "Steps, instead of epochs.", least=1, unit="STEPS")
-    steps_total: int | None = option("Schedule", None, "Steps of all ranks together, instead: each rank takes the next "
-                                     "when it is free, as the asynchronous algorithms allow.", least=1, unit="STEPS")
-    batch: int = option("Schedule", 16, "Images a rank and step.", least=1, unit="IMAGES")
-    lr: float = option("Schedule", 0.2, "Learning rate at its peak.", least=0)
+    steps: int | None = option("Schedule", None, "Number of steps, instead of epochs.", least=1, unit="STEPS")
+    steps_total: int | None = option("Schedule", None, "Total steps of all ranks, instead: each rank takes the next "
+                                     "one when it is free; asynchronous algorithms only.", least=1, unit="STEPS")
+    batch: int = option("Schedule", 16, "Images per rank and step.", least=1, unit="IMAGES")
+    lr: float = option("Schedule", 0.2, "Peak learning rate.", least=0)
     schedule: Literal["constant", "step", "cosine", "linear"] = option(
-        "Schedule", "cosine", "How the learning rate falls: not at all, by 10 at each milestone, or along a cosine or "
-        "a line to 0.")
-    milestones: str | None = option("Schedule", None, "Epochs at which --schedule step cuts the rate, e.g. 30,60,80.  "
+        "Schedule", "cosine", "Learning rate decay: none, by a factor of 10 at each milestone, or along a cosine or a "
+        "straight line to 0.")
+    milestones: str | None = option("Schedule", None, "Epochs at which --schedule step drops the rate, e.g. 30,60,80.  "
                                     "[default: 1/2 and 3/4 of the run]", unit="EPOCHS,...")
-    warmup: float = option("Schedule", 0.5, "Epochs in which the learning rate rises to its peak.", least=0,
+    warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak.", least=0,
                            unit="EPOCHS")
-    momentum: float | None = option("Schedule", None, "Of an optimizer that has it.  [default: the optimizer's, 0.9 "
-                                    "with sgd]", least=0)
-    weight_decay: float | None = option("Schedule", None, "Of an optimizer that has it.  [default: the optimizer's, "
-                                        "1e-4 with sgd]", least=0)
+    momentum: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, 0.9 "
+                                    "for sgd]", least=0)
+    weight_decay: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, "
+                                        "1e-4 for sgd]", least=0)
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
-    augment: bool = option("Schedule", False, "Random crops and flips of the training images: better in long runs, "
-                           "worse in short ones.", flag=True)
+    augment: bool = option("Schedule", False, "Random crops and flips of the training images: helps in long runs, "
+                           "hurts in short ones.", flag=True)
 
     device: Literal["auto", "cpu", "gpu"] = option(
         "Machine", "auto", "Where a rank computes; auto: on a GPU if there is one.")
     kernels: Literal["auto", "reference", "onednn", "cudnn"] = option("Machine", "auto", "What computes the network.")
     dtype: Literal["float32", "tf32", "float64", "bfloat16", "float16"] = option(
-        "Machine", "float32", "Of activations; weights are always float32 (float64 with float64). tf32 and float16 on "
-        "GPUs only, float64 on CPUs only.")
-    threads: int = option("Machine", 0, "Threads a rank; 0: the cores it may use, divided among the ranks that share "
+        "Machine", "float32", "Type of activations; weights are always float32 (float64 with float64). tf32 and "
+        "float16 on GPUs only, float64 on CPUs only.")
+    threads: int = option("Machine", 0, "Threads per rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", least=0)
 
     gpu_comm: Literal["auto", "staged", "direct", "nccl"] = option(
-        "Machine", "auto", "How arrays on GPUs travel: staged in pinned host memory, read from the GPU by a GPU-aware "
-        "MPI, or means by NCCL; auto: direct if a trial shows that MPI can.")
-    share_gpu: bool = option("Machine", False, "Several ranks may compute on one GPU.", flag=True)
+        "Machine", "auto", "How data on GPUs is sent: staged through pinned host memory, directly by a GPU-aware MPI, "
+        "or averages by NCCL; auto: direct if a trial shows that it works.")
+    share_gpu: bool = option("Machine", False, "Allow several ranks per GPU.", flag=True)
 
-    eval_every: float = option("Output", 1, "Epochs between two evaluations on the test set; 0.5 is one too.", least=0,
+    eval_every: float = option("Output", 1, "Epochs between evaluations on the test set; may be fractional.", least=0,
                                unit="EPOCHS")
-    log_every: int = option("Output", 10, "Steps between two lines of metrics.jsonl.", least=1, unit="STEPS")
-    checkpoint_every: int = option("Output", 0, "Steps between two checkpoints; 0: one at the end only.", least=0,
+    log_every: int = option("Output", 10, "Steps between lines of metrics.jsonl.", least=1, unit="STEPS")
+    checkpoint_every: int = option("Output", 0, "Steps between checkpoints; 0: only one, at the end.", least=0,
                                    unit="STEPS")
-    out: str | None = option("Output", None, "Run folder to make.  [default: runs/DATE-ALGORITHM-MODEL-RANKS]",
+    out: str | None = option("Output", None, "Run folder to create.  [default: runs/DATE-ALGORITHM-MODEL-RANKS]",
                              unit="DIR")
-    auto_resume: bool = option("Output", False, "Where --out holds this very run already, go on with it: for jobs that "
-                               "a batch system starts again.", flag=True)
-    time_left: float = option("Output", 120.0, "Stop, saved, when the batch job has this long left, or a tenth of what "
-                              "it had at the start; more than a checkpoint and an evaluation take. 0: never.", least=0,
-                              unit="SECONDS")
-    resume: str | None = option("Output", None, "Run folder to go on in, from its newest valid checkpoint, with its "
+    auto_resume: bool = option("Output", False, "If --out already holds this very run, resume it: for jobs that a "
+                               "batch system restarts.", flag=True)
+    time_left: float = option("Output", 120.0, "Save and stop when the batch job has this long left, or a tenth of "
+                              "what it had at the start if that is less; must exceed the time of a checkpoint and an "
+                              "evaluation. 0: never.", least=0, unit="SECONDS")
+    resume: str | None = option("Output", None, "Run folder to resume, from its newest valid checkpoint and with its "
                                 "configuration.", unit="DIR")
     quiet: bool = option("Output", False, "Print warnings and errors only.", flag=True)
 
     def algorithm_options(self) -> dict[str, str]:
-        """The `set` fields as key -> value, the last of equal keys winning."""
+        """The `set` entries as key -> value; the last of equal keys wins."""
         return self._table("set")
 
     def optimizer_options(self) -> dict[str, str]:
-        """The `set_optimizer` fields likewise."""
+        """The `set_optimizer` entries likewise."""
         return self._table("set_optimizer")
 
     def _table(self, name: str) -> dict[str, str]:
@@ -131,7 +131,7 @@ class Config:
         if self.milestones is None:
             return None
         if self.schedule != "step":
-            raise UsageError(f"--milestones: expected --schedule step, found {self.schedule}, which has none")
+            raise UsageError(f"--milestones: expected --schedule step, found {self.schedule}, which has no milestones")
         epochs = tuple(convert(typing.Annotated[float, 0], text, "--milestones") for text in self.milestones.split(","))
         if list(epochs) != sorted(set(epochs)):
             raise UsageError(f"--milestones: expected epochs in ascending order, found {self.milestones}")
@@ -145,15 +145,15 @@ class Config:
         return convert(int, rank, "--slow-rank RANK:SECONDS"), convert(float, seconds, "--slow-rank RANK:SECONDS")
 
     def to_toml(self) -> str:
-        """A file that `from_toml` reads back; what is None is left out."""
+        """A file that `from_toml` reads back; fields that are None are omitted."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         return tomli_w.dumps({**values, **{table: self._table(table) for table in TABLES}})
 
 
 def from_toml(path: str | Path) -> dict[str, Any]:
-    """The fields that a file gives; UsageError if it is missing, is not TOML or names something that is no field."""
+    """The fields that a file sets; UsageError if it is missing, is not TOML or names an unknown field."""
     values = read_toml(path)
-    values.pop("grid", None)                # the points of a study are not the run's business
+    values.pop("grid", None)                # the points of a study do not concern a run
     for key in values:
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")
@@ -166,7 +166,7 @@ def from_toml(path: str | Path) -> dict[str, Any]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """All that is in a file; UsageError if it is missing or is not TOML."""
+    """The whole content of a file; UsageError if it is missing or is not TOML."""
     try:
         content: dict[str, Any] = tomllib.loads(Path(path).read_text())
         return content
@@ -180,13 +180,13 @@ FIELDS = {item.name: item for item in dataclasses.fields(Config)}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What was meant, or all that there is: the end of an error message."""
+    """The closest match, or all choices: the end of an error message."""
     near = get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else f"; the choices are {', '.join(known)}"
 
 
 def build(cls: type, options: Mapping[str, str], what: str) -> Any:
-    """An object of a dataclass from texts, each converted to its field's type. UsageError names what does not fit."""
+    """An instance of a dataclass from strings, each converted to its field's type. UsageError names what is invalid."""
     fields = {item.name for item in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
@@ -198,7 +198,7 @@ def build(cls: type, options: Mapping[str, str], what: str) -> Any:
 
 
 def convert(kind: Any, text: str, what: str) -> Any:
-    """`text` as int, float, bool, str, one of the texts of a Literal, or Annotated[number, its least value]."""
+    """`text` as int, float, bool, str, one of the strings of a Literal, or Annotated[number, its minimum]."""
     if typing.get_origin(kind) is typing.Annotated:
         kind, least = typing.get_args(kind)
         value = convert(kind, text, what)
@@ -236,7 +236,7 @@ def group_of(parameter: click.Parameter) -> str:
 
 
 def command_line_options(callbacks: Mapping[str, Any]) -> Callable[[Command], Command]:
-    """Decorates a function of the fields of `Config` with an option for each; those with a callback are read first."""
+    """Decorates a function of `Config`'s fields with an option for each; those with a callback are processed first."""
     hints = typing.get_type_hints(Config)
 
     def decorate(command: Command) -> Command:

@@ -1,6 +1,6 @@
-"""Train a ResNet, on one rank or many: `mpirun -n 16 python -m dsgd_mpi.train`, the same under `srun`, or alone.
+"""Train a ResNet on one or more ranks: `mpirun -n 16 python -m dsgd_mpi.train`, or with `srun`, or without a launcher.
 
-This is the command line: it is read, and refused, before NumPy or MPI are imported. `job` does the rest.
+This is the command line: it is read, and errors are reported, before NumPy or MPI is imported. `job` does the rest.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ def read_files(ctx: click.Context, parameter: click.Parameter, values: tuple[str
 
 
 def make_defaults(ctx: click.Context, path: Path) -> None:
-    """A file's values become the defaults of all options that are still to be read, over those of earlier files."""
+    """A file's values become the defaults of all options yet to be read, and override those of earlier files."""
     before, found = ctx.default_map or {}, from_toml(path)
     for table, owner in TABLES.items():
         if found.get(owner) not in (None, before.get(owner)):
-            before = {**before, table: ()}  # they are another's options
+            before = {**before, table: ()}  # the options of another one
     ctx.default_map = {**before, **found, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
 
 
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})
 @command_line_options(callbacks={"resume": read_run})
 @click.option("--config", "file", metavar="FILE.toml", multiple=True, is_eager=True, expose_value=False,
-              callback=read_files, help="Options as a TOML file; those given here or in the environment win. "
+              callback=read_files, help="TOML file of options; the command line and the environment win over it. "
               "Repeatable: later files win over earlier ones.")
-@click.option("--dry-run", is_flag=True, help="Check all that can be checked without MPI, and stop.")
-@click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check everything that can be checked without MPI, and exit.")
+@click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML, and exit.")
 @click.pass_context
 def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options: Any) -> Config | None:
-    """Train a residual network on all ranks of an MPI job, or on one.
+    """Train a residual network on all ranks of an MPI job, or in a single process.
 
     Each option is also read from the environment (--lr from DSGD_LR) and from a file (--config); the command line wins,
     then the environment, then the file.
     """
     for table in TABLES:
         in_file = (ctx.default_map or {}).get(table, ())
-        if options[table] != in_file:       # the file's table, and over it what was given here
+        if options[table] != in_file:       # the file's table, overridden by the command line
             options[table] = (*in_file, *options[table])
     config = Config(**options)
     if config.algorithm == "list":
@@ -66,7 +66,7 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
     elif dry_run:
         from dsgd_mpi.training.build import prepare
         prepare(config, launched().size)
-        click.echo(f"all is well: {config.algorithm} on {launched().size} ranks, {config.model}, {config.data}")
+        click.echo(f"configuration OK: {config.algorithm} on {launched().size} ranks, {config.model}, {config.data}")
     else:
         config.algorithm_options()
         config.optimizer_options()
@@ -84,8 +84,8 @@ def catalogue() -> str:
         ways = [" ".join(way) for way in algorithms.independent_ways(found)]
         shared_out = "yes" if "" in ways else f"with {' or '.join(ways)}" if ways else "no"
         text.append(f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n\n"
-                    f"    communication in a step    {found.traffic}\n"
-                    f"    the model evaluated, kept  {found.offers}\n"
+                    f"    communication per step     {found.traffic}\n"
+                    f"    model evaluated and saved  {found.offers}\n"
                     f"    --steps-total              {shared_out}\n")
     return "\n".join(text)
 
@@ -104,7 +104,7 @@ def optimizers() -> str:
 
 def main() -> None:
     """`python -m dsgd_mpi.train`, on every rank."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would spin beside oneDNN's
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would compete with oneDNN's
     config = parse()
     if config is not None:
         from dsgd_mpi.training.job import run
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def parse() -> Config | None:
-    """The configuration, or None where something was only to be printed. All ranks read the same; rank 0 prints."""
+    """The configuration, or None if the command line only asks for output. All ranks read it; only rank 0 prints."""
     if launched().rank == 0:
         return read_command_line()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

@@ -1,4 +1,4 @@
-"""The ways to spread SGD over many ranks: one file each, found by its name, its dataclass fields being its options."""
+"""The algorithms, ways to distribute SGD: one file each, found by its name; its dataclass's fields are its options."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ class Gradient(Protocol):
     def __call__(self, x: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
         """The gradient at x on this rank's next batch, valid until the next call.
 
-        `hear(g, part)` is called as stretches g[part] of at least `least` numbers become final, from the back to the
-        front. If x is another array than the one that `step` was given, that one lends its memory meanwhile: it is
-        restored before the call returns, but must not be under way to another rank.
+        `hear(g, part)` is called as slices g[part] of at least `least` elements become final, from back to front. If x
+        is not the array that `step` was given, that array serves as scratch memory: it is restored before the call
+        returns, but must not be in flight to another rank.
         """
 
 
 class Algorithm:
-    """The base of all; each file in this folder defines one dataclass that derives from it.
+    """The base class; each file in this folder defines one dataclass that derives from it.
 
-    What a class does not declare is as here; what depends on the options it sets in `__post_init__`. Options are the
-    dataclass's fields.
+    What a class does not declare has the default given here; what depends on its options is set in `__post_init__`.
+    Options are the dataclass's fields.
     """
 
     default_optimizer: ClassVar[str] = "sgd"
-    traffic: ClassVar[str]                  # what a rank communicates in a step
-    offers: ClassVar[str] = "the mean of all models"    # which model `answer` gives
-    keeps: ClassVar[tuple[str, ...]] = ("t",)   # attributes that a checkpoint holds beside x and the optimizer's state
-    replicated: ClassVar[bool] = False      # x and all that is kept are the same on all ranks after each step
-    one_sided: ClassVar[bool] = False       # it works in memory that the ranks share
-    may_skip_step: ClassVar[bool] = True    # a rank may leave out an update, as float16 must where a gradient overflows
-    updates_add_up: ClassVar[bool] = False  # n ranks move the model by the sum of their updates: a law lowers the rate
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options on which all laws are to be tried
-    servers: int = 0                        # how many ranks, the first ones, work for the others and have no data
-    independent: bool = False               # no step needs another rank's: ranks may do different numbers of them
-    alone_is_sgd: bool = True               # one rank alone does what the optimizer does, step by step
-    t = 0                                   # steps done
+    traffic: ClassVar[str]                  # what a rank communicates per step
+    offers: ClassVar[str] = "the mean of all models"    # which model `answer` returns
+    keeps: ClassVar[tuple[str, ...]] = ("t",)   # attributes that a checkpoint holds besides x and the optimizer's state
+    replicated: ClassVar[bool] = False      # x and all of `keeps` are the same on all ranks after each step
+    one_sided: ClassVar[bool] = False       # it uses memory that the ranks share
+    may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
+    updates_add_up: ClassVar[bool] = False  # n ranks move the model by the sum of their updates: laws lower the rate
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested
+    servers: int = 0                        # this many ranks, the first ones, only serve the others and have no data
+    independent: bool = False               # no step depends on another rank's: ranks may take different numbers
+    alone_is_sgd: bool = True               # on a single rank it equals the plain optimizer, step by step
+    t = 0                                   # steps taken
 
     net: Net
     optimizer: Optimizer
 
     @property
     def ordered(self) -> bool:
-        """Whether messages are added up in a fixed order, so that runs over MPI are the same to the bit."""
+        """Whether messages are summed in a fixed order, so that runs over MPI are bitwise reproducible."""
         return not self.one_sided and not self.independent
 
     def options(self) -> dict[str, Any]:
         return dataclasses.asdict(cast(Any, self))
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
-        """Collective, once. x is the same on all ranks; or it is a resumed run's, and what is kept is set already."""
+        """Collective, once. x is the same on all ranks, or comes from a checkpoint; then `keeps` are already set."""
         self.net, self.optimizer = net, optimizer
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
@@ -70,27 +70,27 @@ class Algorithm:
         raise NotImplementedError
 
     def rest(self, x: Array) -> None:
-        """Collective: brings home what is in flight, so that x and what is kept are all there is."""
+        """Collective: completes what is in flight, so that x and `keeps` are the whole state."""
 
     def answer(self, x: Array) -> Array:
-        """Collective: the model that the method offers now, the same on all ranks. x itself is left alone."""
+        """Collective: the model that the algorithm offers now, the same on all ranks. x itself is unchanged."""
         return self.net.mean(x.copy()).wait()
 
 
 def serving(algorithm: Algorithm, size: int) -> int:
-    """How many of so many ranks, the first ones, only serve; a rank alone does everything itself."""
+    """How many of `size` ranks, the first ones, only serve; a single rank does everything itself."""
     if size > 1 and algorithm.servers >= size:
         raise UsageError(f"{algorithm.servers} servers leave no worker among {size} ranks; expected at most {size - 1}")
     return algorithm.servers if size > 1 else 0
 
 
 def independent() -> list[str]:
-    """The algorithms whose steps need no other rank's, with the option that makes it so where it is not the default."""
+    """The algorithms whose steps do not depend on other ranks', each with the option that it needs for that, if any."""
     return [" ".join([name, *way]) for name in names() for way in independent_ways(find(name))]
 
 
 def independent_ways(algorithm: type[Algorithm]) -> list[list[str]]:
-    """The single options, as KEY=VALUE, with which `independent` is true; [[]] if it is so by default."""
+    """The single options, as KEY=VALUE, for which `independent` is true; [[]] if it is true by default."""
     if algorithm().independent:
         return [[]]
     choices = [(name, value) for name, hint in get_type_hints(algorithm).items() if get_origin(hint) is Literal
@@ -115,7 +115,7 @@ def find(name: str) -> type[Algorithm]:
 
 
 def build(name: str, options: Mapping[str, str]) -> Algorithm:
-    """The algorithm with options as texts. A name of old is taken for its new one, with a warning. UsageError."""
+    """The algorithm with options given as strings. A former name is accepted, with a warning. UsageError."""
     options = dict(options)
     if name in RENAMED:
         option, meanings = RENAMED[name]

@@ -2,8 +2,8 @@
 
     d = (x_i - x_j) / 2;   x_j <- x_j + d;   x_i <- x_i - d - eta v_i          j a random other rank, which does nothing
 
-The models lie in shared memory. The same d leaves one model and arrives in the other, so that the sum of all models is
-kept whatever happens in between; the paper makes the pair's averaging atomic, which one-sided memory cannot.
+The models are in shared memory. The same d is subtracted from one model and added to the other, so the sum of all
+models is preserved whatever happens in between; the paper averages the pair atomically, which one-sided memory cannot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class AsynchronousDecentralised(Algorithm):
 
     one_sided = True
     independent = True
-    traffic = "the model of a random rank read and added to, one-sided"
+    traffic = "a one-sided read of a random rank's model and a one-sided addition to it"
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
@@ -44,7 +44,7 @@ class AsynchronousDecentralised(Algorithm):
     def rest(self, x: Array) -> None:
         self.net.settle()                   # nobody adds any more
         x[:] = self.models.read(self.net.rank)
-        self.net.settle()                   # nobody goes on before all have read
+        self.net.settle()                   # nobody continues before all have read
 
     def answer(self, x: Array) -> Array:
         self.net.settle()

@@ -2,7 +2,7 @@
 
     g = 1/n sum_i g_i(x);   v <- mu v + g;   x <- x - eta (g + mu v)
 
-All ranks hold the same x, to the bit. Finished stretches of the gradient travel while the rest is still computed.
+All ranks hold bitwise the same x. Finished buckets of the gradient are sent while the rest is still being computed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dsgd_mpi.net.api import Pending
 
 @dataclass
 class Allreduce(Algorithm):
-    bucket_mb: Annotated[float, 0] = 4.0    # how much of the gradient goes in one message, in 1e6 bytes
+    bucket_mb: Annotated[float, 0] = 4.0    # size of a bucket, the gradient per message, in 1e6 bytes
 
     keeps = ()
     replicated = True
-    traffic = "one mean of the gradient over all, in buckets as it becomes ready"
+    traffic = "one average of the gradient over all ranks, in buckets as they become ready"
     offers = "x, the same on all ranks"
     variants = {}, {"bucket_mb": 1e-4}
 

@@ -1,9 +1,9 @@
-"""Synchronous SGD with backup workers (Chen et al. 2016, arXiv:1604.00981): nobody waits for the last b ranks.
+"""Synchronous SGD with backup workers (Chen et al. 2016, arXiv:1604.00981): nobody waits for the b slowest.
 
     g = mean of the first n gradients at x of the n + b that are under way;   v <- mu v + g;   x <- x - eta (g + mu v)
 
-Rank 0 serves: it takes the gradients, drops those of earlier steps, steps, and sends the model to all. A worker that
-finds the model ahead of it skips the steps that were decided without it.
+Rank 0 serves: it collects the gradients, drops those of earlier steps, updates the model and sends it to all. A worker
+that finds the model ahead of it skips the steps that were taken without it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dsgd_mpi.optim.api import Optimizer
 
 @dataclass
 class Backup(Algorithm):
-    backups: Annotated[int, 0] = 1          # b; at least one worker is always waited for
+    backups: Annotated[int, 0] = 1          # b; at least one gradient is always waited for
 
     keeps = "t", "version"
     servers = 1
-    ordered = False                         # the first to come are taken as they come
-    may_skip_step = False                   # the workers would not hear of it
-    traffic = "a worker's gradient to rank 0, its model to each worker"
+    ordered = False                         # gradients are summed in order of arrival
+    may_skip_step = False                   # the workers would not learn of it
+    traffic = "each worker's gradient to rank 0, and rank 0's model to each worker"
     offers = "rank 0's model"
     variants = {}, {"backups": 0}
-    version = 0                             # steps that the model here has taken
+    version = 0                             # steps that this rank's copy of the model has taken
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
@@ -41,7 +41,7 @@ class Backup(Algorithm):
             self.serve(x, lr)
         else:
             self.take(x)
-            if self.version == self.t:      # else this step has been decided already
+            if self.version == self.t:      # else this step has been taken already
                 self.net.post(gradient(x), 0, note=self.t)
                 self.take(x, least=1)
         self.t += 1
@@ -65,10 +65,10 @@ class Backup(Algorithm):
     def rest(self, x: Array) -> None:
         self.net.settle()
         if self.net.rank == 0:
-            list(self.net.collect())        # late gradients, of no use any more
+            list(self.net.collect())        # late gradients, which are discarded
         else:
             self.take(x)
-        self.net.settle()                   # nobody goes on before all have read
+        self.net.settle()                   # nobody continues before all have read
 
     def answer(self, x: Array) -> Array:
         newest = self.net.size * x if self.net.rank == 0 else 0 * x

@@ -2,8 +2,8 @@
 
     x_i <- sum_j W_ij x_j - eta v_i          the gradient taken at x_i before the mixing
 
-W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d (Metropolis weights), W_ii what is left to 1: symmetric and
-doubly stochastic, so the mixing keeps the mean of all models; on the complete graph it is 1/n everywhere.
+W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d (Metropolis weights), W_ii the remainder to 1: symmetric and
+doubly stochastic, so mixing preserves the mean of all models; on the complete graph all weights are 1/n.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Decentralised(Algorithm):
         weights = self.weights(self.net.rank)
         met = {peer: self.net.exchange(x, peer) for peer in weights}    # in flight while we compute
         g = gradient(x)
-        arrived = {peer: exchange.wait() for peer, exchange in met.items()}     # x must stay until the last is there
+        arrived = {peer: exchange.wait() for peer, exchange in met.items()}     # only then may x change
         x *= 1 - sum(weights.values())
         for peer, weight in weights.items():
             x += weight * arrived[peer]
@@ -36,6 +36,6 @@ class Decentralised(Algorithm):
         self.t += 1
 
     def weights(self, rank: int) -> dict[int, float]:
-        """W of this step: neighbour -> weight; the rank's own is what is left."""
+        """W of this step: neighbour -> weight; the rank's own is the remainder."""
         graph = neighbours(self.graph, self.net.size, self.t, self.seed)
         return {peer: 1 / (1 + max(len(graph[rank]), len(graph[peer]))) for peer in graph[rank]}

@@ -3,7 +3,7 @@
     every tau steps:  e = beta/n (x_i - c);   x_i <- x_i - e;   c <- c + e
     x_i <- x_i - eta v_i                      its gradient taken before the elastic pull
 
-The centre c lies in shared memory, a part of it on every rank; nobody waits. beta is the pull of all ranks together:
+The centre c is in shared memory, a part of it on every rank; nobody waits. beta is the pull of all ranks together:
 the paper's alpha is beta/n, since a fixed alpha makes c overshoot once n alpha exceeds 1.
 """
 
@@ -30,7 +30,7 @@ class Elastic(Algorithm):
     one_sided = True
     independent = True
     alone_is_sgd = False                    # the centre pulls
-    traffic = "one model read and one added to, one-sided, every `period` steps"
+    traffic = "a one-sided read of the centre and a one-sided addition to it every `period` steps"
     offers = "c, the centre"
     variants = {}, {"period": 1}
     c = np.zeros(0)                         # the centre as of the last rest

@@ -1,9 +1,9 @@
-"""Gossip by push-sum (GoSGD; Blot et al. 2016, arXiv:1611.09726): now and then to a random rank; nobody waits.
+"""Gossip by push-sum (GoSGD; Blot et al. 2016, arXiv:1611.09726), to random ranks at random steps; nobody waits.
 
     z_i <- z_i - eta v_i;  y_i = w_i z_i;  with probability p send (y_i, w_i) / 2 to a random k, keep half
     add what has arrived;  z_i = y_i / w_i
 
-Models travel with a weight, so that one-way messages lose nothing (Kempe et al. 2003).
+Models are sent with a weight, so that one-way messages preserve the weighted mean (Kempe et al. 2003).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dsgd_mpi.net.topology import random_peer
 @dataclass
 class GossipPush(Algorithm):
     probability: Annotated[float, 0] = 1.0  # p, of sending at a step
-    seed: int = 0                           # of each rank's choices
+    seed: int = 0                           # of each rank's random choices
 
     keeps = "t", "w"
     independent = True
-    traffic = "one model sent with `probability` and, as a rule, as many received"
-    offers = "the mean of all models by their weights, sum w x / sum w"
+    traffic = "one model sent with `probability` and, on average, as many received"
+    offers = "the weighted mean of all models, sum w x / sum w"
     variants = {}, {"probability": 0.5}
-    w = 1.0                                 # this rank's weight; over all ranks and letters they sum to n
+    w = 1.0                                 # this rank's weight; all weights, of ranks and letters, sum to n
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.optimizer.update(x, gradient(x), lr)       # x is z
@@ -56,7 +56,7 @@ class GossipPush(Algorithm):
         x *= self.w
         self.add_letters(x)
         x /= self.w
-        self.net.settle()                   # nobody goes on before all have read
+        self.net.settle()                   # nobody continues before all have read
 
     def answer(self, x: Array) -> Array:
         total = self.net.mean(np.append(x * self.w, x.dtype.type(self.w))).wait()

@@ -1,10 +1,10 @@
-"""Gossip SGD (Jin et al. 2016, arXiv:1611.04581): every rank has a model and averages it with a random other's.
+"""Gossip SGD (Jin et al. 2016, arXiv:1611.04581): every rank has a model and averages it with a random peer's.
 
     pull   x_i <- (x_i + x_j) / 2            j the partner in a random matching of all ranks
     push   x_i <- mean of x_i and all x_j that have arrived; then x_i is sent to one random k; nobody waits
     then   x_i <- x_i - eta v_i              the local step, its gradient taken before the averaging
 
-The paper draws j independently for every rank; a matching keeps the mean of all models exactly and is one Sendrecv.
+The paper draws j independently for every rank; a matching preserves the mean of all models and is one Sendrecv.
 The paper evaluates the mean of all models.
 """
 
@@ -23,9 +23,9 @@ from dsgd_mpi.net.topology import matching, random_peer
 @dataclass
 class Gossip(Algorithm):
     mode: Literal["pull", "push"] = "pull"
-    period: Annotated[int, 1] = 1           # tau: local steps from one meeting to the next
-    probability: Annotated[float, 0] = 1.0  # that it takes place
-    seed: int = 0                           # the same on all ranks: it decides who meets whom
+    period: Annotated[int, 1] = 1           # tau: local steps between exchanges
+    probability: Annotated[float, 0] = 1.0  # of an exchange at those steps
+    seed: int = 0                           # the same on all ranks: it determines the pairs
 
     traffic = "an exchange of models, or one model sent, every `period` steps"
     variants = {}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4}
@@ -52,7 +52,7 @@ class Gossip(Algorithm):
         self.optimizer.update(x, g, lr)
 
     def meets(self) -> bool:
-        """At this step. To pull all ranks draw alike: nobody waits for a partner who stays away."""
+        """Whether this step has an exchange. With pull, all ranks draw alike, so nobody waits for an absent partner."""
         drawn_by = [self.net.rank] if self.mode == "push" else []
         draw = np.random.default_rng((self.seed, self.t, 1, *drawn_by)).random()
         return self.t % self.period == 0 and bool(draw < self.probability)
@@ -64,4 +64,4 @@ class Gossip(Algorithm):
     def rest(self, x: Array) -> None:
         self.net.settle()
         self.merge(x)
-        self.net.settle()                   # nobody goes on before all have read
+        self.net.settle()                   # nobody continues before all have read

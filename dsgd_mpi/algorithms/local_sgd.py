@@ -1,10 +1,10 @@
-"""Local SGD: every rank steps alone, and every H steps all take their models' mean (Stich 2018, arXiv:1805.09767).
+"""Local SGD: the ranks take local steps and average their models every H steps (Stich 2018, arXiv:1805.09767).
 
     x_i <- x_i - eta v_i;   every H steps:  x_i <- 1/n sum_j x_j
 
 `post_local`: that many steps of all-reduce first (Lin et al. 2018, arXiv:1808.07217). `slow_momentum` beta > 0: SlowMo
-(Wang et al. 2019, arXiv:1910.00643), in which the ranks' common progress since the last mean is the gradient of an
-outer SGD with heavy-ball momentum:
+(Wang et al. 2019, arXiv:1910.00643), in which the averaged progress since the last mean is the gradient of an outer SGD
+with heavy-ball momentum:
 
     u <- beta u + (x_0 - mean x) / eta;   x_0, x_i <- x_0 - alpha eta u
 """
@@ -31,9 +31,9 @@ class Local(Algorithm):
     slow_lr: Annotated[float, 0] = 1.0      # alpha
 
     keeps = "t", "u", "x0"
-    traffic = "one mean of the model over all every `period` steps; until post_local, of the gradient"
+    traffic = "one average of all models every `period` steps; until post_local, of all gradients at each step"
     variants = {}, {"period": 3, "post_local": 10}, {"slow_momentum": 0.3}
-    u = x0 = np.zeros(0)                    # of what is trained, not of batch norm's statistics
+    u = x0 = np.zeros(0)                    # for the trained parameters, without batch norm's statistics
 
     def __post_init__(self) -> None:
         self.alone_is_sgd = not self.slow_momentum

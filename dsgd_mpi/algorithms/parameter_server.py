@@ -1,13 +1,13 @@
-"""Asynchronous SGD on a parameter server (Downpour; Dean et al. 2012): the model lies in shared memory, nobody waits.
+"""Asynchronous SGD on a parameter server (Downpour; Dean et al. 2012): the model is in shared memory, nobody waits.
 
-    x <- c;   c <- c - eta v_i(x)            c meanwhile moved by others: how often is the update's staleness s
+    x <- c;   c <- c - eta v_i(x)            c meanwhile updated by others: how often is the update's staleness s
 
 `staleness="scale"`: eta / max(1, s) (Zhang et al. 2015, arXiv:1511.05950). `staleness="compensate"`: the gradient is
-corrected to where c is now, g + lambda g g (c - x) (DC-ASGD; Zheng et al. 2016, arXiv:1609.08326). `max_staleness`: a
+corrected to the current c, g + lambda g g (c - x) (DC-ASGD; Zheng et al. 2016, arXiv:1609.08326). `max_staleness`: a
 worker that is that many steps ahead of the slowest waits for it (stale-synchronous parallel; Ho et al. 2013).
 
-Every rank holds a part of c and is a worker too; or the first `servers` ranks hold it and only serve. Each worker has
-its own momentum v_i, so that one alone does plain SGD.
+Every rank holds a part of c and is also a worker; or the first `servers` ranks hold it and only serve. Each worker has
+its own momentum v_i, so a single worker does plain SGD.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from dsgd_mpi.optim.api import Optimizer
 
 @dataclass
 class ParameterServer(Algorithm):
-    servers: Annotated[int, 0] = 0          # ranks that only hold the model; 0: all ranks do, and work
-    pull_every: Annotated[int, 1] = 1       # steps from one read of c to the next
-    push_every: Annotated[int, 1] = 1       # steps from one addition to c to the next
+    servers: Annotated[int, 0] = 0          # ranks that only hold the model; 0: all hold it, and all work
+    pull_every: Annotated[int, 1] = 1       # steps between reads of c
+    push_every: Annotated[int, 1] = 1       # steps between additions to c
     staleness: Literal["ignore", "scale", "compensate"] = "ignore"
     compensation: Annotated[float, 0] = 0.04    # lambda
     max_staleness: Annotated[int, 0] = 0    # steps; 0: no bound
@@ -37,7 +37,7 @@ class ParameterServer(Algorithm):
     keeps = "t", "c"
     one_sided = True
     updates_add_up = True
-    traffic = "one model read and one added to, one-sided, every pull_every and push_every steps"
+    traffic = "a one-sided read of the model every pull_every steps, a one-sided addition every push_every"
     offers = "c, the model in shared memory"
     variants = ({}, {"servers": 1}, {"pull_every": 3, "push_every": 2}, {"staleness": "scale"},
                 {"staleness": "compensate"}, {"max_staleness": 1})
@@ -45,14 +45,14 @@ class ParameterServer(Algorithm):
 
     def __post_init__(self) -> None:
         self.independent = not self.max_staleness
-        self.alone_is_sgd = self.pull_every == 1        # else late on purpose
+        self.alone_is_sgd = self.pull_every == 1        # else stale by design
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
         self.holders = serving(self, net.size)
         self.model = Sharded(net, self.c if len(self.c) else x, self.holders)
         self.clocks = Clocks(net, int(self.t), self.holders, self.max_staleness)
-        self.update = 0 * x                 # of this rank, not yet added to c
+        self.update = 0 * x                 # this rank's, not yet added to c
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1

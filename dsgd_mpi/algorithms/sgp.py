@@ -2,10 +2,10 @@
 
     z_i <- z_i - eta v_i;  y_i = w_i z_i;  send (y_i, w_i) / 2 to k, keep half;  add what arrives;  z_i = y_i / w_i
 
-k = i + 1, i + 2, i + 4 ... in turn. Models travel with a weight, so that one-way messages lose nothing (Kempe et al.
-2003). The local step is taken at z, as GoSGD has it; SGP's y_i <- y_i - eta v_i makes large steps of z where w is
-small. Letters are added in the order of the steps that they were sent at, none before this rank has done that step. It
-goes on when none is missing but those of the last `overlap` steps; without overlap nothing is left to chance.
+k = i + 1, i + 2, i + 4 ... in turn. Models are sent with a weight, so that one-way messages preserve the weighted mean
+(Kempe et al. 2003). The local step is taken at z, as in GoSGD; SGP's y_i <- y_i - eta v_i makes large steps of z where
+w is small. Letters are added in the order of the steps at which they were sent, none before this rank has taken that
+step. A rank continues once only those of the last `overlap` steps are missing; without overlap, runs are deterministic.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dsgd_mpi.optim.api import Optimizer
 
 @dataclass
 class StochasticGradientPush(Algorithm):
-    overlap: Annotated[int, 0] = 1          # steps, the last ones, whose letters may be outstanding
+    overlap: Annotated[int, 0] = 1          # how many of the last steps' letters may be outstanding
 
     keeps = "t", "w", "received"
-    traffic = "one model sent and, as a rule, one received"
-    offers = "the mean of all models by their weights, sum w x / sum w"
+    traffic = "one model sent and, usually, one received"
+    offers = "the weighted mean of all models, sum w x / sum w"
     variants = {}, {"overlap": 0}, {"overlap": 2}
     received = 0                            # steps whose letter has been added
-    w = 1.0                                 # this rank's weight; over all ranks and letters they sum to n
+    w = 1.0                                 # this rank's weight; all weights, of ranks and letters, sum to n
 
     @property
     def ordered(self) -> bool:
@@ -55,7 +55,7 @@ class StochasticGradientPush(Algorithm):
         x /= self.w
 
     def add_letters(self, y: Array, due: int) -> None:
-        """Those whose turn it is; of the steps before `due` at any rate."""
+        """Those that have arrived, in order; waits for those of the steps before `due`."""
         while self.received < self.t and self.net.size > 1:
             sender = exponential_sender(self.received, self.net.rank, self.net.size)
             letter = self.letters.next_from(sender, wait=self.received < due)
@@ -70,7 +70,7 @@ class StochasticGradientPush(Algorithm):
         x *= self.w
         self.add_letters(x, due=self.t)
         x /= self.w
-        self.net.settle()                   # nobody goes on before all have read
+        self.net.settle()                   # nobody continues before all have read
 
     def answer(self, x: Array) -> Array:
         total = self.net.mean(np.append(x * self.w, x.dtype.type(self.w))).wait()

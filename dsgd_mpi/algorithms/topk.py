@@ -1,10 +1,10 @@
-"""Sparsified SGD with memory (Stich et al. 2018, arXiv:1809.07599): only the largest numbers of a gradient are sent.
+"""Sparsified SGD with memory (Stich et al. 2018, arXiv:1809.07599): only the largest entries of a gradient are sent.
 
-    u_i = g_i(x) + e_i;   s_i = the k numbers of u_i that are largest in size, else 0;   e_i <- u_i - s_i
+    u_i = g_i(x) + e_i;   s_i = the k entries of u_i largest in magnitude, else 0;   e_i <- u_i - s_i
     g = 1/n sum_i s_i;   v <- mu v + g;   x <- x - eta (g + mu v)
 
-Lin et al. 2018 (arXiv:1712.01887) correct the momentum as well and clip; here momentum follows the mean, so that with
-all of u sent it is `allreduce`. Batch norm's statistics are averaged whole: remembered, they would overshoot.
+Lin et al. 2018 (arXiv:1712.01887) also correct the momentum and clip; here momentum is applied to the mean, so that
+with all of u sent it equals `allreduce`. Batch norm's statistics are averaged in full: with memory they overshoot.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dsgd_mpi.optim.api import Optimizer
 
 @dataclass
 class TopK(Algorithm):
-    share: Annotated[float, 0] = 0.01       # k, of the trained numbers; at least one is sent
+    share: Annotated[float, 0] = 0.01       # k as a fraction of the trained parameters; at least one is sent
 
-    keeps = "t", "error"                    # x is the same on all ranks, but what is remembered is not
-    may_skip_step = False                   # what overflows would be remembered
-    traffic = "a share of the gradient, with its places, to each other rank"
+    keeps = "t", "error"                    # x is the same on all ranks, but the error memory is not
+    may_skip_step = False                   # the error memory would keep what overflows
+    traffic = "a fraction of the gradient's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
     variants = {"share": 0.1}, {"share": 1.0}
     error = np.zeros(0)                     # e
@@ -58,7 +58,7 @@ class TopK(Algorithm):
         self.error[:] = u
         self.error[places] = 0
         u[:] = 0
-        for rank in range(self.net.size):   # the sums are the same everywhere, to the bit
+        for rank in range(self.net.size):   # the sums are bitwise the same on all ranks
             topk.add(own if rank == self.net.rank else self.letters.next_from(rank).array, into=u)
         u /= self.net.size
         statistics.wait()
@@ -66,7 +66,7 @@ class TopK(Algorithm):
         self.t += 1
 
     def rest(self, x: Array) -> None:
-        self.net.settle()                   # nobody goes on before all have read the last step's letters
+        self.net.settle()                   # nobody continues before all have read the last step's letters
 
     def answer(self, x: Array) -> Array:
         return x

@@ -1,4 +1,4 @@
-"""What an algorithm may ask of the cluster. The verbs are sorted by who must take part."""
+"""The cluster's interface to algorithms. The verbs are classified by who must take part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsgd_mpi.arrays.half import Half
 
 
 class Letter(NamedTuple):
-    """What one rank posted to another: a copy of its array and a number beside it."""
+    """What one rank has posted to another: a copy of its array, and a number."""
 
     source: int
     array: Array
@@ -20,33 +20,33 @@ class Letter(NamedTuple):
 
 
 class Shared(Protocol):
-    """Memory that every rank may read and add to without its owner's help; each number is read and added atomically."""
+    """Memory that every rank may read and add to without its owner's involvement, atomically for each element."""
 
     def read(self, owner: int, out: Array | None = None) -> Array:
-        """A copy of the owner's part, in `out` (contiguous) where it is given."""
+        """A copy of the owner's part, in `out` (contiguous) if it is given."""
 
     def add(self, owner: int, delta: Array) -> int:
-        """part += delta; complete when it returns. How many additions have come between since this rank's last read."""
+        """part += delta; complete on return. Returns how many additions there have been since this rank's last read."""
 
     def age(self, owner: int) -> int:
         """Additions to the owner's part since this rank last read it: what `add` would return now."""
 
 
 class Counters(Protocol):
-    """Whole numbers that every rank may read and add to, atomically and without anybody's help."""
+    """Integers that every rank may read and add to, atomically and without another rank's involvement."""
 
     def add(self, which: int, amount: int = 1) -> int:
-        """What the number was before."""
+        """The value before the addition."""
 
     def values(self) -> Array:
         """A copy of all: int64."""
 
 
 class Pending(Protocol):
-    """Communication under way. The array that was handed in is left alone until `wait` has returned."""
+    """Communication in progress. The array passed in must not be touched until `wait` has returned."""
 
     def test(self) -> bool:
-        """Goes on as far as it can without waiting: whether `wait` would return at once."""
+        """Progresses as far as possible without waiting; whether `wait` would return at once."""
 
     def wait(self) -> Array: ...
 
@@ -68,9 +68,9 @@ class Done:
 class Traffic:
     """What communication has cost this rank so far.
 
-    `comm_s`: seconds inside any verb; `wait_s`: the part of it spent blocked until others had done theirs;
+    `comm_s`: seconds inside any verb; `wait_s`: the part of it spent blocked on other ranks;
     `bytes_sent`: payload, where a mean over n ranks counts as the 2 (n - 1) / n times its bytes that a ring sends;
-    `staleness`: how many one-sided additions met how many others since this rank had last read.
+    `staleness`: histogram of how many additions by others came between this rank's read and its one-sided addition.
     """
 
     comm_s: float = 0.0
@@ -88,29 +88,29 @@ class Net(Protocol):
     def mean(self, x: Array, half: Half | None = None) -> Pending:
         """Collective, in the same order: the mean over all ranks. In place: `wait` returns x. Bitwise equal on all.
 
-        Where `half` is given, numbers travel in it: what a rank hands in, sums on their way and the mean are rounded.
+        If `half` is given, elements are sent in it: a rank's input, partial sums and the mean are rounded.
         """
 
     def exchange(self, x: Array, peer: int) -> Pending:
-        """Two ranks: x goes to `peer`; `wait` returns its counterpart, valid until an `exchange` is begun after that.
+        """Pairwise: x goes to `peer`; `wait` returns the peer's array, valid until the next `exchange` begins.
 
-        With oneself it is x itself. Two arrays of unequal length raise an error that names the ranks.
+        With itself a rank gets x itself. Arrays of unequal length raise an error that names the ranks.
         """
 
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
-        """One-sided, by the sender: a copy of x and a number, to be collected by `peer` some time later."""
+        """One-sided, by the sender: a copy of x and a number, to be collected by `peer` at some later time."""
 
     def collect(self, least: int = 0) -> Iterator[Letter]:
-        """One-sided, by the receiver: what has arrived, at least so many; each sender's in the order sent."""
+        """One-sided, by the receiver: what has arrived, at least `least` letters; each sender's in the order sent."""
 
     def share(self, x: Array) -> Shared:
-        """Collective, once: lends a copy of x to all. The parts of the ranks may differ in length."""
+        """Collective, once: shares a copy of x with all ranks. The ranks' parts may differ in length."""
 
     def counters(self, count: int) -> Counters:
-        """Collective, once: so many counters, at zero, in the memory of rank 0."""
+        """Collective, once: that many counters, initially zero, in the memory of rank 0."""
 
     def idle(self) -> None:
-        """One rank, again and again while it waits for a change in shared memory: sleeps for a moment."""
+        """Local, called in a loop while a rank waits for a change in shared memory: sleeps briefly."""
 
     def settle(self) -> None:
         """Collective: when it returns, all that was posted has arrived and can be collected."""
@@ -122,13 +122,13 @@ class Host(Net, Protocol):
     traffic: Traffic
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Calls f. On a simulated cluster the clock then runs on by what it would have cost there."""
+        """Calls f. On a simulated cluster the clock then advances by the time it would take there."""
 
     def progress(self) -> None:
-        """Lets messages move on; called between layers, since nothing moves while MPI is not entered."""
+        """Lets messages progress; called between layers, since most MPIs make no progress unless they are entered."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment by this rank's clock."""
+        """Seconds since some fixed time, by this rank's clock."""
 
     def broadcast(self, x: Array, root: int = 0) -> None:
         """Collective: x becomes the root's, in place."""
@@ -149,4 +149,4 @@ class Host(Net, Protocol):
         """Where this rank computes: `host`, `cores`, `device`, and of a GPU `uuid`."""
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
-        """At every step boundary: True on all ranks at the same step, soon after one of them `asked`."""
+        """At every step boundary: True on all ranks at the same step, soon after `asked` is true on one of them."""

@@ -1,4 +1,4 @@
-"""How many steps each worker has done, told to all without anybody's help."""
+"""Shared counters of the steps that each worker has taken, kept one-sided."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dsgd_mpi.net.api import Net
 
 
 class Clocks:
-    """Collective to make. `done`: this rank's steps so far; the first `servers` ranks do none and are not counted.
+    """Collective to construct. `done`: this rank's steps so far; the first `servers` ranks take none and are ignored.
 
     A worker that would be more than `lead` steps ahead of the slowest waits for it (0: it never waits).
     """
@@ -17,14 +17,14 @@ class Clocks:
         self.steps.add(net.rank, done)
 
     def tick(self) -> None:
-        """This rank has done one more step."""
+        """This rank has taken one more step."""
         self.done += 1
-        if self.servers or self.lead:       # somebody looks
+        if self.servers or self.lead:       # somebody reads it
             self.steps.add(self.net.rank)
         if self.lead:
             self.wait_for_all(self.done - self.lead)
 
     def wait_for_all(self, steps: int) -> None:
-        """Until every worker has done so many."""
+        """Until every worker has taken at least that many."""
         while self.steps.values()[self.servers :].min() < steps:
             self.net.idle()

@@ -1,4 +1,4 @@
-"""What a launcher tells its ranks through the environment, for what must be known before MPI starts."""
+"""What a launcher passes to its ranks in the environment, for what must be known before MPI starts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ VARIABLES = {
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     "SLURM": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 }
-# what to do where MPI cannot be loaded
+# what to do if MPI cannot be loaded
 MPI_WAY_OUT = ("pip install mpich, or load the module of your cluster's MPI; if its library is not called libmpi.so, "
-               "build mpi4py for it: pip install --no-binary mpi4py mpi4py")
+               "build mpi4py against it: pip install --no-binary mpi4py mpi4py")
 
 
 class Launch(NamedTuple):
@@ -22,7 +22,7 @@ class Launch(NamedTuple):
 
 
 def launched() -> Launch:
-    """This process's place as its launcher names it; (0, 1) where nobody launched it."""
+    """This process's rank and size according to its launcher; (0, 1) without one."""
     for rank, size in VARIABLES.values():
         if rank in os.environ and size in os.environ:
             return Launch(int(os.environ[rank]), int(os.environ[size]))

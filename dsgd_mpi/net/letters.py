@@ -1,4 +1,4 @@
-"""Letters in an order of the receiver's own: those of each sender one by one, whoever else has written meanwhile."""
+"""Letters in an order that the receiver chooses: from one sender at a time, whoever else has posted meanwhile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsgd_mpi.net.api import Letter, Net
 
 
 class Letters:
-    """What has come to this rank and waits for its turn. Nothing else may collect from `net` meanwhile."""
+    """Letters that have arrived here and wait for their turn. Nothing else may collect from `net` meanwhile."""
 
     def __init__(self, net: Net) -> None:
         self.net = net
@@ -20,7 +20,7 @@ class Letters:
     @overload
     def next_from(self, sender: int, wait: bool) -> Letter | None: ...
     def next_from(self, sender: int, wait: bool = True) -> Letter | None:
-        """The sender's next letter; None if it has not come and we do not `wait` for it."""
+        """The sender's next letter; None if it has not arrived and `wait` is false."""
         self._sort(0)
         while wait and not self.waiting[sender]:
             self._sort(1)

@@ -1,4 +1,4 @@
-"""Which processor of its node a rank computes on, and what to say where they do not go round."""
+"""Which processor of its node a rank computes on, and the error if there are too few."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def cpu() -> Place:
 
 
 def gpu_of(local_rank: int, visible: int) -> int:
-    """The ranks of a node take its visible GPUs in turn. Some launchers show each rank one of its own."""
+    """A node's visible GPUs are assigned to its ranks round-robin. Some launchers show each rank only its own."""
     return local_rank % visible
 
 
 def refuse(places: list[Place], share: bool) -> None:
-    """UsageError, the same on all ranks, where several would share a GPU unasked."""
+    """UsageError, the same on all ranks, if several would share a GPU without `share`."""
     crowded = sharing(places)
     if crowded and not share:
         node = crowded[0]["host"]
         here = [place for place in places if place["host"] == node]
         gpus = len({place["uuid"] for place in here})
-        raise UsageError(f"{len(here)} ranks on {node}, but {gpus} GPU{'s' if gpus > 1 else ''} for them; start {gpus} "
-                         f"rank{'s' if gpus > 1 else ''} a node, or let several compute on one GPU by --share-gpu")
+        raise UsageError(f"{len(here)} ranks on {node}, but only {gpus} GPU{'s' if gpus > 1 else ''}; start {gpus} "
+                         f"rank{'s' if gpus > 1 else ''} per node, or allow several ranks per GPU by --share-gpu")
 
 
 def sharing(places: list[Place]) -> list[Place]:
-    """Those whose GPU is another rank's too."""
+    """Those whose GPU is also used by another rank."""
     ranks = Counter(place["uuid"] for place in places)
     return [place for place in places if ranks[place["uuid"]] > 1]
 

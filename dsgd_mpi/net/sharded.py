@@ -1,4 +1,4 @@
-"""One vector cut into parts that some of the ranks hold in shared memory: a parameter server without a server."""
+"""A vector sharded over some of the ranks in shared memory: a parameter server without a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsgd_mpi.net.api import Net
 
 
 class Sharded:
-    """The vector x over the first `owners` ranks (0: all), to be read and added to by everyone, part by part."""
+    """The vector x over the first `owners` ranks (0: all), to be read and added to by all ranks, part by part."""
 
     def __init__(self, net: Net, x: Array, owners: int = 0) -> None:
         owners = min(owners or net.size, net.size)
@@ -18,13 +18,13 @@ class Sharded:
         self.net, self.shared = net, net.share(x[bounds[net.rank] : bounds[net.rank + 1]])
 
     def read(self, out: Array) -> Array:
-        """Each rank alone: fills `out` (the whole vector) and returns it."""
+        """One-sided: fills `out` (the whole vector) and returns it."""
         for owner, part in enumerate(self.parts):
             self.shared.read(owner, out[part])
         return out
 
     def add(self, delta: Array) -> int:
-        """Each rank alone: adds `delta` (the whole vector); the largest staleness that a part of it met."""
+        """One-sided: adds `delta` (the whole vector); the largest staleness over its parts."""
         return max(self.shared.add(owner, delta[part]) for owner, part in enumerate(self.parts))
 
     def flush(self, delta: Array) -> None:
@@ -33,12 +33,12 @@ class Sharded:
         delta[:] = 0
 
     def age(self) -> int:
-        """The largest number of additions to a part since this rank last read it."""
+        """The largest number of additions to any part since this rank last read it."""
         return max(self.shared.age(owner) for owner in range(len(self.parts)))
 
     def whole(self, like: Array) -> Array:
-        """Collective: a copy of the vector when all have added what they had to add; the same on all ranks."""
-        self.net.settle()                   # nobody adds any more, and
+        """Collective: a copy of the vector after all additions are complete; the same on all ranks."""
+        self.net.settle()                   # nobody adds any more
         whole = self.read(np.empty_like(like))
-        self.net.settle()                   # nobody goes on before all have read
+        self.net.settle()                   # nobody continues before all have read
         return whole

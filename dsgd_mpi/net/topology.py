@@ -1,4 +1,4 @@
-"""Who meets whom at a step: pure functions of (step, size, seed), so that no message is needed to agree."""
+"""Who communicates with whom at a step: pure functions of (step, size, seed), so no message is needed to agree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def matching(step: int, size: int, seed: int) -> np.ndarray:
-    """A random perfect matching: int (size,), the partner of every rank; with an odd size one rank meets itself.
+    """A random perfect matching: int (size,), the partner of every rank; with an odd size one rank is its own.
 
     It is an involution, matching[matching[i]] == i, and every pair is equally likely.
     """
@@ -18,30 +18,30 @@ def matching(step: int, size: int, seed: int) -> np.ndarray:
 
 
 def random_peer(step: int, rank: int, size: int, seed: int) -> int:
-    """One of the other ranks, uniformly, drawn by this rank alone; itself only where there is no other."""
+    """One of the other ranks, uniformly, drawn by this rank alone; itself only if there is no other."""
     if size == 1:
         return rank
     return int((rank + np.random.default_rng((seed, step, rank)).integers(1, size)) % size)
 
 
 def exponential_peer(step: int, rank: int, size: int) -> int:
-    """Whom a rank sends to on the directed exponential graph: 1, 2, 4, ... ranks on, in turn.
+    """Whom a rank sends to on the directed exponential graph: the rank 1, 2, 4, ... further on, in turn.
 
-    At each step every rank sends once and receives once; after log2 n steps each has heard of every other.
+    At each step every rank sends once and receives once; after log2 n steps each has received from all, if indirectly.
     """
     return (rank + (1 << step % max(1, (size - 1).bit_length()))) % size
 
 
 def exponential_sender(step: int, rank: int, size: int) -> int:
-    """Who sends to a rank then: the other end of `exponential_peer`."""
+    """Who sends to a rank at that step: the inverse of `exponential_peer`."""
     return (rank - (1 << step % max(1, (size - 1).bit_length()))) % size
 
 
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
-    """For every rank the ranks that it exchanges with at a step; symmetric, without itself.
+    """For every rank, the ranks that it exchanges with at a step; symmetric, without itself.
 
-    "ring"; "torus", the most square one that has `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...;
-    "random", two random matchings, others at each step; "complete".
+    "ring"; "torus", the most nearly square one of `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...;
+    "random", two random matchings, new ones at each step; "complete".
     """
     if graph == "random":
         pairs = [matching(2 * step + turn, size, seed) for turn in (0, 1)]

@@ -1,4 +1,4 @@
-"""Optimizers, one file each, found by its name, its dataclass fields being its options; and learning-rate schedules."""
+"""Optimizers, one file each, found by its name; its dataclass's fields are its options. Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dsgd_mpi.optim.api import Optimizer
 
 
 def names() -> list[str]:
-    """The modules of this folder that define an optimizer; of any folder that was appended to `__path__` too."""
+    """The modules that define an optimizer, in this folder and in any that was appended to `__path__`."""
     return [name for name in _modules() if _optimizer_of(name)]
 
 
@@ -28,7 +28,7 @@ def _modules() -> list[str]:
 
 
 def _optimizer_of(name: str) -> type[Optimizer] | None:
-    """The dataclass derived from `Optimizer` that a module defines, if it does."""
+    """The dataclass derived from `Optimizer` that a module defines, if any."""
     module = importlib.import_module(f"{__name__}.{name}")
     found = [thing for thing in vars(module).values() if isinstance(thing, type) and issubclass(thing, Optimizer)
              and thing is not Optimizer and dataclasses.is_dataclass(thing) and thing.__module__ == module.__name__]

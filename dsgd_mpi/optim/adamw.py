@@ -3,8 +3,8 @@
     m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g g;   t <- t + 1
     x <- x - eta (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + lambda x)
 
-As in PyTorch the whole rate multiplies the decay; the paper's alpha multiplies the first term alone. The rates that
-suit it are a hundredth of SGD's: --lr 1e-3.
+As in PyTorch, the learning rate also multiplies the decay; the paper's alpha multiplies only the first term. Suitable
+rates are about a hundredth of SGD's: --lr 1e-3.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AdamW(Optimizer):
     beta2: float = 0.999
     epsilon: Annotated[float, 0] = 1e-8
     weight_decay: Annotated[float, 0] = 0.01    # lambda
-    decay: Literal["all", "weights"] = "all"    # what decays; not on weights alone: biases and batch norm's scales too
+    decay: Literal["all", "weights"] = "all"    # what decays; all includes biases and batch norm's parameters
 
     vectors: ClassVar[tuple[str, ...]] = ("m", "v")
     counts: ClassVar[bool] = True

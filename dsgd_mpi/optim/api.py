@@ -1,9 +1,9 @@
-"""What all optimizers have in common: they step a flat vector in place and name what must be kept between steps.
+"""What all optimizers have in common: they update a flat vector in place and name their state between steps.
 
     r <- r - 0.1 (r - b)                    batch norm's moving averages, Ioffe and Szegedy 2015
 
-The tail of x holds batch norm's running statistics r, and the tail of g their distance from the batch's, r - b. So each
-algorithm may treat both alike: what averages gradients or models averages the statistics too.
+The tail of x holds batch norm's running statistics r, and the tail of g their difference from the batch's, r - b. So an
+algorithm can treat both alike: whatever averages gradients or models averages the statistics too.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Started = TypeVar("Started", bound="Optimizer")
 
 @dataclass
 class Optimizer:
-    """The base of all; each file in this folder defines one dataclass that derives from it. Its fields are its options.
+    """The base class; each file in this folder defines one dataclass that derives from it. Its fields are its options.
 
-    An element-wise rule is a method `rule`; one that looks at whole layers replaces `step`. What is written there runs
-    on NumPy's arrays and on CuPy's. Any flat vector can be stepped, not only a network's:
+    An element-wise rule overrides `rule`; one that looks at whole layers overrides `step`. The code runs on both NumPy
+    and CuPy arrays. It can update any flat vector, not only a network's:
 
     >>> from dsgd_mpi.optim.sgd import Sgd
     >>> x = np.ones(3)
@@ -39,15 +39,15 @@ class Optimizer:
     array([0.9, 0.9, 0.9])
     """
 
-    vectors: ClassVar[tuple[str, ...]] = ()     # names in `state` of as many numbers as are trained, zero at first
+    vectors: ClassVar[tuple[str, ...]] = ()     # names in `state` of vectors like the trained one, initially zero
     counts: ClassVar[bool] = False              # whether `state` holds `t` too, float64 (1,): the steps taken
 
     def start(self: Started, layout: Layout, like: Array, kernels: Kernels | None = None) -> Started:
-        """Once, before the first update; gives itself.
+        """Once, before the first update; returns self.
 
-        `layout`: of the vectors to come; biases, and batch norm's scale and shift, are those of one dimension.
-        `like`: a vector of the dtype and in the memory that the state shall have. `kernels`: what runs the rule, with a
-        kernel of their own for it if they have one; without any it runs as it is written.
+        `layout`: of the vectors to be updated; biases, and batch norm's scale and shift, are those of one dimension.
+        `like`: a vector with the dtype and memory that the state will have. `kernels`: what runs the rule, by a fused
+        kernel if there is one; without any it runs as written.
         """
         self.layout, self.like = layout, like
         self.trained = slice(0, layout.parameters)
@@ -61,14 +61,14 @@ class Optimizer:
 
     @property
     def name(self) -> str:
-        """As `--optimizer` has it: its file's."""
+        """As given to `--optimizer`: its file's."""
         return type(self).__module__.rpartition(".")[2]
 
     def options(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def update(self, x: Array, g: Array, lr: float) -> None:
-        """Moves x along the gradient g at a rate, in place; both (layout.size,). g is left alone."""
+        """Updates x in place by the gradient g at a learning rate; both (layout.size,). g is not changed."""
         if self.fused:
             self.fused(x, g, lr)
             return
@@ -77,29 +77,29 @@ class Optimizer:
         x[statistics] -= STATISTICS_RATE * g[statistics]
 
     def change(self, x: Array, g: Array, lr: float) -> Array:
-        """As `update`; gives what it changed, x - before."""
+        """As `update`; returns the change, x - before."""
         before = x.copy()
         self.update(x, g, lr)
         return x - before
 
     def step(self, x: Array, g: Array, lr: float) -> None:
-        """The update of what is trained, x and g being (parameters,)."""
+        """The update of the trained parameters; x and g are (parameters,)."""
         self.in_parts(x.size, lambda part: self.rule(part, x, g, lr))
 
     def rule(self, part: slice, x: Array, g: Array, lr: float) -> None:
-        """The update of x[part] and of that part of the state. Parts may come in any order, and side by side."""
+        """The update of x[part] and of that part of the state. Parts may come in any order, and concurrently."""
         raise NotImplementedError
 
-    # What rules are made of
+    # Building blocks of rules
 
     @property
     def layers(self) -> list[tuple[slice, bool]]:
-        """The part of each trained array, and whether it is weights: of more than one dimension."""
+        """The slice of each trained array, and whether it is a weight: of more than one dimension."""
         return [(self.layout.slices[name], len(self.layout.shapes[name]) > 1) for name in self.layout.trained]
 
     @cached_property
     def weights(self) -> Array:
-        """(parameters,): 1 for a number that is a weight; 0 in biases, and in batch norm's scale and shift."""
+        """(parameters,): 1 for elements of weights; 0 for biases, and for batch norm's scale and shift."""
         weights = np.zeros(self.trained.stop, self.like.dtype)
         for part, are_weights in self.layers:
             weights[part] = are_weights
@@ -115,12 +115,12 @@ def in_cache(count: int, work: Work) -> None:
 
 
 def at_once(count: int, work: Work) -> None:
-    """On a device: each operation is as wide as it may be."""
+    """On a device: each operation on the whole vector."""
     work(slice(0, count))
 
 
 def bias_corrections(t: Array, beta1: float, beta2: float, dtype: Any) -> tuple[Array, Array]:
-    """1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), each (1,): moving averages that began at zero are too small by that.
+    """1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), each (1,): for moving averages that started at zero.
 
     Kingma and Ba 2014 (arXiv:1412.6980), section 3. Powers are taken in float64: 1 - beta2 has few digits in float32.
     """
@@ -129,13 +129,13 @@ def bias_corrections(t: Array, beta1: float, beta2: float, dtype: Any) -> tuple[
 
 
 def trust_ratio(above: Array, below: Array) -> Array:
-    """above / below, two numbers; 1 if either is zero."""
+    """above / below, two scalars; 1 if either is zero."""
     usable, one = (above > 0) & (below > 0), np.ones_like(above)
     return np.where(usable, above, one) / np.where(usable, below, one)
 
 
 def check_betas(optimizer: Any) -> None:
-    """UsageError unless both averages forget."""
+    """UsageError unless both are in [0, 1)."""
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, key) < 1:
             raise UsageError(f"{optimizer.name}: {key}: expected at least 0 and less than 1, found "

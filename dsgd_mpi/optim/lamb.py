@@ -4,8 +4,8 @@
     r = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + lambda x
     for each layer:  x <- x - eta ||x|| / ||r|| r
 
-The ratio is 1 where either norm is zero; the paper's phi is left out, as in the authors' own code. Biases and batch
-norm's scales and shifts are as a rule neither adapted nor decayed: r is their step at rate 1.
+The ratio is 1 where either norm is zero; the paper's phi is omitted, as in the authors' own code. Biases and batch
+norm's scales and shifts are by default neither adapted nor decayed: they step by eta r.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Lamb(Optimizer):
     beta2: float = 0.999
     epsilon: Annotated[float, 0] = 1e-6
     weight_decay: Annotated[float, 0] = 0.01    # lambda
-    adapt: Literal["all", "weights"] = "weights"    # what is adapted and decayed; the rest is biases and batch norm
+    adapt: Literal["all", "weights"] = "weights"    # what is adapted and decayed; all includes biases and batch norm
 
     vectors: ClassVar[tuple[str, ...]] = ("m", "v")
     counts: ClassVar[bool] = True

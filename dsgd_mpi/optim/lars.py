@@ -3,8 +3,8 @@
     for each layer:  eta_l = eta trust ||x|| / (||g|| + lambda ||x||)
                      v <- mu v + eta_l (g + lambda x);   x <- x - v
 
-eta_l is eta where either norm is zero. Biases and batch norm's scales and shifts are as a rule neither adapted nor
-decayed: they step at eta. The rates that suit it are tens of times SGD's.
+eta_l is eta where either norm is zero. Biases and batch norm's scales and shifts are by default neither adapted nor
+decayed: they step at eta. Suitable rates are tens of times SGD's.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dsgd_mpi.optim.api import Optimizer, trust_ratio
 
 @dataclass
 class Lars(Optimizer):
-    trust: Annotated[float, 0] = 0.001      # how much of ||x|| a step at rate 1 may be
+    trust: Annotated[float, 0] = 0.001      # length of a step at rate 1, as a fraction of ||x||
     momentum: Annotated[float, 0] = 0.9     # mu
     weight_decay: Annotated[float, 0] = 5e-4    # lambda
-    adapt: Literal["all", "weights"] = "weights"    # what is adapted and decayed; the rest is biases and batch norm
+    adapt: Literal["all", "weights"] = "weights"    # what is adapted and decayed; all includes biases and batch norm
 
     vectors: ClassVar[tuple[str, ...]] = ("v",)
 

@@ -1,8 +1,8 @@
 """The learning rate at each step: a pure function, so that resuming needs only the step.
 
-A linear ramp over the first steps (Goyal et al. 2017, arXiv:1706.02677), then constant, cut by 10 at each milestone (He
-et al. 2015, section 4.2), half a cosine down to zero (Loshchilov and Hutter 2016, arXiv:1608.03983), or a straight line
-down to zero.
+A linear ramp over the first steps (Goyal et al. 2017, arXiv:1706.02677), then constant, divided by 10 at each milestone
+(He et al. 2015, section 4.2), half a cosine down to zero (Loshchilov and Hutter 2016, arXiv:1608.03983), or a straight
+line down to zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["constant", "step", "cosine", "linear"]
 class Schedule:
     """`lr`: the peak; `steps`: of the whole run; `warmup`: steps of the ramp.
 
-    `milestones`: the steps at which "step" cuts the rate, half and three quarters of the run unless given.
+    `milestones`: the steps at which "step" drops the rate; by default after half and three quarters of the run.
     """
 
     lr: float

@@ -19,7 +19,7 @@ class Sgd(Optimizer):
     momentum: Annotated[float, 0] = 0.9     # mu
     nesterov: bool = True                   # else the heavy ball
     weight_decay: Annotated[float, 0] = 1e-4    # lambda
-    decay: Literal["all", "weights"] = "all"    # what decays; not on weights alone: biases and batch norm's scales too
+    decay: Literal["all", "weights"] = "all"    # what decays; all includes biases and batch norm's parameters
 
     vectors: ClassVar[tuple[str, ...]] = ("v",)
 

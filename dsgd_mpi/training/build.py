@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: the one place where anything is chosen."""
+"""From a configuration to the parts of a run: the only place where implementations are chosen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dsgd_mpi.training.parts import Training
 
 @dataclass
 class Prepared:
-    """All that can be made without the other ranks."""
+    """All that can be built without the other ranks."""
 
     config: Config
     algorithm: algorithms.Algorithm
@@ -46,7 +46,7 @@ class Prepared:
 
 
 def prepare(config_: Config, ranks: int) -> Prepared:
-    """Checks all that a configuration names, for a run on `ranks` ranks. UsageError tells what is wrong."""
+    """Checks all that a configuration names, for a run on `ranks` ranks. UsageError says what is wrong."""
     slowed = config_.slowed()
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
@@ -56,17 +56,18 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if config_.steps_total and config_.steps:
         raise UsageError("--steps and --steps-total: expected one of them, found both")
     if config_.steps_total and not algorithm.independent:
-        raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} needs those of other "
+        raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} depends on other "
                          f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
     if config_.compress != "none" and algorithm.one_sided:
-        raise UsageError(f"--compress: {config_.algorithm} works in shared memory, which is not compressed; use none")
+        raise UsageError(f"--compress: {config_.algorithm} uses shared memory, which is not compressed; use none")
     if config_.dtype == "float16" and not algorithm.may_skip_step:
-        raise UsageError(f"--dtype float16: {config_.algorithm} cannot leave out a step whose gradient overflows, as "
-                         "float16 must; use --dtype bfloat16")
+        raise UsageError(f"--dtype float16: {config_.algorithm} cannot skip a step whose gradient overflows, as "
+                         "float16 requires; use --dtype bfloat16")
     kernels = load(config_.kernels, config_.dtype, config_.device)
     if config_.dtype == "float16" and optimizer.name not in kernels.fused:
-        raise UsageError(f"--dtype float16: expected an optimizer whose kernel leaves out a step that overflows ("
-                         f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one, or --dtype bfloat16")
+        raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
+                         f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
+                         "bfloat16")
     dataset = open_dataset(config_.data)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
     return Prepared(config_, algorithm, optimizer, kernels, dataset,
@@ -74,7 +75,7 @@ def prepare(config_: Config, ranks: int) -> Prepared:
 
 
 def optimizer_of(config_: Config, algorithm: algorithms.Algorithm) -> Optimizer:
-    """The optimizer that a configuration names, or else the algorithm's own, with its options; not started yet."""
+    """The optimizer that a configuration names, or the algorithm's default, with its options; not started yet."""
     name, options = config_.optimizer or algorithm.default_optimizer, config_.optimizer_options()
     found = optim.find(name)
     for key, value in (("momentum", config_.momentum), ("weight_decay", config_.weight_decay)):
@@ -89,13 +90,13 @@ def optimizer_of(config_: Config, algorithm: algorithms.Algorithm) -> Optimizer:
 
 
 def connect(parts: Prepared, host: Host) -> Host:
-    """Collective: the host for the arrays of these kernels. UsageError, the same on all ranks, where there is none."""
+    """Collective: the host for the arrays of these kernels. UsageError, the same on all ranks, if there is none."""
     with_gpu = host.allgather(parts.kernels.name == "cudnn")
     if not any(with_gpu):
         return host
     if not all(with_gpu):
         without = [rank for rank, found in enumerate(with_gpu) if not found]
-        raise UsageError(f"ranks {without} have no GPU to compute on and the others have; use --device cpu, or start "
+        raise UsageError(f"ranks {without} have no GPU to compute on, but the others do; use --device cpu, or start "
                          "ranks only where there are GPUs")
     from dsgd_mpi.net.gpu.policy import connected
     return connected(host, parts.config.gpu_comm, parts.config.share_gpu)

@@ -1,18 +1,18 @@
-"""Checkpoints: a folder for each, with an HDF5 file of every rank that holds a model of its own; all of it or nothing.
+"""Checkpoints: a folder for each, with an HDF5 file per rank that holds a model of its own; complete or absent.
 
     checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
                          rank1.h5 ...   optimizer/ its state by name: v (parameters,) is SGD's momentum
-                                        keeps/ what the algorithm keeps beside them
-                                        kernels/ what the kernels keep: the scale of the loss in float16
+                                        keeps/ the rest of the algorithm's state
+                                        kernels/ the kernels' state: the loss scale in float16
                                         attributes: format, step, ranks, algorithm, optimizer, seed, config (TOML),
-                                                    totals (JSON), shared_out (whether steps are counted of all ranks
-                                                    together)
+                                                    totals (JSON), shared_out (whether steps are counted over all
+                                                    ranks together)
 
-Format 1, which is read too, knew no optimizer but SGD, and had its v beside x.
+Format 1, which can still be read, supported no optimizer but SGD, and had its v next to x.
 
-Each file is written beside its place, read back and renamed; the folder gets its name when all files are there.
-Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the place in
-the data. A run that goes on from step k draws what it would have drawn.
+Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete.
+Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the position
+in the data. A run that is resumed at step k draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ log = logging.getLogger("dsgd_mpi")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in its folder; the last `kept` of them stay.
+    """The checkpoints of one run, in its folder; the last `kept` of them are retained.
 
-    `header`: attributes of every file. `state`: the kernels', as `Kernels.state` has it.
+    `header`: attributes of every file. `state`: the kernels', `Kernels.state`.
     """
 
     def __init__(self, host: Host, folder: Path, header: dict[str, Any], state: Mapping[str, Array] | None = None,
@@ -50,11 +50,11 @@ class Checkpoints:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
 
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
-        """Collective, after `step` steps. Where it fails (a full disk) this one is lost with a warning, not the run."""
+        """Collective, after `step` steps. If it fails (a full disk), it is lost with a warning; the run continues."""
         algorithm.rest(x)
         if self.host.rank == 0:
             self._partial(step).mkdir(exist_ok=True)
-        self.host.settle()                  # the folder is there
+        self.host.settle()                  # the folder exists
         written = True
         if self.host.rank == 0 or not algorithm.replicated:
             attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
@@ -66,12 +66,12 @@ class Checkpoints:
 
     def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
                 required: bool = True) -> tuple[int, dict[str, Any]]:
-        """Collective: takes up the newest checkpoint that reads back whole on all ranks; a warning for any newer one.
+        """Collective: loads the newest checkpoint that all ranks can read back in full; a warning for any newer one.
 
-        Overwrites x, the optimizer's state and what the algorithm and the kernels keep; of the kernels' what the file
-        does not hold (another dtype wrote it) stays as it is. Returns the step to go on with and the totals so far.
-        UsageError if there is none, or it is of another number of ranks (unless all are alike), network or optimizer.
-        Where none is `required` and none was ever completed, it is step 0 and nothing is overwritten.
+        Overwrites x and the state of the optimizer, the algorithm and the kernels; kernel state that the file does not
+        hold (another dtype wrote it) is left as it is. Returns the step to continue with and the totals so far.
+        UsageError if there is none, or if its number of ranks (unless all are alike), network or optimizer differs.
+        If none is `required` and none was ever completed, returns step 0 and overwrites nothing.
         """
         steps = np.full(64, -1)
         found = self._steps()[-len(steps):]
@@ -83,7 +83,7 @@ class Checkpoints:
             path = self._path(int(step)) / self._name(algorithm)
             if self._all(_reads_back(path)):
                 return self._read(path, x, optimizer, algorithm)
-        raise UsageError(f"{self.folder}: no whole checkpoint to go on from; expected folders checkpoint-STEP")
+        raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
@@ -114,7 +114,7 @@ class Checkpoints:
                 for name, array in self.state.items():
                     file[f"kernels/{name}"] = to_numpy(array)
         except OSError as error:
-            log.warning("no checkpoint at step %d: %s; the run goes on", attributes["step"], error)
+            log.warning("no checkpoint at step %d: %s; the run continues", attributes["step"], error)
             return False
         return True
 
@@ -131,17 +131,17 @@ class Checkpoints:
         with h5py.File(path, "r", locking=False) as file:
             ranks = int(file.attrs["ranks"])
             if not algorithm.replicated and ranks != self.host.size:
-                raise UsageError(f"{path.parent}: holds {ranks} different models, one a rank, but this run has "
+                raise UsageError(f"{path.parent}: holds {ranks} different models, one per rank, but this run has "
                                  f"{self.host.size} ranks; resume it with {ranks}")
             if file["x"].shape != x.shape:
-                raise UsageError(f"{path}: holds a network of {file['x'].size} numbers; this run's has {x.size}")
+                raise UsageError(f"{path}: holds a network of {file['x'].size} elements; this run's has {x.size}")
             if file.attrs.get("shared_out", False) != self.header.get("shared_out", False):
                 raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
-                                 f"{_counted(self.header)}; go on with --steps-total where it began with it, only")
+                                 f"{_counted(self.header)}; use --steps-total if and only if the run began with it")
             before = file.attrs.get("optimizer", "sgd")
             if before != optimizer.name:
-                raise UsageError(f"{path.parent}: expected the state of {optimizer.name}, found that of {before}; go "
-                                 f"on with --optimizer {before}")
+                raise UsageError(f"{path.parent}: expected the state of {optimizer.name}, found that of {before}; "
+                                 f"resume with --optimizer {before}")
             fill(x, file["x"][()])
             for name, array in optimizer.state.items():
                 fill(array, file[name if file.attrs["format"] == 1 else f"optimizer/{name}"][()])
@@ -166,6 +166,6 @@ def _reads_back(path: Path) -> bool:
                 raise OSError(f"expected checkpoint format {FORMAT} or 1, found {file.attrs.get('format')}")
             read_everything(file)
     except OSError as error:
-        log.warning("%s does not read back: %s", path, error)
+        log.warning("%s cannot be read back: %s", path, error)
         return False
     return True

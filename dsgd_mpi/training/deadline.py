@@ -1,6 +1,6 @@
 """The batch job that a run is part of, and when the run must stop so that it is saved before the job ends.
 
-SLURM 23.02 and later tell a job its end (SLURM_JOB_END_TIME); squeue tells it elsewhere.
+SLURM 23.02 and later set SLURM_JOB_END_TIME; otherwise squeue is asked.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
-ASKING_S = 10                               # for an answer of squeue
+ASKING_S = 10                               # the most that squeue may take
 SHARE = 0.1                                 # of the time left at the start: the most that stopping early may cost
 
 
 class BatchJob(NamedTuple):
-    """As SLURM tells it; `end` in seconds since 1970, infinite where there is no limit or none is known."""
+    """As SLURM describes it; `end` in seconds since 1970, infinite if there is no limit or none is known."""
 
     number: str
     name: str
-    nodes: str                              # as SLURM shortens them: node[1-16]
+    nodes: str                              # in SLURM's notation: node[1-16]
     restarts: int
     end: float
 
     def deadline(self, margin_s: float) -> float:
-        """When to stop: `margin_s` before the end, or less in a job that is short. Infinite with a margin of 0."""
+        """When to stop: `margin_s` before the end, or less in a short job. Infinite with a margin of 0."""
         left = self.end - time.time()
         return self.end - min(margin_s, SHARE * left) if margin_s and left < math.inf else math.inf
 
@@ -39,7 +39,7 @@ class BatchJob(NamedTuple):
 
 
 def batch_job() -> BatchJob | None:
-    """The one that this process is part of. Asks another program: not to be called once MPI has started."""
+    """The one that this process is part of. Starts a process: not to be called after MPI has started."""
     number = os.environ.get("SLURM_JOB_ID")
     if not number:
         return None
@@ -54,7 +54,7 @@ def end_of(number: str) -> float:
         asked = ["squeue", "--noheader", "--jobs", number, "--format", "%e"]
         done = subprocess.run(asked, capture_output=True, text=True, timeout=ASKING_S, check=True)
         return datetime.fromisoformat(done.stdout.strip()).timestamp()
-    return math.inf                         # NONE or N/A, or nobody to ask
+    return math.inf                         # NONE or N/A, or no squeue
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What rank 0 prints: a progress bar on a terminal, a plain line every few seconds elsewhere, tables at both ends."""
+"""What rank 0 prints: a progress bar on a terminal or a plain line every few seconds, and a table at start and end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNITS = {"images_per_s": "{:,.0f} images/s", "accuracy": "{:.2%}", "bytes_sent":
 
 
 class Display:
-    """Prints nothing where it is not `talking`."""
+    """Prints nothing unless `talking`."""
 
     def __init__(self, talking: bool, steps: int = 0) -> None:
-        # Open MPI gives its ranks a pseudo-terminal whatever its own output is: input tells whether a person is there
+        # Open MPI gives its ranks a pseudo-terminal whatever its own output is; stdin shows whether it is interactive
         terminal = None if sys.stdin and sys.stdin.isatty() else False
         self.console = Console(quiet=not talking, highlight=False, soft_wrap=True, force_terminal=terminal)
         self.steps, self.last = steps, 0.0
@@ -38,7 +38,7 @@ class Display:
             self.progress = None
 
     def step(self, line: dict[str, Any]) -> None:
-        """A line of metrics.jsonl: shown if it is time."""
+        """A line of metrics.jsonl: shown if one is due."""
         loss = f"loss {line['loss']:.4f}   " if line["loss"] is not None else ""
         figures = f"{loss}{line['images_per_s']:,.0f} images/s"
         if self.progress:
@@ -70,7 +70,7 @@ class Display:
 
 
 def shown(key: str, value: Any) -> str:
-    """A figure as a person reads it."""
+    """A value, formatted for reading."""
     if key in UNITS:
         return UNITS[key].format(value)
     if isinstance(value, float):

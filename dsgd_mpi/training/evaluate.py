@@ -1,4 +1,4 @@
-"""What the model that a run has come to is worth."""
+"""Evaluation of a run's current model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dsgd_mpi.data import evaluation_batches
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.parts import Training
 
-RECALIBRATION_STEPS = 16                    # batches a rank that statistics are measured on
+RECALIBRATION_STEPS = 16                    # batches per rank from which statistics are computed
 
 
 def take_answer(run: Training, step: int) -> None:
-    """Collective: x becomes the model that the algorithm offers, with the statistics that were asked for."""
+    """Collective: x becomes the model that the algorithm offers, with the batch norm statistics requested."""
     model, x = run.model, run.model.flat
     statistics = slice(model.parameters, None)
     own = x[statistics].copy()
     x[:] = run.algorithm.answer(x)
     if run.bn == "local":
         x[statistics] = own
-    elif run.bn == "recalibrate":           # the gradient of running statistics is their distance from a batch's
+    elif run.bn == "recalibrate":           # the gradient of running statistics is their difference from a batch's
         distance = 0 * own
         for batch in range(step, step + RECALIBRATION_STEPS):
             model.loss_and_gradient(*run.batches.at(batch), between=run.host.progress)
@@ -31,7 +31,7 @@ def take_answer(run: Training, step: int) -> None:
 
 
 def evaluate(run: Training, step: int) -> dict[str, Any]:
-    """Collective: what the algorithm's answer does on the test set, each rank taking its share; x stays as it was."""
+    """Collective: evaluates the algorithm's answer on the test set, each rank on its share; x is left unchanged."""
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
@@ -47,7 +47,7 @@ def evaluate(run: Training, step: int) -> dict[str, Any]:
 
 
 def consensus_distance(host: Host, x: Array, weight: float = 1.0) -> float:
-    """Collective: the average over ranks of ||x_i - mean x||, divided by ||mean x||; the weights have a mean of 1."""
+    """Collective: the average over ranks of ||x_i - mean x||, divided by ||mean x||; the weights average to 1."""
     mean = host.mean(weight * x).wait()
     distance = host.mean(np.array([weight * float(np.linalg.norm(x - mean))])).wait()
     return float(distance[0]) / float(np.linalg.norm(mean))

@@ -1,6 +1,6 @@
-"""One run on this rank, from the start of MPI to the end: set up, train, write what came of it.
+"""One run on this rank, from the start of MPI to the end: set up, train, write the results.
 
-An error on any rank ends the whole job at once, with that rank's message; the others would wait for it for ever.
+An error on any rank ends the whole job at once, with that rank's message; the others would wait for it forever.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run(config: Config) -> int:
 
 
 def attempted(act: Callable[..., Result], *args: Any) -> tuple[Result | None, UsageError | None]:
-    """What it gives, or the user's error that it raises, which is not to be told before all ranks know of it."""
+    """Its result, or the usage error that it raises, which is not to be reported before all ranks know of it."""
     try:
         return act(*args), None
     except UsageError as problem:
@@ -96,12 +96,12 @@ def started_mpi(ranks: int) -> Any:
     if host.size < ranks:
         raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
                          f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
-                         "for Open MPI; srun --mpi=list tells which there are)")
+                         "for Open MPI; srun --mpi=list lists what it supports)")
     return host
 
 
 def made_folder(config: Config, rank: int) -> Path | None:
-    """Rank 0 makes the run folder, or finds the one to go on in; UsageError."""
+    """Rank 0 creates the run folder, or finds the one to resume; UsageError."""
     if rank != 0:
         return None
     if config.resume:
@@ -112,19 +112,19 @@ def made_folder(config: Config, rank: int) -> Path | None:
         if config.auto_resume and same_run(config, folder):
             return folder
         kind = "another run" if config.auto_resume else "a run"
-        raise UsageError(f"{folder} holds {kind} already; go on with it by --resume {folder}, or choose another --out")
+        raise UsageError(f"{folder} already holds {kind}; continue it with --resume {folder}, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(replace(config, out=str(folder), auto_resume=False).to_toml())
     except OSError as error:
-        raise UsageError(f"{folder} cannot be made ({error.strerror}); choose another --out") from None
+        raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another --out") from None
     return folder
 
 
 def same_run(config: Config, folder: Path) -> bool:
-    """Whether the run in a folder differs in nothing but where and how it runs.
+    """Whether the run in a folder differs only in where and how it runs.
 
-    Optimizers are compared as built: an option that is not given is the same as its default.
+    Optimizers are compared as built: an option that is not given equals its default.
     """
     there = Config(**from_toml(folder / "config.toml"))
     if any(getattr(config, key) != getattr(there, key) for key, item in FIELDS.items()
@@ -145,7 +145,7 @@ def told(host: Host, problem: UsageError | None) -> bool:
 
 
 def fail(host: Any, failure: BaseException | None) -> None:
-    """Says what happened on this rank and ends the job."""
+    """Reports what happened on this rank and ends the job."""
     sys.stdout.flush()
     if isinstance(failure, UsageError):
         print(f"Error: {failure.message}", file=sys.stderr, flush=True)
@@ -166,7 +166,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         first, totals = training.checkpoints.restore(training.model.flat, training.optimizer, training.algorithm,
                                                      required=config.resume is not None)
         if first >= training.steps:
-            display.print(f"{folder}: finished already, at step {first}")
+            display.print(f"{folder}: already finished, at step {first}")
             return 0
     machine = environment(parts, host, training.threads)
     if host.rank == 0:
@@ -188,7 +188,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
                                  and key != "staleness_counts"})
         display.print(f"run folder: {folder}")
         display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
-                      else f"stopped at step {last} {stop.reason()}; go on with --resume {folder}")
+                      else f"stopped at step {last} {stop.reason()}; continue with --resume {folder}")
     return 0 if last == training.steps else STATUS
 
 
@@ -199,7 +199,7 @@ def python() -> str:
 
 
 def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
-    """Collective: what the run runs on, for env.json."""
+    """Collective: the run's software and hardware, for env.json."""
     own = {**host.place(), "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
@@ -225,12 +225,12 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         **gpus(ranks),
         "algorithm": f"{config.algorithm} ({shown('options', parts.options())})",
         "model": f"{config.model}, {training.model.parameters:,} parameters, "
-                 f"{parts.graph.macs / 1e6:,.1f} million multiply-adds an image",
+                 f"{parts.graph.macs / 1e6:,.1f} million multiply-adds per image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
-        "batch": f"{config.batch} a rank, {config.batch * training.workers} in all",
-        "steps": f"{first} to {training.steps}, {training.steps_per_epoch} an epoch"
-                 f"{', shared out among the ranks' if training.shared_out else ''}",
+        "batch": f"{config.batch} per rank, {config.batch * training.workers} in total",
+        "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
+                 f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "seed": config.seed,
@@ -247,7 +247,7 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def write_model(path: Path, training: Training, parts: Prepared) -> None:
-    """The trained model by torchvision's names, with what is needed to use it."""
+    """The trained model by torchvision's names, with what inference needs."""
     with atomic(path) as file:
         for name, view in training.model.state.items():
             file.create_dataset(name, data=to_numpy(view))

@@ -1,7 +1,7 @@
-"""The training loop, the only one: the same for every algorithm, on every net.
+"""The only training loop: the same for every algorithm, on every net.
 
-All ranks take the same steps together; or, where a step needs no other rank, the steps of a run are shared out, and
-each rank takes the next that is still free. Either way they meet when the run is evaluated, saved or ended.
+All ranks take the same steps together; or, if steps do not depend on other ranks, a run's steps are distributed, and
+each rank takes the next free one. Either way they synchronize when the run is evaluated, saved or ended.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.steps import walk_of
 
-BETWEEN_S = 5e-4                            # of a slowed computation between two polls, as between two layers
+BETWEEN_S = 5e-4                            # between polls while a slow computation is simulated, as between layers
 
 
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
-    """Collective, from step `first` on: the step reached, short of the last where all agreed to stop. Checkpointed."""
+    """Collective, from step `first` on: the step reached, earlier if all agreed to stop. Saved in a checkpoint."""
     host, model, x = run.host, run.model, run.model.flat
     run.algorithm.start(run.net, x, run.optimizer)
 
@@ -68,13 +68,13 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def next_meeting(run: Training, step: int) -> int:
-    """The next step after which there is something that all do together."""
+    """The next step after which there is something for all ranks to do together."""
     regular = [every for every in (run.eval_every, run.checkpoint_every) if every]
     return min(run.steps, *((step // every + 1) * every for every in regular))
 
 
 def linger(seconds: float, between: Callable[[], None]) -> None:
-    """Takes time as a slow computation would: messages move on meanwhile."""
+    """Takes time as a slow computation would; messages progress meanwhile."""
     end = time.perf_counter() + seconds
     while seconds and time.perf_counter() < end:
         between()

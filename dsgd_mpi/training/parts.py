@@ -1,4 +1,4 @@
-"""What a run is made of, as `build` puts it together."""
+"""The parts of a run, as assembled by `build`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsgd_mpi.training.checkpoint import Checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that takes part in a run."""
+    """All parts of a run."""
 
     host: Host
     net: Net                                # what the algorithm sees of it
@@ -29,16 +29,16 @@ class Training:
     checkpoints: Checkpoints
     steps: int                              # of the whole run
     steps_per_epoch: int
-    ranks_per_step: int                     # that compute a gradient in it; 1 where the steps are shared out
+    ranks_per_step: int                     # that compute a gradient in it; 1 if steps are distributed
     eval_every: int                         # steps
     checkpoint_every: int = 0               # steps; 0: none but the last
     threads: int = 1                        # that this rank computes with
     workers: int                            # ranks that train a model; the others only serve
     works: bool                             # whether this rank is one of them
     bn: Literal["average", "recalibrate", "local"] = "average"  # whose batch norm statistics the answer gets
-    delay_s: float = 0.0                    # by which each gradient is made slower
+    delay_s: float = 0.0                    # added to the time of each gradient
 
     @property
     def shared_out(self) -> bool:
-        """Whether a step is done by one rank, any of them, and not by all."""
+        """Whether each step is taken by one rank, any of them, rather than by all."""
         return self.ranks_per_step < self.workers

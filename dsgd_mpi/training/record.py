@@ -1,4 +1,4 @@
-"""The run folder and what is printed on the way: every rank measures, rank 0 writes and talks.
+"""The run folder and what is printed during a run: every rank measures, rank 0 writes and prints.
 
     config.toml     the resolved configuration          env.json       versions, hosts, devices
     metrics.jsonl   a line per logged step, of rank 0   summary.csv    a line per evaluation, over all ranks
@@ -26,7 +26,7 @@ SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "com
 
 
 class Stopwatch:
-    """Adds up the seconds between `with` and its end."""
+    """Adds up the seconds spent inside `with`."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -47,13 +47,13 @@ class Record:
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.ranks_per_step = ranks_per_step
         self.before = totals or {}
-        self.rank_steps = int(self.before.get("rank_steps", 0))     # that this rank has done
+        self.rank_steps = int(self.before.get("rank_steps", 0))     # taken by this rank
         counted = self.before.get("staleness_counts", {})
         host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
-        self.told = host.traffic.staleness.copy()   # of it, what lines have said already
+        self.told = host.traffic.staleness.copy()   # the part of it already logged
         self.begin = host.now()
         self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
-        self.losses: list[float] = []       # since the last step that was due for a line
+        self.losses: list[float] = []       # since the last step with a line
         self.epoch_losses: list[float] = []     # since the last evaluation
         self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
@@ -61,14 +61,14 @@ class Record:
         if host.rank == 0:
             keep_lines(folder / "metrics.jsonl", lambda line: json.loads(line)["step"] <= first)
             keep_lines(folder / "summary.csv", lambda line: line[:5] == "step," or int(line.split(",")[0]) <= first)
-            self.metrics = open(folder / "metrics.jsonl", "a")      # noqa: SIM115  open for as long as the run
+            self.metrics = open(folder / "metrics.jsonl", "a")      # noqa: SIM115  open during the whole run
 
     def totals(self) -> dict[str, Any]:
-        """What this rank has counted since the run first began, for a checkpoint."""
+        """What this rank has counted since the start of the run, resumed or not, for a checkpoint."""
         return {**self.figures(), "rank_steps": self.rank_steps, "staleness_counts": dict(self.host.traffic.staleness)}
 
     def figures(self) -> dict[str, float]:
-        """This rank's seconds, bytes and images since the run first began."""
+        """This rank's seconds, bytes and images since the start of the run, resumed or not."""
         traffic = self.host.traffic
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
                "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.evaluating.seconds,
@@ -87,7 +87,7 @@ class Record:
         self.line(step, lr)
 
     def line(self, step: int, lr: float) -> None:
-        """The run has reached a step: a line every `log_every` steps."""
+        """When the run has reached a step: a line every `log_every` steps."""
         then, earlier = self.last_line
         if step // self.log_every <= earlier // self.log_every:
             return
@@ -129,7 +129,7 @@ class Record:
             self.display.epoch(self.row)
 
     def rate(self) -> float:
-        """Images/s of this rank alone, from its first step to its last, evaluations left out."""
+        """Images/s of this rank alone, from its first step to its last, without evaluations."""
         return round(self.gradients * self.batch / self.stepping_s, 1) if self.stepping_s else 0.0
 
     def finish(self, status: str, step: int, about: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Record:
 
 
 def percentiles(stale: Counter[int]) -> dict[str, int | None]:
-    """Median, 99th percentile and largest of what has been counted; None if there is nothing."""
+    """Median, 99th percentile and maximum of a histogram; None if it is empty."""
     if not stale:
         return dict.fromkeys(("p50", "p99", "max"))
     values = sorted(stale)
@@ -158,14 +158,14 @@ def percentiles(stale: Counter[int]) -> dict[str, int | None]:
 
 
 def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Drops from a file of lines, if it is there, what a run that goes on from a checkpoint will write again."""
+    """Drops from a file of lines, if it exists, those that a run resumed from a checkpoint will write again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and wanted(line)]
         path.write_text("".join(lines))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Atomically: the complete file or none."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)

@@ -1,7 +1,7 @@
-"""What asks a run to save itself and end: SIGUSR1 or SIGUSR2, SIGTERM, and the end of its batch job coming near.
+"""What makes a run save its state and stop: SIGUSR1, SIGUSR2, SIGTERM, or the approaching end of its batch job.
 
-Batch systems send a signal before they kill: the one asked for, as a rule SIGUSR1, or SIGTERM where a job is preempted
-or cancelled.
+Batch systems send a signal before they kill a job: the one requested, usually SIGUSR1, or SIGTERM if it is preempted or
+cancelled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STATUS = 75                                 # EX_TEMPFAIL of sysexits.h: run me 
 
 
 class StopRequest:
-    """True once a signal has come or it is `deadline`; make it early: signals kill a process that expects none."""
+    """True after a signal or the `deadline`. Create it early: without a handler these signals kill the process."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -31,4 +31,4 @@ class StopRequest:
 
     def reason(self) -> str:
         """Why, as the end of a sentence."""
-        return "in time before the job's end" if time.time() >= self.deadline and not self.asked else "as asked"
+        return "before the job's time limit" if time.time() >= self.deadline and not self.asked else "on request"

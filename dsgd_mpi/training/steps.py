@@ -1,4 +1,4 @@
-"""From one meeting of the ranks to the next: all take the same steps, or each takes the next that is still free."""
+"""The steps between two synchronizations: all ranks take the same ones, or each takes the next free one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 
-Take = Callable[[int], None]                # does the step of that number
+Take = Callable[[int], None]                # takes the step of that number
 StopAsked = Callable[[], bool]
 Walk = Callable[[int, int, Take, StopAsked], int]
 
 
 def walk_of(run: Training, record: Record, first: int) -> Walk:
-    """Collective: how this run's steps are walked; `first` is the one that it begins or goes on with."""
+    """Collective: how this run's steps are taken; `first` is the one that it starts or resumes at."""
     return SharedOut(run, record, first).walk if run.shared_out else partial(together, run)
 
 
 def together(run: Training, start: int, goal: int, take: Take, stop_asked: StopAsked) -> int:
-    """Collective: all steps from `start` to `goal`, or to the one that all agree to stop at; the step reached."""
+    """Collective: all steps from `start` to `goal`, or to the one at which all agree to stop; the step reached."""
     for step in range(start, goal):
         if run.host.stop_agreed(step, stop_asked()):
             return step
@@ -30,14 +30,14 @@ def together(run: Training, start: int, goal: int, take: Take, stop_asked: StopA
 
 
 class SharedOut:
-    """The steps of a run as tickets, of which every rank draws the next when it is free. Collective to make."""
+    """The steps of a run as tickets: each rank draws the next when it is free. Collective to construct."""
 
     def __init__(self, run: Training, record: Record, first: int) -> None:
         self.run, self.record, self.first = run, record, first
         self.drawn = run.host.counters(1)
 
     def walk(self, start: int, goal: int, take: Take, stop_asked: StopAsked) -> int:
-        """Collective: the steps before `goal` that are still free; the step reached, less if a rank asked to stop.
+        """Collective: the steps before `goal` that are still free; the step reached, earlier if a rank is to stop.
 
         A rank that is asked to stop draws all remaining tickets, so that the others find none.
         """
@@ -54,7 +54,7 @@ class SharedOut:
         return reached
 
     def draw(self, goal: int) -> int:
-        """A step that nobody else has; one beyond the goal is given back at once, and none are left."""
+        """A step that no other rank has drawn; one past `goal` means that none are left, and is given back at once."""
         step = self.first + self.drawn.add(0)
         if step >= goal:
             self.drawn.add(0, -1)

@@ -108,7 +108,7 @@ def test_a_gpu_aware_mpi_gives_what_host_memory_gives(start):
     assert found == "all is well"
     if "not trusted" in way:
         pytest.skip(way)
-    assert way.endswith("given to MPI, which is GPU-aware")
+    assert way.endswith("passed directly to GPU-aware MPI")
 
 
 def test_nccl_takes_means_or_says_why_it_cannot(start):

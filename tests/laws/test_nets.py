@@ -313,7 +313,7 @@ def test_a_rank_that_nobody_comes_to_meet_is_named():
         if host.rank != 1:
             host.exchange(np.zeros(3), 2 - host.rank).wait()
             host.mean(np.zeros(3)).wait()
-    with pytest.raises(Deadlock, match=r"ranks \[0, 2\] wait for ever: rank 0 waits for everyone in mean"):
+    with pytest.raises(Deadlock, match=r"ranks \[0, 2\] wait forever: rank 0 waits for all ranks in mean"):
         Cluster(3).run(main)
 
 

@@ -54,8 +54,8 @@ def test_the_banner_says_which_gpu_each_rank_has_and_how_its_arrays_travel(start
 
 
 @pytest.mark.parametrize(("options", "without", "message"), [
-    ((), "1,2", "ranks [1, 2] have no GPU to compute on and the others have; use --device cpu, or"),
-    ((), "", "3 ranks on node, but 2 GPUs for them; start 2 ranks a node, or let several compute on one GPU by"),
+    ((), "1,2", "ranks [1, 2] have no GPU to compute on, but the others do; use --device cpu, or"),
+    ((), "", "3 ranks on node, but only 2 GPUs; start 2 ranks per node, or allow several ranks per GPU by"),
     (("--share-gpu", "--gpu-comm", "nccl"), "", "--gpu-comm nccl: ")])
 def test_what_is_refused_is_told_once(start, tmp_path, options, without, message):
     status, _, errors = start(*options, ranks=3, env={"WITHOUT_GPU": without})

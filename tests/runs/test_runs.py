@@ -70,10 +70,10 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
     (halved / "model.h5").unlink()
     status, _, errors = train("--resume", halved, ranks=ranks)
     assert status == 0
-    assert "does not read back" in errors
+    assert "cannot be read back" in errors
     assert same(model_of(whole), model_of(halved))
     assert steps_of(halved) == steps_of(whole)
-    assert "finished already, at step 12" in train("--resume", halved, ranks=ranks)[1]
+    assert "already finished, at step 12" in train("--resume", halved, ranks=ranks)[1]
 
 
 @pytest.mark.parametrize(("number", "options"), [
@@ -90,7 +90,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_the
     stopped = json.loads((folder / "summary.json").read_text())
     assert stopped["status"] == "stopped"
     assert 5 < stopped["steps"] < 400
-    assert f"go on with --resume {folder}" in output
+    assert f"continue with --resume {folder}" in output
     step = stopped["steps"]
     status, output, errors = train("--resume", folder, "--steps", step + 10, ranks=3)
     assert status == 0, output + errors
@@ -102,7 +102,7 @@ def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_i
     again = ("--auto-resume", "--out", tmp_path / "run", *SMALL, "--checkpoint-every", 5)
     assert train(*again, ranks=2)[0] == 0
     before = model_of(tmp_path / "run")
-    assert "finished already, at step 12" in train(*again, ranks=2)[1]
+    assert "already finished, at step 12" in train(*again, ranks=2)[1]
     shutil.rmtree(tmp_path / "run" / "checkpoint-000000012")
     assert " 10 to 12" in train(*again, ranks=2)[1]
     assert same(model_of(tmp_path / "run"), before)
@@ -113,7 +113,7 @@ def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_i
     assert steps_of(tmp_path / "run") == [4, 8, 12]
     status, _, errors = train(*again, "--lr", 0.01, ranks=2)
     assert status == 2
-    assert f"{tmp_path / 'run'} holds another run already" in errors
+    assert f"{tmp_path / 'run'} already holds another run" in errors
 
 
 def test_a_run_stops_by_itself_before_its_batch_job_ends(tmp_path):
@@ -124,7 +124,7 @@ def test_a_run_stops_by_itself_before_its_batch_job_ends(tmp_path):
     assert status == 75, output + errors
     assert end - 5 < time.time() < end      # a tenth of what was left
     assert "7 (night) on n[1-2], 00:00:" in output
-    assert "in time before the job's end; go on with --resume" in output
+    assert "before the job's time limit; continue with --resume" in output
     assert list((tmp_path / "run").glob("checkpoint-*"))
 
 
@@ -283,16 +283,16 @@ def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
     (("--resume", "nowhere"), "config.toml: cannot be read"),
     (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
     (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
-    (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd needs those of other ranks; use "
+    (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd depends on other ranks; use "
      "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, parameter_server"),
     (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "
-     "max_staleness=2 needs those of other ranks"),
+     "max_staleness=2 depends on other ranks"),
     (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),
-    (("--algorithm", "easgd", "--compress", "float16"), "easgd works in shared memory, which is not compressed"),
-    (("--algorithm", "backup", "--dtype", "float16"), "backup cannot leave out a step whose gradient overflows"),
+    (("--algorithm", "easgd", "--compress", "float16"), "easgd uses shared memory, which is not compressed"),
+    (("--algorithm", "backup", "--dtype", "float16"), "backup cannot skip a step whose gradient overflows"),
     (("--device", "gpu"), "no GPU can be used"),
     (("--kernels", "onednn", "--dtype", "float64"), "float64"),
-    (("--out", "/proc/nowhere"), "cannot be made"),
+    (("--out", "/proc/nowhere"), "cannot be created"),
 ])
 def test_bad_input_is_one_line_and_status_2(tmp_path, options, message):
     status, output, errors = train("--out", tmp_path / "run", *options)
@@ -315,7 +315,7 @@ def test_a_run_of_gossip_cannot_be_resumed_with_other_ranks(tmp_path):
     assert train(*SMALL, "--algorithm", "gossip", "--out", tmp_path / "run", ranks=3)[0] == 0
     status, _, errors = train("--resume", tmp_path / "run", "--steps", 20, ranks=2)
     assert status != 0
-    assert "holds 3 different models, one a rank, but this run has 2 ranks; resume it with 3" in errors
+    assert "holds 3 different models, one per rank, but this run has 2 ranks; resume it with 3" in errors
 
 
 # without MPI
@@ -338,8 +338,8 @@ def test_the_list_tells_of_each_algorithm_all_that_is_to_be_known():
         entry = f"\n{listed}".partition(f"\n{name}   --set ")[2].partition("--set")[0]
         assert all(f"{item.name}={item.default}" in entry for item in dataclasses.fields(found))
         assert "arXiv" in entry or "et al." in entry
-        assert f"communication in a step    {found.traffic}" in entry
-        assert f"the model evaluated, kept  {found.offers}" in entry
+        assert f"communication per step     {found.traffic}" in entry
+        assert f"model evaluated and saved  {found.offers}" in entry
         assert "--steps-total  " in entry
     assert "with mode=push" in listed
 
@@ -349,7 +349,7 @@ def test_the_list_tells_of_each_algorithm_all_that_is_to_be_known():
 def test_an_algorithm_s_old_name_works_and_says_the_new_one(options, new):
     status, output, errors = train("--dry-run", "--algorithm", "push_sum", *options)
     assert status == 0
-    assert "all is well: push_sum on 1 ranks" in output
+    assert "configuration OK: push_sum on 1 ranks" in output
     assert errors.strip().endswith(f"is now called {new}: use --algorithm {new}")
     assert errors.count("\n") == 1
 

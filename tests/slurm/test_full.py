@@ -80,8 +80,8 @@ def test_a_job_at_its_time_limit_is_saved_and_goes_on(site, run_folder, signal_o
                       sbatch=(*ON_ONE_NODE, f"--time={minutes}", signal_option))
     assert job.ended(400) == ["COMPLETED"], job.log()
     assert int(job.shown("Restarts")[0]) >= 1
-    assert ("stopped at step" in job.log()) == ("goes on" not in job.log())
-    assert ("in time before the job's end" in job.log()) == ("USR1" not in signal_option)
+    assert ("stopped at step" in job.log()) == ("the run continues" not in job.log())
+    assert ("before the job's time limit" in job.log()) == ("USR1" not in signal_option)
     assert run.steps() == list(range(1, steps + 1))
 
 

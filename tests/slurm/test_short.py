@@ -63,7 +63,7 @@ def test_a_run_out_of_time_is_requeued_and_ends_as_if_never_stopped(site, run_fo
     assert stopped.equals(whole)
     again = site.submit("allreduce_128.sh", *LONG, "--out", stopped.path, sbatch=ON_ONE_NODE)
     assert again.ended() == ["COMPLETED"]
-    assert "finished already, at step 60" in again.log()
+    assert "already finished, at step 60" in again.log()
     assert stopped.equals(whole)
 
 

@@ -88,7 +88,7 @@ def test_damage_on_one_rank_sends_all_to_the_checkpoint_before(tmp_path, damage,
         file.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert [found[0] for found in on_cluster(tmp_path, 3, Gossip, restore)] == [10] * 3
-    assert "rank1.h5 does not read back" in caplog.text
+    assert "rank1.h5 cannot be read back" in caplog.text
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
@@ -105,15 +105,15 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch,
 
 
 def test_what_does_not_fit_is_told(tmp_path):
-    with pytest.raises(UsageError, match="no whole checkpoint to go on from"):
+    with pytest.raises(UsageError, match="no complete checkpoint to resume from"):
         on_cluster(tmp_path, 2, Gossip, restore)
     on_cluster(tmp_path, 3, Gossip, save(10))
-    with pytest.raises(UsageError, match=r"holds 3 different models, one a rank, but this run has 2 ranks"):
+    with pytest.raises(UsageError, match=r"holds 3 different models, one per rank, but this run has 2 ranks"):
         on_cluster(tmp_path, 2, Gossip, restore)
 
     def smaller(checkpoints, x, sgd, algorithm):
         checkpoints.restore(x[:4], sgd, algorithm)
-    with pytest.raises(UsageError, match="holds a network of 6 numbers; this run's has 4"):
+    with pytest.raises(UsageError, match="holds a network of 6 elements; this run's has 4"):
         on_cluster(tmp_path, 3, Gossip, smaller)
 
 
@@ -140,7 +140,7 @@ def test_the_state_of_an_optimizer_is_kept_by_name_and_is_no_other_optimizer_s(t
         return optimizer.state
     for name, array in act(AdamW(), restore).items():
         np.testing.assert_array_equal(array, written[name])
-    with pytest.raises(UsageError, match="expected the state of sgd, found that of adamw; go on with --opt"):
+    with pytest.raises(UsageError, match="expected the state of sgd, found that of adamw; resume with --opt"):
         act(Sgd(), restore)
 
 

@@ -37,9 +37,9 @@ def test_the_ranks_of_a_node_take_its_gpus_in_turn(ranks, visible, expected):
     ([place("a", 0), place("a", 1)], None),
     ([place("a", 0), place("b", 0)], None),                             # one on each of two nodes
     ([{**place("a", gpu), "index": 0} for gpu in range(4)], None),      # each rank is shown one of its own
-    ([place("a", 0)] * 2, "2 ranks on a, but 1 GPU for them; start 1 rank a node, or .* by --share-gpu"),
+    ([place("a", 0)] * 2, "2 ranks on a, but only 1 GPU; start 1 rank per node, or .* by --share-gpu"),
     ([place("a", 0), place("b", 0), place("b", 1), place("b", 0)],
-     "3 ranks on b, but 2 GPUs for them; start 2 ranks a node, or .* by --share-gpu")])
+     "3 ranks on b, but only 2 GPUs; start 2 ranks per node, or .* by --share-gpu")])
 def test_several_ranks_share_a_gpu_only_if_asked(places, message):
     refuse(places, share=True)
     if message:
@@ -138,14 +138,14 @@ def test_auto_is_direct_only_if_the_trial_says_so(machine, monkeypatch):
 
 def test_one_rank_alone_tries_nothing(machine):
     machine.trial = "never asked"
-    assert "there is one rank" in connected(1, "auto")[0].library()
+    assert "there is only one rank" in connected(1, "auto")[0].library()
 
 
 def test_nccl_is_refused_where_gpus_are_shared_or_it_is_missing(machine):
     assert {type(host) for host in connected(2, "nccl")} == {NcclHost}
     with pytest.raises(UsageError, match=r"--gpu-comm nccl: 2 ranks share their GPU .* on node.*--gpu-comm staged"):
         connected(3, "nccl", share=True)
-    with pytest.raises(UsageError, match="3 ranks on node, but 2 GPUs"):
+    with pytest.raises(UsageError, match="3 ranks on node, but only 2 GPUs"):
         connected(3, "nccl")
     machine.nccl = "its library is not installed"
     with pytest.raises(UsageError, match=r"rank 0 on node has no NCCL: its library is not installed; use --gpu-comm"):

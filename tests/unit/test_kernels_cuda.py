@@ -600,7 +600,7 @@ def test_one_line_says_why_there_is_no_gpu_and_what_to_do(without):
     start = WITHOUT_CUPY * (without == "CuPy") + TRAIN
     for arguments, status, said in (
             (["--help"], 0, "--device"),
-            (["--dry-run"], 0, "all is well"),
+            (["--dry-run"], 0, "configuration OK"),
             (["--dry-run", "--device", "gpu"], 2, reason),
             (["--dry-run", "--kernels", "cudnn"], 2, reason),
             (["--dry-run", "--device", "cpu", "--kernels", "cudnn"], 2, "cudnn kernels do not run with --device cpu"),

@@ -1,1 +1,1 @@
-"""What travels takes fewer bytes."""
+"""Messages of fewer bytes."""

@@ -1,4 +1,4 @@
-"""Floats that travel as 16 bits: half the bytes, for 11 (float16) or 8 (bfloat16) significant bits of each number."""
+"""Floats sent in 16 bits: half the bytes, with 11 (float16) or 8 (bfloat16) significant bits per element."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dsgd_mpi.net.api import Counters, Done, Letter, Net, Pending, Shared
 
 
 class Compressed:
-    """`Net` over another: floats are rounded where they leave and sums are taken in full. Other numbers go as they are.
+    """`Net` over another: floats are rounded when sent and summed at full precision. Other types are sent unchanged.
 
-    A mean is rounded twice, before and after, and in a ring once more for each rank that it passes.
+    A mean is rounded twice, before and after, and in a ring once more at each rank on its way.
     """
 
     def __init__(self, net: Net, half: Half) -> None:
@@ -49,7 +49,7 @@ class Compressed:
 
 
 class Widened:
-    """An exchange under way."""
+    """An exchange in progress."""
 
     def __init__(self, pending: Pending, half: Half, dtype: object) -> None:
         self.pending, self.half, self.dtype = pending, half, dtype

@@ -1,4 +1,4 @@
-"""The largest numbers of a vector and their places, in one array of integers: the rest is not sent."""
+"""The largest entries of a vector and their indices, in one array of integers: the rest is not sent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dsgd_mpi.arrays.flat import Array
 
 
 def largest(u: Array, k: int) -> Array:
-    """The places of the k numbers of u that are largest in size: int (k,), in no order."""
+    """The indices of the k entries of u that are largest in magnitude: int (k,), in no particular order."""
     return np.argpartition(abs(u), u.size - k)[u.size - k :]
 
 
 def pack(u: Array, places: Array) -> Array:
-    """The numbers of u at those places, to be sent: int32 or int64 (2 k,), as wide as u's; first the places."""
+    """The entries of u at those indices, to be sent: int32 or int64 (2 k,), as wide as u's; indices first."""
     k = places.size
     packed = np.empty_like(u, dtype=f"int{8 * u.itemsize}", shape=2 * k)
     packed[:k], packed[k:] = places, u[places].view(packed.dtype)
@@ -21,6 +21,6 @@ def pack(u: Array, places: Array) -> Array:
 
 
 def add(packed: Array, into: Array) -> None:
-    """into[places] += numbers."""
+    """into[places] += values."""
     k = packed.size // 2
     into[packed[:k]] += packed[k:].view(into.dtype)

@@ -1,8 +1,8 @@
-"""Whether MPI takes device pointers, found out by giving it some, in a process of its own: where it does not, it dies.
+"""Whether MPI accepts device pointers, tested by passing it some in a separate process, which may crash.
 
 `python -m dsgd_mpi.net.gpu.aware MODULE [GPU]` is that process: a tiny all-reduce, and a message to itself, of arrays
-that MODULE makes (cupy; or numpy, which every MPI takes). `refusal` starts it and says what it came to. A flag of the
-library would not do: it tells how MPI was built, not what works here.
+that MODULE makes (cupy; or numpy, which every MPI accepts). `refusal` starts it and reports the outcome. Asking the
+library is not enough: that says how MPI was built, not what works here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ NUMBERS = 1000
 ANSWER = NUMBERS * (NUMBERS - 1)            # twice 0 + 1 + ... + 999: once from each of the two
 LIMIT_S = 60.0                              # for a process that loads MPI, CuPy and a driver
 
-# what launchers and MPI's own daemons tell their ranks: with it the child would pose as one of them.
-# Settings of the user (OMPI_MCA_pml, UCX_TLS, MPICH_GPU_SUPPORT_ENABLED) stay
+# what launchers and MPI's own daemons set for their ranks: with it the child would pose as one of them.
+# The user's settings (OMPI_MCA_pml, UCX_TLS, MPICH_GPU_SUPPORT_ENABLED) stay
 LAUNCHERS = ("PMI_", "PMIX_", "PRTE_", "HYDI_", "HYDRA_", "PALS_", "ALPS_", "FLUX_", "SLURM_", "MPI_LOCAL",
              "OMPI_COMM_", "OMPI_UNIVERSE_", "OMPI_APP_", "OMPI_FILE_", "OMPI_FIRST_", "OMPI_NUM_", "OMPI_ARGV",
              "OMPI_COMMAND", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "OMPI_MCA_prte", "OMPI_MCA_plm")
 
 
 def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that nobody has launched."""
+    """The environment of a process without a launcher."""
     return {name: value for name, value in environment.items() if not name.startswith(LAUNCHERS)}
 
 
 def refusal(command: list[str], limit_s: float = LIMIT_S) -> str | None:
-    """Why device pointers are not to be given to MPI; None if the child's answer was right."""
+    """Why device pointers must not be passed to MPI; None if the child's answer was right."""
     try:
         child = subprocess.run(command, env=alone(os.environ), stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                timeout=limit_s, start_new_session=True)
@@ -55,7 +55,7 @@ def last_line(text: str) -> str:
 
 
 def trial(module: str, index: int) -> int:
-    """What `ANSWER` should be, by way of MPI."""
+    """Computes by MPI what should equal `ANSWER`."""
     arrays = import_module(module)
     if module == "cupy":
         arrays.cuda.Device(index).use()

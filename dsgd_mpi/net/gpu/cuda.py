@@ -14,7 +14,7 @@ from dsgd_mpi.net.places import Place, cpu, gpu_of
 
 
 def find(local_rank: int) -> Place:
-    """The place of the rank of that number on this node, where there is a GPU."""
+    """The place of the rank with that local number, on a node with GPUs."""
     import cupy
     index = gpu_of(local_rank, cupy.cuda.runtime.getDeviceCount())
     about = cupy.cuda.runtime.getDeviceProperties(index)
@@ -42,7 +42,7 @@ class CudaEvent:
 
 
 class CudaStreams:
-    """`Streams` over CuPy, on the GPU at `place`: from now on the current one of this process."""
+    """`Streams` over CuPy, on the GPU at `place`, which becomes this process's current one."""
 
     def __init__(self, place: Place) -> None:
         import cupy

@@ -1,8 +1,8 @@
-"""GPU-aware MPI: device pointers given to MPI where it is known to take them, which is between two ranks.
+"""GPU-aware MPI: device pointers passed to MPI where they are known to work, which is point-to-point.
 
-Non-blocking collectives on device memory are not to be had everywhere (Open MPI's documentation excludes them), and a
-blocking one would not hear that a rank asks to stop; so `mean` is the ring of sends and receives that host memory has,
-its sums computed on the device. The rest, and what is too short for a ring, is staged.
+Non-blocking collectives on device memory are not supported everywhere (Open MPI's documentation excludes them), and a
+blocking one would not notice that a rank asks to stop; so `mean` is the same ring of sends and receives as for host
+memory, its sums computed on the device. The rest, and what is too short for a ring, is staged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class DirectHost(StagedHost):
     """`StagedHost` that copies nothing for `mean` and `exchange`."""
 
-    way = "given to MPI, which is GPU-aware"
+    way = "passed directly to GPU-aware MPI"
 
     def __init__(self, host: MpiHost, device: Streams) -> None:
         super().__init__(host, device)

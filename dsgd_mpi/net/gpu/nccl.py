@@ -1,4 +1,4 @@
-"""`mean` by NCCL, on the GPUs' own links; the other verbs are staged. One GPU serves one rank."""
+"""`mean` by NCCL, over the GPUs' own links; the other verbs are staged. One rank per GPU."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Adder(Protocol):
 def missing() -> str | None:
     """Why there is no NCCL here; None if there is."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # CuPy warns where it finds no library: our own line says so
+        warnings.simplefilter("ignore")     # CuPy warns if it finds no library: our own message says so
         try:
             from cupy.cuda import nccl
-        except Exception as error:          # whatever CuPy and the driver may say
+        except Exception as error:          # whatever CuPy and the driver may raise
             return str(error).partition("\n")[0]
     return None if nccl.available else "its library is not installed (pip install nvidia-nccl-cu12, or -cu13)"
 
 
 class Nccl:
-    """`Adder` over NCCL. Collective to make: rank 0's id travels by MPI."""
+    """`Adder` over NCCL. Collective to construct: rank 0's id is sent by MPI."""
 
     def __init__(self, host: Host) -> None:
         import cupy
@@ -49,7 +49,7 @@ class Nccl:
 class NcclHost(StagedHost):
     """`StagedHost` whose means never leave the GPUs."""
 
-    way = "staged through pinned host memory, but for means, which NCCL takes"
+    way = "staged through pinned host memory, except for averages, which use NCCL"
 
     def __init__(self, host: Host, device: Streams, adder: Adder) -> None:
         super().__init__(host, device)
@@ -67,7 +67,7 @@ class NcclHost(StagedHost):
 
 
 class Reduced:
-    """A mean under way on the device."""
+    """A mean in progress on the device."""
 
     def __init__(self, host: NcclHost, x: Array, event: Event) -> None:
         self.host, self.x, self.event = host, x, event
@@ -76,7 +76,7 @@ class Reduced:
         return self.event.done()
 
     def wait(self) -> Array:
-        """Not by the device alone: a rank that waits still hears that another asks to stop."""
+        """Polls rather than blocks on the device: a waiting rank still notices that another asks to stop."""
         while not self.event.done():
             self.host.idle()
         self.host.device.hold_kernels(self.event)

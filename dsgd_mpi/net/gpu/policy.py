@@ -1,4 +1,4 @@
-"""How arrays on GPUs travel: which GPU a rank has, and whether its arrays are staged, given to MPI or to NCCL."""
+"""How arrays on GPUs are sent: which GPU a rank has, and whether its arrays are staged or passed to MPI or NCCL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def connected(host: Host, policy: str, share: bool) -> StagedHost:
-    """Collective: `host` for arrays on GPUs. UsageError, the same on all ranks, where that cannot be."""
+    """Collective: `host` for arrays on GPUs. UsageError, the same on all ranks, if that is impossible."""
     local = host.local_rank()
     places = host.allgather(cuda.find(local))
     refuse(places, share)
@@ -34,24 +34,24 @@ def connected(host: Host, policy: str, share: bool) -> StagedHost:
 
 
 def trial(host: Host, local: int, place: Place) -> str | None:
-    """Why MPI is not to be given device pointers; None if it may, or another rank of this node finds out."""
+    """Why device pointers must not be passed to MPI; None if they may be, or if another rank of this node tests it."""
     if host.size == 1:
-        return "there is one rank"
+        return "there is only one rank"
     return aware.refusal(aware.command("cupy", place["index"])) if local == 0 else None
 
 
 def trusted(trials: list[str | None]) -> tuple[str, str]:
-    """What "auto" is: MPI gets device pointers if it has shown on every node that it takes them. And why not."""
+    """What "auto" means: "direct" if the trial succeeded on every node, else "staged"; and the reason for that."""
     reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(trials) if reason]
     return ("staged", f" (GPU-aware MPI not trusted: {reasons[0]})") if reasons else ("direct", "")
 
 
 def refuse_nccl(places: list[Place], missing: list[str | None]) -> None:
-    """UsageError where NCCL cannot take part."""
+    """UsageError if NCCL cannot be used."""
     way_out = "use --gpu-comm staged, or auto"
     for rank, reason in enumerate(missing):
         if reason:
             raise UsageError(f"--gpu-comm nccl: rank {rank} on {places[rank]['host']} has no NCCL: {reason}; {way_out}")
     if crowded := sharing(places):
-        raise UsageError(f"--gpu-comm nccl: {len(crowded)} ranks share their GPU with another, which NCCL cannot "
-                         f"(the first on {crowded[0]['host']}); {way_out}, or start one rank a GPU")
+        raise UsageError(f"--gpu-comm nccl: {len(crowded)} ranks share their GPU with another, which NCCL does "
+                         f"not support (the first on {crowded[0]['host']}); {way_out}, or start one rank per GPU")

@@ -2,10 +2,10 @@
 
     kernels  ->  x copied to a buffer  ->  MPI  ->  the buffer copied to x  ->  kernels
 
-Copies have streams of their own, and each verb goes on from stage to stage whenever `progress` is called, so that all
-of it happens beside the kernels. What is carried begins in the order of the calls, as MPI's collectives must, and never
-before the copy is complete: `StagedHost._settled` is the one way in which MPI gets hold of a buffer. Arrays in host
-memory are handed on as they are; letters arrive on the device; windows of shared memory stay in host memory.
+Copies have streams of their own, and each verb advances from stage to stage whenever `progress` is called, so all of it
+overlaps with the kernels. Communication starts in the order of the calls, as MPI's collectives must, and never before
+the copy is complete: MPI gets buffers only through `StagedHost._settled`. Arrays in host memory are passed on
+unchanged; letters arrive on the device; windows of shared memory stay in host memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dsgd_mpi.net.places import Place
 
 
 class Event(Protocol):
-    """A moment in the life of a stream: the end of what was enqueued on it before."""
+    """A point in a stream: the end of what was enqueued on it before."""
 
     def done(self) -> bool: ...
 
@@ -33,16 +33,16 @@ class Event(Protocol):
 
 
 class Streams(Protocol):
-    """What nets ask of a device: its current stream, in which kernels run, and two beside it for copies, out and in.
+    """What nets need of a device: its current stream, in which kernels run, and two more for copies, out and in.
 
-    Were there one for both directions, what comes back would wait for what is still to be computed and to go out. What
-    kernels ask of a device is `dsgd_mpi.kernels.gpu.device.Device`.
+    With one for both directions, copies in would wait for results yet to be computed and copied out. What kernels need
+    of a device is `dsgd_mpi.kernels.gpu.device.Device`.
     """
 
     place: Place                            # `device`, its name, and `uuid`
 
     def holds(self, x: Array) -> bool:
-        """Whether x lies on the device."""
+        """Whether x is on the device."""
 
     def empty(self, size: int, dtype: Any) -> Array:
         """Uninitialised memory on the device."""
@@ -51,29 +51,29 @@ class Streams(Protocol):
         """Uninitialised host memory that the device can copy from and to while kernels run."""
 
     def copy_out(self, x: Array, into: Array) -> Event:
-        """Enqueues a copy to pinned memory behind all kernels enqueued so far; the moment when it is complete."""
+        """Enqueues a copy to pinned memory after all kernels enqueued so far; the event of its completion."""
 
     def copy_in(self, values: Array, into: Array) -> Event:
-        """Enqueues a copy from pinned memory, which waits for no kernel; the moment when it is complete."""
+        """Enqueues a copy from pinned memory, which waits for no kernel; the event of its completion."""
 
     def beside(self) -> AbstractContextManager[Any]:
-        """Inside, arithmetic is enqueued among the copies in, and not among the kernels."""
+        """Inside, arithmetic is enqueued in the stream of copies in rather than in that of the kernels."""
 
     def beside_done(self) -> Event:
-        """The moment when what has been enqueued among the copies in is done."""
+        """The event at which everything enqueued so far in the stream of copies in is done."""
 
     def kernels_done(self) -> Event:
-        """The moment when the kernels enqueued so far are done."""
+        """The event at which the kernels enqueued so far are done."""
 
     def hold_beside(self, event: Event) -> None:
-        """What is enqueued among the copies in from now on waits for that moment; the caller does not."""
+        """What is enqueued from now on in the stream of copies in waits for that event; the caller does not."""
 
     def hold_kernels(self, event: Event) -> None:
-        """Kernels enqueued from now on wait for that moment; the caller does not."""
+        """Kernels enqueued from now on wait for that event; the caller does not."""
 
 
 class Never:
-    """The end of nothing."""
+    """An event that is always done."""
 
     def done(self) -> bool:
         return True
@@ -84,21 +84,21 @@ class Never:
 
 @dataclass
 class Buffer:
-    """Memory that the host below may get, once the last copy from or to it is complete."""
+    """Memory that the host below may use once the last copy from or to it is complete."""
 
     array: Array
     copy: Event = field(default_factory=Never)
 
 
 class Pool:
-    """Pinned buffers, used again: to pin memory takes far longer than to copy it."""
+    """Pinned buffers for reuse: pinning memory takes far longer than copying it."""
 
     def __init__(self, device: Streams) -> None:
         self.device = device
         self.free: defaultdict[tuple[int, str], list[Buffer]] = defaultdict(list)
 
     def take(self, size: int, dtype: Any) -> Buffer:
-        """One that no copy is under way from."""
+        """One without a copy in progress."""
         free = self.free[size, dtype.name]
         place = next((place for place, buffer in enumerate(free) if buffer.copy.done()), None)
         return Buffer(self.device.pinned(size, dtype)) if place is None else free.pop(place)
@@ -108,16 +108,16 @@ class Pool:
 
 
 class Carried:
-    """A verb under way: `begin` hands a buffer to the host below, `finish` enqueues what follows its answer.
+    """A verb in progress: `begin` passes a buffer to the host below, `finish` enqueues what follows its result.
 
-    `wait` returns `result`. `x` is what the buffer is copied from; it is kept, since its memory would be used again.
+    `wait` returns `result`. `x` is what the buffer is copied from; it is held so that its memory is not reused.
     """
 
     def __init__(self, host: StagedHost, x: Array, result: Array, buffer: Buffer,
                  begin: Callable[[Array], Pending], finish: Callable[[Array], Event]) -> None:
         self.host, self.x, self.result, self.buffer, self.begin, self.finish = host, x, result, buffer, begin, finish
         self.carried: Pending | None = None
-        self.back: Event | None = None      # when the result is in its place
+        self.back: Event | None = None      # when the result is in place
         host.under_way.append(self)
 
     def test(self) -> bool:
@@ -138,7 +138,7 @@ class Carried:
         return self.carried
 
     def advance(self) -> bool:
-        """Goes on as far as it can without waiting; False if it cannot even start."""
+        """Progresses as far as possible without waiting; False if it cannot even start."""
         if self.carried is None and not self.buffer.copy.done():
             return False
         if self.start().test():
@@ -152,9 +152,9 @@ class Carried:
 
 
 class StagedHost:
-    """This rank's end of the cluster for arrays on a device: `Host` over another `Host`, which knows host memory.
+    """This rank's end of the cluster for arrays on a device: `Host` over another `Host` for host memory.
 
-    `reason`: why it is not a faster one, for those who ask what carries the messages.
+    `reason`: why it is not a faster one, for `library`.
     """
 
     way = "staged through pinned host memory"
@@ -164,7 +164,7 @@ class StagedHost:
         self.rank, self.size, self.traffic = host.rank, host.size, host.traffic
         self.under_way: list[Carried] = []  # in the order of the calls
 
-    # everyone
+    # collective
 
     def mean(self, x: Array, half: Half | None = None) -> Pending:
         if not self.device.holds(x):
@@ -202,7 +202,7 @@ class StagedHost:
         self._start_all()
         return self.host.counters(count)
 
-    # both
+    # pairwise
 
     def exchange(self, x: Array, peer: int) -> Pending:
         if not self.device.holds(x):
@@ -218,7 +218,7 @@ class StagedHost:
             return self._copied_in(buffer, arrival)
         return Carried(self, x, arrival, buffer, lambda mine: self.host.exchange(mine, peer), finish)
 
-    # one alone
+    # one-sided
 
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
         if not self.device.holds(x):
@@ -238,7 +238,7 @@ class StagedHost:
         with self.device.beside():
             self.host.idle()
 
-    # the loop's
+    # for the training loop
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.host.compute(f, *args, **kwargs)
@@ -280,7 +280,7 @@ class StagedHost:
         buffer = self.pool.take(values.size, values.dtype)
         with self._timed():
             buffer.array[:] = values
-        self.device.hold_beside(self.device.kernels_done())     # they may still read what lay in the memory of `into`
+        self.device.hold_beside(self.device.kernels_done())     # they may still read the old content of `into`
         self.device.hold_kernels(self._copied_in(buffer, into))
         return into
 
@@ -295,20 +295,20 @@ class StagedHost:
         return buffer.copy
 
     def _settled(self, buffer: Buffer) -> Array:
-        """What the host below may touch: a buffer, once its last copy is complete."""
+        """The buffer for the host below, once its last copy is complete."""
         with self._timed():
             buffer.copy.synchronise()
         return buffer.array
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Adds the seconds spent inside to `comm_s`; those inside the host below it adds itself."""
+        """Adds the seconds spent inside to `comm_s`; the host below adds its own."""
         start = self.now()
         yield
         self.traffic.comm_s += self.now() - start
 
     def _advance(self) -> None:
-        """What is under way goes on as far as it can without waiting; nothing starts before what was called earlier."""
+        """Progresses as far as possible without waiting; nothing starts before what was called earlier."""
         with self.device.beside():
             for carried in self.under_way:
                 if not carried.advance():
@@ -316,7 +316,7 @@ class StagedHost:
         self.under_way = [carried for carried in self.under_way if carried.back is None]
 
     def _start_all(self, last: Carried | None = None) -> None:
-        """Starts what has not started, up to `last`: another collective, or a wait for others, comes next."""
+        """Starts what has not started, up to `last`, before another collective or a wait for other ranks."""
         with self.device.beside():
             for carried in self.under_way:
                 carried.start()
@@ -325,7 +325,7 @@ class StagedHost:
 
 
 class StagedMemory:
-    """`Shared` for arrays on a device; the memory itself lies on the hosts."""
+    """`Shared` for arrays on a device; the memory itself is host memory."""
 
     def __init__(self, host: StagedHost, shared: Shared, dtype: Any) -> None:
         self.host, self.shared, self.dtype = host, shared, dtype

@@ -1,6 +1,6 @@
-"""The verbs over MPI. Nothing else in the package imports mpi4py; importing this module starts MPI.
+"""The verbs over MPI. Importing this module starts MPI.
 
-Every wait is a loop of tests, never a blocking MPI call: a rank that waits still hears that another asks to stop.
+Every wait is a loop of tests, never a blocking MPI call: a waiting rank still notices that another asks to stop.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dsgd_mpi.net.places import cpu
 EXCHANGE = 1
 LETTER = 100                                # + the index of the dtype on the wire
 WIRE_DTYPES = ("float32", "float64", "uint16", "int32", "int64")
-RING, RINGS = 1000, 1000                    # tags of the rings under way, used in turn
-RING_PART_BYTES = 1 << 15                   # below, latency counts more than bandwidth, and MPI's own tree is faster
-IDLE_S = 2e-4                               # of sleep between two looks at shared memory
+RING, RINGS = 1000, 1000                    # tags of the rings in progress, used in turn
+RING_PART_BYTES = 1 << 15                   # below, latency dominates, and MPI's own tree is faster
+IDLE_S = 2e-4                               # of sleep between two reads of shared memory
 NOTE_BYTES = 8                              # a letter begins with its note, a float64
 
 
 class Requests:
-    """MPI requests, and once they are complete their statuses."""
+    """MPI requests, and their statuses once they are complete."""
 
     def __init__(self, requests: list[MPI.Request]) -> None:
         self.requests, self.statuses = requests, [MPI.Status() for _ in requests]
@@ -53,7 +53,7 @@ class Arrivals:
 
 
 class Waiting:
-    """Work under way, and what makes its answer once it is complete."""
+    """Work in progress, and the function that makes its result once it is complete."""
 
     def __init__(self, host: MpiHost, what: str, work: Requests | RingMean | Arrivals,
                  finish: Callable[[], Any]) -> None:
@@ -82,11 +82,11 @@ class Waiting:
 
 
 class MpiHost:
-    """This rank's end of the cluster: `Host` over an MPI communicator (the world unless told)."""
+    """This rank's end of the cluster: `Host` over an MPI communicator (by default the world)."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self.comm = (comm or MPI.COMM_WORLD).Dup()
-        self.mail = self.comm.Dup()         # letters are received from any source: nothing else may travel here
+        self.mail = self.comm.Dup()         # letters are received from any source: nothing else may be sent here
         self.rank, self.size = self.comm.rank, self.comm.size
         self.traffic = Traffic()
         self.stop = Stop(self.comm)
@@ -100,7 +100,7 @@ class MpiHost:
         self.least_ring_bytes = self.size * RING_PART_BYTES
         self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
 
-    # everyone
+    # collective
 
     def mean(self, x: Array, half: Half | None = None) -> Waiting | Done:
         if self.size == 1:
@@ -138,7 +138,7 @@ class MpiHost:
         ends = np.cumsum(lengths)
         return [pickle.loads(every[end - length : end].data) for end, length in zip(ends, lengths, strict=True)]
 
-    # both
+    # pairwise
 
     def exchange(self, x: Array, peer: int) -> Waiting | Done:
         if peer == self.rank:
@@ -151,14 +151,14 @@ class MpiHost:
         def finish() -> Array:
             found = requests.statuses[0].Get_count(MPI.BYTE)
             if found != x.nbytes:
-                raise RuntimeError(f"rank {self.rank}: exchange with rank {peer} failed: {x.nbytes} bytes went out and "
-                                   f"{found} came in; both must hand in arrays of one length")
+                raise RuntimeError(f"rank {self.rank}: exchange with rank {peer} failed: {x.nbytes} bytes were sent "
+                                   f"and {found} received; both must pass arrays of equal length")
             self.handed_out.append(arrival)
             return arrival
 
         return Waiting(self, f"exchange of {x.nbytes} bytes with rank {peer}", requests, finish)
 
-    # one alone
+    # one-sided
 
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
         with self._timed():
@@ -206,7 +206,7 @@ class MpiHost:
             note = float(letter[:NOTE_BYTES].view(np.float64)[0])
             yield Letter(status.source, letter[NOTE_BYTES:].view(WIRE_DTYPES[tag - LETTER]), note)
 
-    # the loop's
+    # for the training loop
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return f(*args, **kwargs)
@@ -218,7 +218,7 @@ class MpiHost:
 
     def _advance(self) -> None:
         self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
-        self.mail.Iprobe()                  # whatever it answers: letters and others' additions move along
+        self.mail.Iprobe()                  # whatever its result: letters and others' additions progress
 
     def now(self) -> float:
         return time.perf_counter()
@@ -227,7 +227,7 @@ class MpiHost:
         return self.stop.agreed(step, asked)
 
     def close(self) -> None:
-        """Collective: gives the communicators back, with nothing left in them that a later one could receive."""
+        """Collective: frees the communicators, with nothing left in them that a later one could receive."""
         self.settle()
         self.stop.listen()
         for window in self.windows:
@@ -266,7 +266,7 @@ class MpiHost:
         return Waiting(self, what, Requests([request]), lambda: total).wait()
 
     def _buffer(self, like: Array) -> Array:
-        """Where an exchange may receive: what earlier ones have returned is not valid any more."""
+        """Where an exchange may receive: what earlier ones have returned is no longer valid."""
         self.free += self.handed_out
         self.handed_out.clear()
         for place, buffer in enumerate(self.free):

@@ -1,4 +1,4 @@
-"""What MPI is here, as a line of JSON: a program of its own, since a broken MPI may end it, crash it or hang in it."""
+"""Which MPI is in use, as a line of JSON: a separate program, since a broken MPI may abort, crash or hang it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsgd_mpi.net.mpi.host import MpiHost
 
 
 def facts(host: MpiHost) -> dict[str, Any]:
-    """This rank alone: the library, where it is, how it was found, and what it says of memory on GPUs."""
+    """Local: the library, where it is, how it was found, and whether it claims to support GPU memory."""
     path = loaded()
     return {"rank": host.rank, "size": host.size, "library": host.library(), "path": path, "found": found(path),
             "cuda": knows_cuda(path)}
@@ -52,7 +52,7 @@ def installed(name: str) -> bool:
 
 
 def knows_cuda(path: str | None) -> bool | None:
-    """The answer of MPIX_Query_cuda_support, which MPICH and Open MPI have; None where nobody can be asked."""
+    """The answer of MPIX_Query_cuda_support, which MPICH and Open MPI have; None if there is no such function."""
     try:
         return bool(ctypes.CDLL(path).MPIX_Query_cuda_support()) if path else None
     except (OSError, AttributeError):

@@ -1,9 +1,9 @@
 """A ring all-reduce that advances whenever it is tested.
 
-Each rank sums its n-th of the vector as it comes round, divides it, and the finished parts go round once more:
-2 (n - 1) / n of the vector leaves every rank (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). Every part is
-summed on one rank only, so the result is bitwise the same on all. On one node it is about twice as fast as MPICH's and
-Open MPI's own all-reduce, which add on one core what NumPy adds with vector instructions.
+A reduce-scatter, in which each rank completes and divides its n-th of the vector, then an all-gather: each rank sends
+2 (n - 1) / n of the vector (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). Every part is completed on one
+rank only, so the result is bitwise the same on all. Within a node it is about twice as fast as MPICH's and Open MPI's
+own all-reduce, which add on one core what NumPy adds with vector instructions.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dsgd_mpi.arrays.half import Half, narrow, rounded, widen
 
 
 class RingMean:
-    """The mean of x over the ranks of `comm`, in place. `tag` keeps it apart from other rings under way.
+    """The mean of x over the ranks of `comm`, in place. `tag` distinguishes it from other rings in progress.
 
-    Where `half` is given, parts travel in it, and are widened before they are added. Where x lies on a device, sums
-    are enqueued on its current stream; `settle_sums` waits for them.
+    If `half` is given, parts are sent in it, and are widened before they are added. If x is on a device, sums are
+    enqueued on its current stream; `settle_sums` waits for them.
     """
 
     def __init__(self, comm: MPI.Comm, x: Array, tag: int, settle_sums: Callable[[], None],
@@ -36,7 +36,7 @@ class RingMean:
         self._start()
 
     def test(self) -> bool:
-        """Goes on as far as it can without waiting; True once x holds the mean."""
+        """Progresses as far as possible without waiting; True once x holds the mean."""
         while self.turn < 2 * (self.size - 1):
             if not MPI.Request.Testall(self.requests):
                 return False
@@ -63,9 +63,9 @@ class RingMean:
             incoming += arrived
         elif self.half:
             incoming[:] = arrived
-        if self.turn == self.size - 2:      # this part has been everywhere
+        if self.turn == self.size - 2:      # this part has visited every rank
             incoming /= self.size
-            if self.half:                   # as it will arrive
+            if self.half:                   # as the others will receive it
                 incoming[:] = rounded(incoming, self.half)
 
     def _summing(self) -> bool:

@@ -1,8 +1,8 @@
-"""All ranks agree on one step to stop at, without a message until somebody asks.
+"""All ranks agree on a step to stop at, without a message until a rank asks.
 
-Whoever asks tells all others. Whoever hears of it, wherever it waits, bids the first step that it has not begun, joins
-a non-blocking maximum over all bids, and begins no step from its bid on before the maximum is known. That is the step
-at which all stop: nobody is past it, and whoever is behind goes on to it, with everyone whose part it needs.
+The rank that asks notifies all others. Each rank that is notified, wherever it waits, bids the first step that it has
+not begun, joins a non-blocking maximum over all bids, and begins no step from its bid on before the maximum is known.
+That is the step at which all stop: no rank is past it, and those behind continue to it, with all ranks they depend on.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ class Stop:
     """This rank's part of the agreement."""
 
     def __init__(self, comm: MPI.Comm) -> None:
-        self.comm = comm.Dup()              # calls for a stop may come from any rank: nothing else may travel here
+        self.comm = comm.Dup()              # requests to stop come from any rank: nothing else may be sent here
         self.step = 0                       # the first step not yet begun
         self.bid = np.array([-1])
         self.highest = np.array([-1])
         self.bidding: MPI.Request | None = None
 
     def agreed(self, step: int, asked: bool) -> bool:
-        """To be called before each step: True, on every rank, at the step that all agreed on."""
+        """To be called before each step: True, on every rank, at the step that all have agreed on."""
         self.step = step
         if asked and self.bidding is None:
             calls = [self.comm.Isend(np.empty(0, np.uint8), rank) for rank in range(self.comm.size)
                      if rank != self.comm.rank]
             self._join()
-            MPI.Request.Waitall(calls)      # empty messages: they leave at once
+            MPI.Request.Waitall(calls)      # empty messages: they complete at once
         self.listen()
         while self.bidding is not None and step >= self.bid[0] and not self.bidding.Test():
             os.sched_yield()
@@ -38,7 +38,7 @@ class Stop:
         return self.bidding is not None and step >= self.bid[0] and step >= self.highest[0]
 
     def listen(self) -> None:
-        """Joins if some rank has asked. Called wherever this rank waits."""
+        """Joins if any rank has asked. Called wherever this rank waits."""
         while self.comm.Iprobe():
             self.comm.Recv(np.empty(0, np.uint8))
             self._join()

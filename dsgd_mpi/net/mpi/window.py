@@ -1,8 +1,8 @@
-"""One-sided memory: every rank lends a part of its own to all, who read it and add to it without its help.
+"""One-sided memory: every rank exposes a part to all ranks, which read it and add to it without its involvement.
 
-Only what MPI makes dependable is used: windows that MPI allocates itself, one passive epoch for their whole life, and
-the accumulate calls, which are atomic for each number; a plain Get beside an Accumulate would be undefined. Beside each
-part lies the count of what has been added to it so far, so that staleness is measured and not guessed.
+Only what MPI guarantees is used: windows that MPI allocates itself, one passive epoch for their whole lifetime, and the
+accumulate calls, which are atomic per element; a plain Get concurrent with an Accumulate would be undefined. A counter
+of additions is stored next to each part, so that staleness is measured rather than estimated.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mpi4py.util.dtlib import from_numpy_dtype
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Traffic
 
-COUNT_BYTES = 64                            # the count is an int64; the part begins on a cache line of its own
+COUNT_BYTES = 64                            # the counter is an int64; the part starts on a cache line of its own
 NOTHING = [None, 0, MPI.BYTE]               # what MPI.NO_OP adds
 
 
 class Window:
-    """`Shared` over MPI. Collective to make and to free; parts may differ in length from rank to rank."""
+    """`Shared` over MPI. Collective to construct and to free; parts may differ in length from rank to rank."""
 
     def __init__(self, comm: MPI.Intracomm, x: Array, traffic: Traffic) -> None:
         self.comm, self.dtype, self.traffic = comm, x.dtype, traffic
@@ -42,7 +42,7 @@ class Window:
         return part
 
     def add(self, owner: int, delta: Array) -> int:
-        assert delta.size == self.lengths[owner], "MPI would write beyond the end of a window without a word"
+        assert delta.size == self.lengths[owner], "MPI would silently write beyond the end of a window"
         self.window.Accumulate(np.ascontiguousarray(delta, self.dtype), owner, (COUNT_BYTES,), MPI.SUM)
         stale = fetch(self.window, owner, 0, add=1) - self.seen[owner]      # its flush completes the addition too
         self.traffic.staleness[stale] += 1
@@ -60,7 +60,7 @@ class Window:
 
 
 class Numbers:
-    """`Counters` over MPI, on rank 0. Collective to make and to free."""
+    """`Counters` over MPI, on rank 0. Collective to construct and to free."""
 
     def __init__(self, comm: MPI.Intracomm, count: int) -> None:
         self.count = count
@@ -87,7 +87,7 @@ class Numbers:
 
 
 def fetch(window: MPI.Win, owner: int, place: int, add: int = 0) -> int:
-    """The int64 at a place of the owner's, and, in one atomic operation, what is to be added to it."""
+    """The int64 at an offset in the owner's window; `add` is added to it in the same atomic operation."""
     before = np.zeros(1, np.int64)
     window.Fetch_and_op(np.array([add]), before, owner, place, MPI.SUM if add else MPI.NO_OP)
     window.Flush(owner)

@@ -1,4 +1,4 @@
-"""What things cost on a simulated cluster: a latency and a bandwidth, the same between any two ranks."""
+"""Costs on a simulated cluster: a latency and a bandwidth, the same between any two ranks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds for each thing that takes time. The defaults are of the order of 100 Gbit/s Ethernet."""
+    """Seconds for everything that takes time. The defaults are of the order of 100 Gbit/s Ethernet."""
 
     latency_s: float = 2e-6
     bytes_per_s: float = 12e9
     gradient_s: float | Callable[[int, int], float] = 0.1   # or a function of (rank, step)
-    scale: float = 1.0                      # bytes on the wire for each here: a small model may stand for a larger
+    scale: float = 1.0                      # bytes on the wire per byte here: a small model may stand in for a large
 
     def message_s(self, nbytes: float) -> float:
         """One message between two ranks: latency + bytes / bandwidth."""

@@ -1,7 +1,7 @@
-"""The verbs over a simulated cluster: every rank is a greenlet, and SimPy's clock says which goes next.
+"""The verbs over a simulated cluster: every rank is a greenlet, and SimPy's clock decides which runs next.
 
-The algorithms run as they are; only time is made up. Events of equal time go in the order in which they were made, so
-that two runs are the same to the bit.
+The algorithms run unchanged; only time is simulated. Simultaneous events are processed in the order of their creation,
+so runs are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.wires import Wires
 
-IDLE_S = 1e-3                               # between two looks at shared memory
+IDLE_S = 1e-3                               # between two reads of shared memory
 
 
 class Deadlock(RuntimeError):
-    """Some ranks wait for what will never come; the message names them."""
+    """Some ranks wait for something that will never happen; the message names them."""
 
 
 class Cluster:
-    """`size` ranks that share a clock and nothing else that they can see."""
+    """`size` ranks that share a clock, and nothing else that is visible to them."""
 
     def __init__(self, size: int, costs: Costs | None = None) -> None:
         self.size, self.costs = size, costs or Costs()
@@ -39,21 +39,21 @@ class Cluster:
         self.meetings: dict[Hashable, Meeting] = {}
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
         self.memories: dict[int, tuple[list[Array], list[int]]] = {}     # what was shared, and its additions so far
-        self.numbers: dict[int, Array] = {}     # what counters have counted
-        self.letters = 0                    # under way
+        self.numbers: dict[int, Array] = {}     # values of counters
+        self.letters = 0                    # in flight
         self.all_arrived = simpy.Event(self.environment).succeed()
         self.stop_step: int | None = None
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
 
     def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
-        """Runs `main(host)` on every rank to its end; the results in rank order. A rank's exception ends all."""
+        """Runs `main(host)` on every rank to its end; the results in rank order. An exception on one rank ends all."""
         for host in self.hosts:
             host.begin(main)
         self.environment.run()
         waiting = {host.rank: host.waits_for for host in self.hosts if not host.thread.dead}
         if waiting:
             rank, reason = next(iter(waiting.items()))
-            raise Deadlock(f"ranks {sorted(waiting)} wait for ever: rank {rank} waits for {reason}")
+            raise Deadlock(f"ranks {sorted(waiting)} wait forever: rank {rank} waits for {reason}")
         return [host.result for host in self.hosts]
 
     def posted(self) -> None:
@@ -68,7 +68,7 @@ class Cluster:
 
 
 class Meeting:
-    """Something that several ranks take part in: its answers exist once all have come, and are theirs when `done`."""
+    """An operation of several ranks: its answers exist once all have joined, and are delivered when `done`."""
 
     def __init__(self, environment: simpy.Environment) -> None:
         self.arrays: dict[int, Any] = {}
@@ -139,7 +139,7 @@ class Numbers:
 
 
 class SimulatedHost:
-    """One rank of the cluster: `Host`, its time being the simulation's."""
+    """One rank of the cluster: `Host` in simulated time."""
 
     def __init__(self, cluster: Cluster, rank: int) -> None:
         self.cluster, self.rank, self.size = cluster, rank, cluster.size
@@ -148,9 +148,9 @@ class SimulatedHost:
         self.letter_came: simpy.Event | None = None
         self.waits_for = ""
         self.step = self.computed = 0
-        self.calls: defaultdict[Hashable, int] = defaultdict(int)   # how often this rank has met with whom
+        self.calls: defaultdict[Hashable, int] = defaultdict(int)   # calls so far, by verb and ranks
 
-    # everyone
+    # collective
 
     def mean(self, x: Array, half: Half | None = None) -> Waiting:
         nbytes = self._wire_bytes(x, half)
@@ -171,7 +171,7 @@ class SimulatedHost:
     def settle(self) -> None:
         def combine(ranks: dict[int, None]) -> dict[int, simpy.Event]:
             return dict.fromkeys(ranks, self.cluster.all_arrived)
-        self._wait(self._meet("settle", range(self.size), None, combine, self._barrier).wait(), "letters under way")
+        self._wait(self._meet("settle", range(self.size), None, combine, self._barrier).wait(), "letters in flight")
 
     def broadcast(self, x: Array, root: int = 0) -> None:
         def combine(arrays: dict[int, Array]) -> dict[int, Array]:
@@ -187,14 +187,14 @@ class SimulatedHost:
         items: list[Any] = self._meet("allgather", range(self.size), item, combine, self._barrier).wait()
         return items
 
-    # both
+    # pairwise
 
     def exchange(self, x: Array, peer: int) -> Waiting:
         def combine(arrays: dict[int, Array]) -> dict[int, Array]:
             mine, theirs = arrays[self.rank], arrays[peer]
             if len(mine) != len(theirs):
-                raise RuntimeError(f"rank {self.rank} hands in {len(mine)} numbers and rank {peer} {len(theirs)} "
-                                   "in exchange; both must hand in arrays of one length")
+                raise RuntimeError(f"rank {self.rank} passes {len(mine)} elements and rank {peer} {len(theirs)} "
+                                   "to exchange; both must pass arrays of equal length")
             return {peer: mine.copy(), self.rank: theirs.copy()}
         nbytes = self._wire_bytes(x) if peer != self.rank else 0
         self.traffic.bytes_sent += nbytes
@@ -204,7 +204,7 @@ class SimulatedHost:
             return send(self.rank, peer, nbytes) & send(peer, self.rank, nbytes)
         return self._meet("exchange", sorted({self.rank, peer}), x, combine, travel)
 
-    # one alone
+    # one-sided
 
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
         letter = Letter(self.rank, x.copy(), note)
@@ -242,7 +242,7 @@ class SimulatedHost:
         if self.letter_came and not self.letter_came.triggered:
             self.letter_came.succeed()
 
-    # the loop's
+    # for the training loop
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         answer = f(*args, **kwargs)
@@ -252,7 +252,7 @@ class SimulatedHost:
         return answer
 
     def progress(self) -> None:
-        pass                                # a simulated network needs no help
+        pass                                # a simulated network progresses by itself
 
     def now(self) -> float:
         return float(self.cluster.environment.now)
@@ -261,7 +261,7 @@ class SimulatedHost:
         return 1                            # all simulated ranks share this process
 
     def local_rank(self) -> int:
-        return self.rank                    # and so its node
+        return self.rank                    # and thus its node
 
     def place(self) -> dict[str, Any]:
         return cpu()
@@ -279,7 +279,7 @@ class SimulatedHost:
     # the greenlet behind it
 
     def begin(self, main: Callable[[SimulatedHost], Any]) -> None:
-        """Lets `main` start at the present moment, once the cluster runs."""
+        """Schedules `main` to start at the current time, once the cluster runs."""
         def body() -> None:
             self.result = main(self)
         self.scheduler = greenlet.getcurrent()
@@ -288,7 +288,7 @@ class SimulatedHost:
         start.callbacks.append(lambda _: self.thread.switch())
 
     def sleep_until(self, event: simpy.Event, reason: str) -> None:
-        """Lets the others run until the event has happened."""
+        """Lets the other ranks run until the event has happened."""
         if event.callbacks is None:         # SimPy's sign that it has
             return
         self.waits_for = reason
@@ -296,7 +296,7 @@ class SimulatedHost:
         self.scheduler.switch()
 
     def travel(self, source: int, target: int, nbytes: int = 0) -> None:
-        """Sleeps while a message goes from one rank to another for this one."""
+        """Sleeps while a message travels from one rank to another on this rank's behalf."""
         if source == target:
             return
         start = self.now()
@@ -312,7 +312,7 @@ class SimulatedHost:
 
     def _meet(self, verb: str, ranks: Any, x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
               travel: Callable[[], simpy.Event]) -> Waiting:
-        """Comes to the next meeting of these ranks for this purpose; once all have, what they bring travels."""
+        """Joins the next call of this verb by these ranks; once all have joined, their data is sent."""
         ranks = tuple(ranks)
         call = self.calls[verb, ranks] = self.calls[verb, ranks] + 1
         environment = self.cluster.environment
@@ -322,7 +322,7 @@ class SimulatedHost:
             del self.cluster.meetings[verb, ranks, call]
             arrival = travel()
             arrival.callbacks.append(lambda _: self._conclude(meeting, partial(combine, meeting.arrays)))
-        others = "everyone" if len(ranks) > 2 else " and ".join(f"rank {rank}" for rank in ranks if rank != self.rank)
+        others = "all ranks" if len(ranks) > 2 else " and ".join(f"rank {rank}" for rank in ranks if rank != self.rank)
         return Waiting(self, meeting, f"{others or 'itself'} in {verb} (its call {call})")
 
     @staticmethod

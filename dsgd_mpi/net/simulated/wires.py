@@ -1,7 +1,7 @@
-"""The wires of a simulated cluster: each rank has a network card, full duplex, that serves one message after another.
+"""The network of a simulated cluster: each rank has a full-duplex network card that serves one message at a time.
 
-A message keeps its sender's card busy for bytes / bandwidth, and from a latency later its receiver's for as long: where
-both are free it takes latency + bytes / bandwidth. What has to wait for a card waits in the order in which it came.
+A message occupies its sender's card for bytes / bandwidth and, one latency later, its receiver's for as long: if both
+are free it takes latency + bytes / bandwidth. Messages that wait for a card are served first come, first served.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Wires:
         self.receiving = [simpy.Resource(environment) for _ in range(size)]
 
     def send(self, source: int, target: int, nbytes: float) -> simpy.Event:
-        """Happens when the message has arrived; at once where a rank writes to itself."""
+        """Triggers when the message has arrived; at once if a rank sends to itself."""
         if source == target:
             return self.environment.timeout(0)
         if not nbytes:
@@ -32,7 +32,7 @@ class Wires:
         return self.environment.process(self._leave(source, target, nbytes / self.costs.bytes_per_s))
 
     def occupy(self, seconds: float) -> simpy.Event:
-        """Happens when all cards together have been busy for that long: a collective."""
+        """Triggers when all cards at once have been busy for that long: a collective."""
         return self.environment.process(self._all(seconds))
 
     def _leave(self, source: int, target: int, seconds: float) -> Steps:
