@@ -47,7 +47,7 @@ HANGS = ("All ranks must be able to reach each other: was each started by the la
 @click.option("--limit", type=click.FloatRange(min=1), default=60.0, show_default=True,
               help="Seconds after which MPI is said to hang.")
 def doctor(out: Path, seconds: float, limit: float) -> None:
-    """Tell what is here to train with, and what is wrong.
+    """Report what this machine can train with, and any problems.
 
     Alone, on a login node too, it needs no MPI. Under mpirun or srun it adds a table of the hosts and measures the
     network between them. The exit status is 1 if something is wrong.
