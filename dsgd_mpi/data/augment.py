@@ -12,7 +12,7 @@ from dsgd_mpi.kernels.api import Bytes
 
 
 class Transform:
-    """Both ways from bytes to what a network takes, for batches of up to `batch` images (H, W, C); not for two threads.
+    """Both ways from bytes to network input, for batches of up to `batch` images (H, W, C); not thread-safe.
 
     Everywhere `images` is uint8 and `out` float32, both (B, H, W, C) in C order, and `mean` and `std` have length C.
     """
@@ -24,17 +24,17 @@ class Transform:
         self.shift = np.tile(-np.asarray(mean) / std, self.width).astype(np.float32)
         self.channels = channels
         self.pad = self.height // 8
-        # the border is written here, once
+        # the border is written only here
         self.padded = np.zeros((batch, self.height + 2 * self.pad, self.width + 2 * self.pad, channels), np.float32)
 
     def normalise(self, images: Array, out: Array) -> None:
-        """Only that: for the test images. `out` may be a window of larger images."""
+        """Normalises only, for test images. `out` may be a window of larger images."""
         rows = _rows(out)
         np.multiply(_rows(images), self.scale, out=rows)
         np.add(rows, self.shift, out=rows)
 
     def augment(self, images: Array, out: Array, draws: Array) -> None:
-        """Normalises, shifts by up to H // 8 pixels each way and mirrors, as `draws` (B, 3) from `draw` say."""
+        """Normalises, shifts by up to H // 8 pixels each way and mirrors, according to `draws` (B, 3) from `draw`."""
         padded = self.padded[:len(images)]
         rows, columns = (slice(self.pad, self.pad + length) for length in (self.height, self.width))
         self.normalise(images, padded[:, rows, columns])
@@ -42,17 +42,17 @@ class Transform:
         np.take(padded.reshape(-1, out.shape[-1]), pixels, axis=0, out=out, mode="clip")
 
     def bytes(self, images: Array, draws: Array | None) -> Bytes:
-        """The same (without draws as `normalise` does it), left for a device to do."""
-        one = slice(0, self.channels)       # pixel of the row
+        """The same, to be done on a device; without draws, as `normalise` does it."""
+        one = slice(0, self.channels)       # pixel of a row
         return Bytes(images, None if draws is None else self.places(draws), self.scale[one], self.shift[one], self.pad)
 
     def places(self, draws: Array) -> Array:
-        """How far down and across a window begins in the padded image, and whether it is mirrored: int32 (B, 3)."""
+        """Row and column at which each crop begins in the padded image, and whether it is mirrored: int32 (B, 3)."""
         shift = draws[:, :2] * (2 * self.pad + 1)
         return np.concatenate([shift, draws[:, 2:] < 0.5], axis=1).astype(np.int32)
 
     def _pixels(self, draws: Array) -> Array:
-        """Which pixel of all padded images goes where: int (B, H, W)."""
+        """Index into the pixels of all padded images, for each output pixel: int (B, H, W)."""
         _, height, width, _ = self.padded.shape
         places, across = self.places(draws).astype(np.intp), np.arange(self.width)
         columns = places[:, 1:2] + np.where(places[:, 2:], across[::-1], across)
@@ -68,7 +68,7 @@ def _rows(images: Array) -> Array:
 def draw(seed: int, epoch: int, step: int, first: int, count: int) -> Array:
     """Three numbers in [0, 1) for each of the images first..first+count of a step: float64 (count, 3).
 
-    They depend on an image's place in the step and not on the rank it falls to, so that the same images are cropped in
+    They depend on an image's position in the step, not on the rank that gets it, so that the same images are cropped in
     the same way however many ranks share them.
     """
     # NumPy pads a short seed with zeros: with step 0, the draws would be those of the epoch's permutation (seed, epoch)

@@ -1,4 +1,4 @@
-"""Is a file what we think it is? Each complaint is one line: what was expected, what was found, the way out."""
+"""Validates data files. Each error is one line: what was expected, what was found, and the way out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import blocks
 from dsgd_mpi.errors import UsageError
 
-LIKELY = 1e-3                               # a mean or std further off than this belongs to other images
+LIKELY = 1e-3                               # a mean or std that is further off belongs to other images
 
 
 def check_layout(file: h5py.File, path: Path) -> None:
-    """Everything but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for each open."""
+    """Everything but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for every open."""
     for part in ("train", "test"):
         _check_images_shape(file, f"{part}/images", path)
     train, test = file["train/images"].shape[1:], file["test/images"].shape[1:]
@@ -61,7 +61,7 @@ def _check_labels(file: h5py.File, part: str, classes: int, path: Path) -> None:
     labels = _dataset(file, f"{part}/labels", path)
     images = len(file[f"{part}/images"])
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"{path}: expected {part}/labels as integers, one an image, found {labels.dtype} "
+        raise UsageError(f"{path}: expected {part}/labels as integers, one per image, found {labels.dtype} "
                          f"{labels.shape}; one-hot labels become integers by argmax(axis=1)")
     if len(labels) != images:
         raise UsageError(f"{path}: expected as many labels as images, found {len(labels)} {part}/labels for "
@@ -77,16 +77,16 @@ def _check_statistic(value: Any, name: str, channels: int, path: Path) -> None:
         value = np.asarray(value, float)
     except (TypeError, ValueError):
         value = np.empty(0)
-    # what exceeds 1 was taken over 0..255; a channel without any spread cannot be divided by it
+    # values above 1 were computed over 0..255; a channel without any spread cannot be normalised
     fits = value.shape == (channels,) and np.all((value >= 0) & (value <= 1)) and (name == "mean" or np.all(value > 0))
     if not fits:
         limits = "from 0 to 1" if name == "mean" else "above 0, up to 1"
-        raise UsageError(f"{path}: expected the attribute {name} as {channels} numbers {limits}, one a channel, of "
+        raise UsageError(f"{path}: expected the attribute {name} as {channels} numbers {limits}, one per channel, of "
                          f"images / 255, found {value.tolist()}; compute it again")
 
 
 def check_images(file: h5py.File, path: Path) -> None:
-    """Reads all images: checksums must fit, and the mean and std be those of the training images."""
+    """Reads all images: checksums must match, and mean and std must be those of the training images."""
     for rows in blocks(file["test/images"]):
         _read(file["test/images"], rows, path)
     try:
@@ -106,7 +106,7 @@ def _read(dataset: h5py.Dataset, rows: Any, path: Path) -> Array:
         return dataset[rows]
     except OSError as error:
         where = f"[{rows.start}:{rows.stop}]" if isinstance(rows, slice) else ""
-        raise UsageError(f"{path}: damaged, {dataset.name[1:]}{where} cannot be read or its checksum does not fit; "
+        raise UsageError(f"{path}: damaged, {dataset.name[1:]}{where} cannot be read or its checksum does not match; "
                          "copy or convert it again") from error
 
 

@@ -60,7 +60,7 @@ def cifar10(folder: Path, to: Path | None) -> None:
 @click.option("--test", default=2_000, show_default=True, help="Test images, as many of each class.")
 @click.option("--seed", default=0, show_default=True, help="Decides which.")
 def subset(source: str, to: Path, train: int, test: int, seed: int) -> None:
-    """Choose a small set with equal classes from a larger one.
+    """Choose a small set with balanced classes from a larger one.
 
     The set that comes with the package was made so: data subset --from fashion-mnist --to fashion-mnist-12k.h5
     """

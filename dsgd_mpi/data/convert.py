@@ -1,4 +1,4 @@
-"""Public data sets, as they are published, to arrays: Fashion-MNIST (Xiao et al. 2017), CIFAR-10 (Krizhevsky 2009)."""
+"""Public data sets from their published files to arrays: Fashion-MNIST (Xiao et al. 2017), CIFAR-10 (Krizhevsky 2009)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CIFAR10_IMAGE = 3 * 32 * 32                 # bytes, red plane first
 
 
 def fashion_mnist(folder: str | Path) -> Content:
-    """60,000 + 10,000 images (28, 28, 1) from the four idx files, gzipped or not. UsageError where one is amiss."""
+    """60,000 + 10,000 images (28, 28, 1) from the four idx files, gzipped or not. UsageError if one is damaged."""
     folder = _folder(folder)
     train, test = (
         (_idx(folder, f"{part}-images-idx3-ubyte", 3)[..., None], _idx(folder, f"{part}-labels-idx1-ubyte", 1))
@@ -56,7 +56,7 @@ def _idx(folder: Path, name: str, dimensions: int) -> Array:
 
 
 class _Layout(NamedTuple):
-    """One way in which CIFAR-10 is published: names of its files, and what reads one of them as (images, labels)."""
+    """A published format of CIFAR-10: the names of its files, and what reads one of them as (images, labels)."""
 
     train: tuple[str, ...]
     test: str
@@ -111,7 +111,7 @@ def _read_binary(path: Path) -> tuple[Array, Array]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Builds arrays and nothing else: a pickle may name any function, and loading it would call that."""
+    """Builds arrays and nothing else: a pickle may name any function, and loading it would call it."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {"ndarray": np.ndarray, "_reconstruct": np.empty(0).__reduce__()[0], "dtype": _dtype, "encode": _latin1}
@@ -132,7 +132,7 @@ def _read_pickle(path: Path) -> tuple[Array, Array]:
     try:
         with open(path, "rb") as file:
             content = _ArraysOnly(file, encoding="bytes").load()
-    except Exception as error:              # whatever bytes that are no pickle may raise
+    except Exception as error:              # bytes that are not a pickle may raise anything
         raise UsageError(f"{path}: expected a pickle of arrays, found {type(error).__name__}: {error}; "
                          "fetch it again") from error
     if not isinstance(content, dict) or not {b"data", b"labels"} <= set(content):
@@ -146,7 +146,7 @@ def _read_pickle(path: Path) -> tuple[Array, Array]:
 
 
 def _read_png(path: Path) -> tuple[Array, Array]:
-    """A row of pixels is an image; the labels lie in one file for all five training strips."""
+    """A row of pixels is an image; one file holds the labels of all five training strips."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -182,7 +182,7 @@ _LAYOUTS = (
 
 
 def subset(dataset: Dataset, train: int = 12_000, test: int = 2_000, seed: int = 0) -> Content:
-    """As many images of each class, in the order that they have in `dataset`; which, the seed decides."""
+    """The same number of images of each class, in the order of `dataset`; the seed decides which."""
     parts = []
     for which, (split, count) in enumerate(((dataset.train, train), (dataset.test, test))):
         chosen = _balanced(split.labels, count, len(dataset.classes), np.random.default_rng((seed, which)))

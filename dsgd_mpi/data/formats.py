@@ -1,4 +1,4 @@
-"""Labelled images in one HDF5 file, which every process opens for itself.
+"""Labelled images in one HDF5 file, which every process opens independently.
 
     train/images, test/images   uint8 (N, H, W, C)
     train/labels, test/labels   integers (N,), 0 <= label < number of classes
@@ -26,7 +26,7 @@ from dsgd_mpi.data.check import check_images, check_layout, statistics
 from dsgd_mpi.errors import UsageError
 
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
-CHUNK_BYTES = 128 << 10                     # large images get a chunk each: a random one is read alone
+CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
 CONVERTED = ("fashion-mnist", "cifar10")    # made by `data NAME --from FOLDER`
 NAMES = ("fashion-mnist-12k", *CONVERTED)
 
@@ -50,7 +50,7 @@ class Split:
     def read(self, indices: Array, out: Array) -> None:
         """Copies the images at `indices`, integers (B,), to `out`, uint8 (B, H, W, C) in C order.
 
-        From a file, those that follow one another are read by one call. UsageError where the file is damaged.
+        From a file, consecutive ones are read by one call. UsageError if the file is damaged.
         """
         try:
             if isinstance(self._images, h5py.Dataset) and self._images.size <= MEMORY_BYTES:
@@ -75,7 +75,7 @@ def _read_runs(images: h5py.Dataset, indices: Array, out: Array) -> None:
 class Dataset:
     """A file of labelled images, open for reading, whose `image`s are of shape (H, W, C).
 
-    Everything but the images is checked; UsageError says what is wrong and what to do about it.
+    Everything but the images is checked; UsageError says what is wrong and how to mend it.
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
@@ -98,7 +98,7 @@ class Dataset:
         return Split(self._file[f"{part}/images"], self._file[f"{part}/labels"][()], self.mean, self.std)
 
     def verify(self) -> None:
-        """Reads every image; UsageError where a checksum, or the mean and std, do not fit."""
+        """Reads every image; UsageError if a checksum, or the mean and std, do not match."""
         check_images(self._file, self.path)
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ def _open(path: Path) -> h5py.File:
         raise UsageError(f"{path}: expected an HDF5 file, found something else; "
                          "`python -m dsgd_mpi data --help` tells how to make one")
     try:
-        # locks are of no use to readers, and on some cluster file systems they fail or hang
+        # readers need no locks, and on some cluster file systems they fail or hang
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         raise UsageError(f"{path}: damaged or cut off, HDF5 cannot open it; copy or convert it again") from error
@@ -133,7 +133,7 @@ def check(path: str | Path) -> None:
 
 
 def data_folder() -> Path:
-    """Where converted data sets lie: $DSGD_DATA_DIR, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
+    """Where converted data sets are kept: $DSGD_DATA_DIR, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
     if folder := os.environ.get("DSGD_DATA_DIR"):
         return Path(folder).expanduser()
     return cache_folder()
@@ -160,7 +160,7 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
 
 
 def _not_found(path: Path) -> str:
-    """The one line for a path or name that leads nowhere; it names what looks like it."""
+    """The message for a path or name that does not exist; it suggests a similar one."""
     if path.exists():
         return f"{path}: expected the path of a .h5 file or one of {', '.join(NAMES)}"
     here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if path.parent.is_dir() else []
@@ -171,7 +171,7 @@ def _not_found(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What a file is to hold: images uint8 (N, H, W, C) with labels (N,), the classes' names, and where it is from."""
+    """The content of a file: images uint8 (N, H, W, C) with labels (N,), the class names, and its origin."""
 
     train: tuple[Array, Array]
     test: tuple[Array, Array]
@@ -183,7 +183,7 @@ class Content:
 def write(path: str | Path, content: Content, compression: str | None = None, **notes: Any) -> None:
     """Writes `content`, checked and whole or not at all; `notes` become further attributes of the file.
 
-    `compression` is None or "gzip", which is smaller and read ten times slower. UsageError where it cannot be written.
+    `compression` is None or "gzip", which is smaller and read ten times slower. UsageError if it cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".h5", ".hdf5"):

@@ -1,4 +1,4 @@
-"""Batches for every rank, each a pure function of the global step: to resume, a run needs to know its step alone.
+"""Batches for every rank, each a pure function of the global step: to resume, a run needs only its step.
 
     step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
 
@@ -23,16 +23,16 @@ from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
 
-AHEAD = 2                                   # batches made in advance
-STOP_S = 5.0                                # a file system that hangs shall not keep the process
+AHEAD = 2                                   # batches prefetched
+STOP_S = 5.0                                # a file system that hangs must not keep the process alive
 
 
-ByteMemory = Callable[[Shape], Array]       # makes memory for `Bytes`: uint8 of a shape
+ByteMemory = Callable[[Shape], Array]       # allocates memory for `Bytes`: uint8 of a shape
 
 
 class _Buffers(NamedTuple):
     bytes: Array                            # uint8 (B, H, W, C)
-    images: Array | None                    # float32 (B, H, W, C); None where a device makes them
+    images: Array | None                    # float32 (B, H, W, C); None if a device computes them
     labels: Array                           # int64 (B,)
 
 
@@ -44,7 +44,7 @@ def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffe
 
 
 def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers) -> Array | Bytes:
-    """The images of those numbers, augmented where there are draws; all that they lie in is the buffers'."""
+    """The images at those indices, augmented if there are draws; all their memory is the buffers'."""
     split.read(indices, into.bytes)
     np.take(split.labels, indices, out=into.labels, mode="clip")
     if into.images is None:
@@ -59,8 +59,8 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    With `byte_memory` the images are `Bytes`, in memory that it makes. Every rank has the same number of steps,
-    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError where one step takes
+    With `byte_memory` the images are `Bytes`, in memory that it allocates. Every rank has the same number of steps,
+    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes
     more images than there are.
     """
 
@@ -72,7 +72,7 @@ class Batches:
         self.steps_per_epoch = len(split) // (batch * size)
 
     def indices(self, step: int) -> Array:
-        """Which images of the split make this rank's batch at a global step: int64 (batch,)."""
+        """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
         epoch, t = divmod(step, self.steps_per_epoch)
         first = (t * self.size + self.rank) * self.batch
         return _permutation(self.seed, epoch, len(self.split))[first:first + self.batch]
@@ -83,7 +83,7 @@ class Batches:
         return self._filled(step, buffers, self._transform()), buffers.labels
 
     def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
-        """What `at` gives for first_step, first_step + 1 and so on without end, made ahead by one thread.
+        """What `at` gives for first_step, first_step + 1 and so on, endlessly, prefetched by one thread.
 
         A batch stays as it is until the next one is asked for. What fails in the thread is raised here. The thread ends
         with the generator (`close()`, or no more references to it) or with the process.
@@ -100,7 +100,7 @@ class Batches:
             free.put(None)
             thread.join(STOP_S)
 
-        # a daemon thread that the end of the process stops inside HDF5 would keep HDF5's lock, and the exit wait for it
+        # a daemon thread stopped inside HDF5 at exit would keep HDF5's lock, and the exit would wait for it
         atexit.register(end)
         thread.start()
         try:
@@ -124,7 +124,7 @@ class Batches:
                 if buffers is None or stop.is_set():
                     return
                 ready.put((buffers, self._filled(step, buffers, transform)))
-        except BaseException as error:      # the consumer waits for a batch: it must hear of anything
+        except BaseException as error:      # the consumer waits for a batch and must be told
             ready.put(error)
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:

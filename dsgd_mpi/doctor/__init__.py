@@ -1,1 +1,1 @@
-"""Does it work here? What there is to train with, and what is wrong."""
+"""Does it work here? What this machine can train with, and any problems."""

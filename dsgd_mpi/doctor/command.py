@@ -1,4 +1,4 @@
-"""`doctor`: what is here to train with, whether it works, and what to do where it does not.
+"""`doctor`: what this machine can train with, whether it works, and what to do if it does not.
 
 Alone it needs no MPI: whatever could hang or crash is asked in a process of its own, with a time limit. Under mpirun or
 srun it starts MPI as a run would, and measures it.
@@ -33,7 +33,7 @@ PACKAGES = ("numpy", "mpi4py", "h5py", "click", "rich", "cffi")
 PIP = f"{sys.executable} -m pip install"
 HDF5 = "import h5py; print(h5py.version.hdf5_version, 'with MPI' if h5py.get_config().mpi else 'without MPI')"
 PROBE = "dsgd_mpi.net.mpi.probe"
-SURVEY_S = 180.0                            # for all programs that are asked something, each with its own limit
+SURVEY_S = 180.0                            # for all programs that are queried, each with its own limit
 VOLATILE = ("tmpfs", "ramfs")
 HANGS = ("All ranks must be able to reach each other: was each started by the launcher of its own MPI library, and may "
          "the hosts talk to each other over the network interface that MPI has chosen (UCX_NET_DEVICES, FI_TCP_IFACE)?")
@@ -41,11 +41,11 @@ HANGS = ("All ranks must be able to reach each other: was each started by the la
 
 @click.command(context_settings={"max_content_width": 120})
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, envvar="DSGD_OUT",
-              help="Where run folders are to be: the file system that is looked at.")
+              help="Where run folders will be: the file system to check.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True,
               help="How long the self-test under a launcher takes.")
 @click.option("--limit", type=click.FloatRange(min=1), default=60.0, show_default=True,
-              help="Seconds after which MPI is said to hang.")
+              help="Seconds after which MPI is considered hung.")
 def doctor(out: Path, seconds: float, limit: float) -> None:
     """Report what this machine can train with, and any problems.
 
@@ -61,14 +61,14 @@ def doctor(out: Path, seconds: float, limit: float) -> None:
                 guard.stage("the look at this host", SURVEY_S)
                 survey(report, out)
             else:
-                limit += SURVEY_S           # that the first message waits for rank 0
+                limit += SURVEY_S           # for which the first message waits for rank 0
             sys.exit(examine(report, ranks, out, seconds, partial(guard.stage, limit_s=limit)))
     survey(report, out)
     question_mpi(report, limit)
     sys.exit(report.end())
 
 
-# alone: all that is asked without MPI, or of MPI in another process
+# without a launcher: what needs no MPI, and MPI in another process
 
 def survey(report: Report, out: Path) -> None:
     computing, why = machine.probe("dsgd_mpi.kernels.probe")
@@ -98,7 +98,7 @@ def software(report: Report, libraries: dict[str, Any]) -> Iterator[tuple[str, s
 
 
 def on_gpus(libraries: dict[str, Any]) -> bool:
-    """Whether the GPUs here, if there are any, can be trained on."""
+    """Whether there are GPUs here that can be trained on."""
     return bool(machine.gpus()) and "answer" in libraries["cupy"]
 
 
@@ -110,7 +110,7 @@ def version_of(name: str) -> str | None:
 
 
 def hdf5() -> str:
-    answer = machine.python("-c", HDF5)     # not here: an h5py built with MPI starts it
+    answer = machine.python("-c", HDF5)     # in another process: an h5py built with MPI starts MPI
     return f"{answer.output.strip()} (none is needed: each rank opens its own handle)" if answer.output else answer.why
 
 
@@ -155,7 +155,7 @@ def folders(report: Report, place: machine.Place) -> Iterator[tuple[str, str | N
 
 
 def question_mpi(report: Report, limit_s: float) -> None:
-    """MPI alone and under its launcher, each in a process of its own."""
+    """MPI alone and under its launcher, each in a separate process."""
     found, why = machine.probe(PROBE, limit_s=limit_s)
     tools = machine.launchers()
     report.section("MPI", [*(library(found[0]) if found else [("library", "none that works")]),
@@ -179,7 +179,7 @@ def launcher(tool: Path) -> str:
 
 
 def judge_launchers(report: Report, tools: list[Path], library: str, limit_s: float) -> None:
-    """Starts two ranks with the first; where that fails, with the next, so as to say which to use."""
+    """Starts two ranks with the first; if that fails, with the next, so as to say which to use."""
     failures: list[tuple[str, str]] = []
     for tool in tools:
         failure = fails(tool, library, limit_s)
@@ -229,13 +229,13 @@ def examine(report: Report, ranks: int, out: Path, seconds: float, stage: Callab
         host.close()
         return status
     except BaseException as failure:
-        stage(DONE)                         # it is told below
+        stage(DONE)                         # it is reported below
         fail(host, failure)
         raise                               # never reached: the job is gone
 
 
 def hosts(report: Report, host: Any, out: Path) -> None:
-    """Collective: what each host has, and whether all are alike."""
+    """Collective: what each host has, and whether all have the same."""
     from dsgd_mpi.net.mpi.probe import facts
     own = {**machine.here(), **facts(host), "dsgd_mpi": __version__, "python": platform.python_version()}
     ranks = host.allgather(own)
@@ -262,7 +262,7 @@ def shared_cores(ranks: list[dict[str, Any]]) -> set[int]:
 
 
 def judge_cores(report: Report, name: str, ranks: list[dict[str, Any]]) -> None:
-    """More ranks than cores is slow; all on one core of many is a launcher's binding that nobody wanted."""
+    """More ranks than cores is slow; all ranks on one of many cores is an unintended binding by the launcher."""
     used, there = len(shared_cores(ranks)), ranks[0]["cores_there"]
     if used < len(ranks) <= there:
         report.wrong(f"{name}: {len(ranks)} ranks are bound to {used} of its {there} cores",
@@ -272,7 +272,7 @@ def judge_cores(report: Report, name: str, ranks: list[dict[str, Any]]) -> None:
 
 
 def judge_sharing(report: Report, host: Any, out: Path, ranks: list[dict[str, Any]]) -> None:
-    """Collective: whether all hosts see what rank 0 writes where run folders are to be."""
+    """Collective: whether all hosts see what rank 0 writes where run folders will be."""
     token = machine.place(out).nearest / f".doctor-{secrets.token_hex(8)}"
     with suppress(OSError):
         if host.rank == 0:

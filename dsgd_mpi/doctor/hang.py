@@ -1,4 +1,4 @@
-"""Tells where this process hangs or dies: while MPI hangs, no signal handler and no thread of Python would run."""
+"""Reports where this process hangs or dies: while MPI hangs, no Python signal handler and no thread would run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 import sys
 from types import TracebackType
 
-DONE = "done"                               # no stage is called so
+DONE = "done"                               # no stage has this name
 
 
 class HangGuard:
-    """A second process, made before MPI starts, that kills this one if it names no new stage for too long.
+    """A second process, forked before MPI starts, that kills this one if it reports no new stage for too long.
 
     Which stage it was is printed, with `told`, if this rank is `talking`. It is printed as well where MPI ends this
     process, as it does when it cannot start, unless the launcher has stopped listening by then.
@@ -26,13 +26,13 @@ class HangGuard:
             return
         os.close(self.writer)
         try:
-            os.setsid()                     # a launcher that ends the ranks leaves this process alone
+            os.setsid()                     # a launcher that kills the ranks leaves this process alone
             watch(reader, told, talking)
         finally:
-            os._exit(0)                     # nothing of what the parent had begun is this process's to end
+            os._exit(0)                     # the parent's cleanup is not for this process to do
 
     def stage(self, name: str, limit_s: float) -> None:
-        """From here on it is `name` that hangs, if it takes longer than `limit_s`."""
+        """From now on, it is `name` that hangs if it takes longer than `limit_s`."""
         os.write(self.writer, f"{limit_s}\t{name}\n".encode())
 
     def __enter__(self) -> HangGuard:

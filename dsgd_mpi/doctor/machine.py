@@ -1,4 +1,4 @@
-"""What this machine and its tools say of themselves: launchers, GPUs, SLURM, file systems. No question can hang."""
+"""What this machine and its tools report: launchers, GPUs, SLURM, file systems. No query can hang."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TOOL_S = 10.0                               # for a tool that only has to answer
-LAUNCH_S = 60.0                             # for two processes to start, on a slow file system too
-# what a launcher sets for its own ranks: a program that asks MPI anew must not take itself for one of them
+LAUNCH_S = 60.0                             # for two processes to start, even on a slow file system
+# what a launcher sets for its ranks: a program that starts MPI afresh must not take itself for one of them
 RANK_PREFIXES = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_", "OMPI_UNIVERSE", "HYDI_", "HYDRA_", "PALS_", "MPI_LOCAL",
                  "SLURM_PROCID")
 SETTINGS = ("MPICH_", "MPIR_", "OMPI_MCA_", "PRTE_MCA_", "UCX_", "FI_", "I_MPI_", "MPI4PY_", "NCCL_", "OMP_", "DSGD_",
@@ -32,13 +32,13 @@ class Answer(NamedTuple):
 
     @property
     def why(self) -> str:
-        """The last line of what went wrong."""
+        """The last line of the error output."""
         lines = [line for line in (self.errors or self.output).splitlines() if any(map(str.isalpha, line))]
         return lines[-1].strip() if lines else f"status {self.status}"
 
 
 def ask(*words: str | Path, limit_s: float = TOOL_S, env: dict[str, str] | None = None) -> Answer:
-    """Runs a program. After its time it is killed with all its children, and not waited for: a driver may hold it."""
+    """Runs a program. After a timeout it is killed with all its children, and not waited for: a driver may block it."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         try:
             process = subprocess.Popen([*map(str, words)], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
@@ -58,14 +58,14 @@ def ask(*words: str | Path, limit_s: float = TOOL_S, env: dict[str, str] | None 
 
 
 def probe(module: str, *launcher: str | Path, limit_s: float = LAUNCH_S) -> tuple[list[dict[str, Any]], str]:
-    """What a module of the package prints as lines of JSON, in processes of its own; else why there is nothing."""
+    """What a module of the package prints as lines of JSON, in separate processes; else why there is nothing."""
     answer = python("-m", module, launcher=launcher, limit_s=limit_s)
     facts = [json.loads(line) for line in answer.output.splitlines() if line.startswith("{")]
     return (facts, "") if facts and not answer.status else ([], explained(answer))
 
 
 def python(*words: str, launcher: Sequence[str | Path] = (), limit_s: float = LAUNCH_S) -> Answer:
-    """Runs this Python anew, as no rank of the job that this one may be a rank of."""
+    """Runs this Python again, outside the MPI job that this process may be part of."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(RANK_PREFIXES)}
     return ask(*launcher, sys.executable, *words, limit_s=limit_s, env=env)
 
@@ -80,7 +80,7 @@ def explained(answer: Answer) -> str:
 
 
 def launchers() -> list[Path]:
-    """The mpiruns that could be meant, first the one that a shell would find; no file twice."""
+    """The candidate mpiruns, first the one that a shell would find; no file twice."""
     found = [Path(path) for path in (shutil.which("mpirun"), shutil.which("mpiexec")) if path][:1]
     beside = Path(sys.executable).parent / "mpirun"
     if beside.exists() and beside.resolve() not in [path.resolve() for path in found]:
@@ -89,13 +89,13 @@ def launchers() -> list[Path]:
 
 
 def on_path(tool: Path) -> bool:
-    """Whether a shell would find this one by its name."""
+    """Whether a shell would find this one by name."""
     found = shutil.which(tool.name)
     return found is not None and Path(found).resolve() == tool.resolve()
 
 
 def family(launcher: Path) -> str | None:
-    """Whose it is, from what it says of its version."""
+    """Which MPI it belongs to, by its version output."""
     answer = ask(launcher, "--version")
     version = answer.output + answer.errors
     for name, words in {"MPICH": ("HYDRA", "mpich"), "Open MPI": ("Open MPI", "OpenRTE", "prte", "PRRTE"),
@@ -110,17 +110,17 @@ def gpus() -> list[str]:
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     names = [line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()
              if line.startswith("Model")]
-    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))      # in a job, those that it has been given
+    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))      # in a job, those allocated to it
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = min([devices] + ([len([part for part in visible.split(",") if part])] if visible is not None else []))
     return (names + ["NVIDIA GPU"] * devices)[:count]
 
 
 class Place(NamedTuple):
-    """A folder, there already or to be made, and the file system that it lies on."""
+    """A folder, existing or to be created, and its file system."""
 
     path: Path
-    nearest: Path                           # the innermost folder that is there
+    nearest: Path                           # the innermost folder that exists
     kind: str
     mount: str
     source: str
@@ -136,7 +136,7 @@ def place(path: Path) -> Place:
 
 
 def writable(folder: Path) -> bool:
-    """Tried, since permissions do not tell all."""
+    """By trying, since permissions do not tell everything."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"doctor")
@@ -163,7 +163,7 @@ def stripes(folder: Path) -> str | None:
 
 
 def slurm() -> dict[str, str]:
-    """What SLURM says: of itself, of its partitions, of the job that this is part of. Empty where there is none."""
+    """SLURM's version, its partitions, and the job that this is part of. Empty without SLURM."""
     version = ask("sinfo", "--version")
     if version.status:
         return {}
@@ -184,7 +184,7 @@ def slurm() -> dict[str, str]:
 
 
 def here() -> dict[str, Any]:
-    """Of a rank, for the table of hosts; from files, since not every MPI lets its ranks start a program."""
+    """A rank's facts for the table of hosts; from files, since not every MPI lets its ranks start programs."""
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
               if line.startswith("model name")]

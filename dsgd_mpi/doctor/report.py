@@ -1,4 +1,4 @@
-"""A report for people and for grep: sections of names and values, tables, in the end what is wrong and what to do."""
+"""A report for people and for grep: sections of names and values, tables, and finally problems and remedies."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDE = 1000                                 # columns of what is no terminal: nothing is broken over lines there
+WIDE = 1000                                 # columns if output is not a terminal: no line is wrapped there
 
 
 class Report:
-    """Prints as it goes, so that what hangs later has not hidden what was known; nothing where it is not `talking`."""
+    """Prints as it goes, so that a later hang hides nothing that is known; prints nothing unless `talking`."""
 
     def __init__(self, talking: bool = True) -> None:
         # Open MPI gives its ranks a pseudo-terminal whatever its own output is
@@ -44,17 +44,17 @@ class Report:
         self.print(f"\n[bold]{title}[/bold]", table)
 
     def wrong(self, problem: str, remedy: str) -> None:
-        """Something that keeps a run from working; `remedy`: what to do."""
+        """A problem that prevents a run; `remedy`: what to do."""
         if (problem, remedy) not in self.problems:
             self.problems.append((problem, remedy))
 
     def note(self, text: str) -> None:
-        """Something that a run works with, but that one should know of."""
+        """Something that does not prevent a run, but that one should know."""
         if text not in self.notes:
             self.notes.append(text)
 
     def end(self) -> int:
-        """What is wrong and what to do; the exit status."""
+        """Prints problems and remedies; the exit status."""
         if self.notes:
             self.section("worth knowing", [("-", text) for text in self.notes])
         if not self.problems:

@@ -1,4 +1,4 @@
-"""A little of each verb on all ranks at once: how fast are messages and one-sided memory, and is what they bring right?
+"""Each verb for a short time on all ranks at once: are messages and one-sided memory correct, and how fast are they?
 
 Every rank works with the one half the job away, which is on another host wherever there are several. Times are medians
 over the repetitions of a rank; the median over ranks and the slowest rank are reported.
@@ -16,7 +16,7 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Host
 
 LARGE, SMALL = 1 << 21, 1                   # float32 numbers: 8 MiB, of which 128 ranks fit on one host; 4 bytes
-TURNS = 5000                                # at most, of one verb with one size
+TURNS = 5000                                # at most, for one verb and size
 
 
 class Timing(NamedTuple):
@@ -39,7 +39,7 @@ class Timing(NamedTuple):
 
 
 def selftest(host: Host, seconds: float, stage: Callable[[str], None]) -> Iterator[Timing]:
-    """Collective: the timings one by one. RuntimeError names the rank and the verb that gave a wrong answer."""
+    """Collective: the timings one by one. RuntimeError names the rank and the verb with a wrong result."""
     trials = [trial for numbers in (LARGE, SMALL) for trial in verbs(host, numbers)]
     for verb, numbers, act in trials:
         stage(f"{verb} of {numbers * 4:,} bytes")
@@ -47,7 +47,7 @@ def selftest(host: Host, seconds: float, stage: Callable[[str], None]) -> Iterat
 
 
 def verbs(host: Host, numbers: int) -> Iterator[tuple[str, int, Callable[[], None]]]:
-    """Collective: each verb as a call that checks its answer."""
+    """Collective: each verb as a call that checks its result."""
     peer = partner(host.rank, host.size)
     own, out = np.full(numbers, host.rank, np.float32), np.empty(numbers, np.float32)
     ones, shared = np.ones(numbers, np.float32), host.share(np.zeros(numbers, np.float32))
@@ -62,7 +62,7 @@ def verbs(host: Host, numbers: int) -> Iterator[tuple[str, int, Callable[[], Non
 
     def add() -> None:
         nonlocal added
-        shared.add(peer, ones)              # this rank alone adds there
+        shared.add(peer, ones)              # only this rank adds there
         added += 1
 
     def read() -> None:
@@ -77,19 +77,19 @@ def verbs(host: Host, numbers: int) -> Iterator[tuple[str, int, Callable[[], Non
 
 
 def partner(rank: int, size: int) -> int:
-    """The rank half the job away, and the other way round; an odd one out works with itself."""
+    """The rank half the job away, and vice versa; an odd one out works with itself."""
     half = size // 2
     return (rank + half) % (2 * half) if rank < 2 * half else rank
 
 
 def timed(host: Host, verb: str, numbers: int, act: Callable[[], Any], budget_s: float) -> Timing:
-    """Collective: repetitions for about so long, as many on each rank."""
+    """Collective: repetitions for about that long, the same number on each rank."""
     seconds(host, [act, act])                   # the first ones open connections
     slowest = max(host.allgather(sum(seconds(host, [act]))))
     turns = int(min(TURNS, max(3, budget_s / slowest)))
     host.settle()
     median = statistics.median(seconds(host, [act] * turns))
-    host.settle()                           # a window moves on while its owner waits here
+    host.settle()                           # windows make progress while their owners wait here
     medians = host.allgather(median)
     return Timing(verb, numbers, turns, statistics.median(medians), max(medians), int(np.argmax(medians)))
 

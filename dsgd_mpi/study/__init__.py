@@ -1,1 +1,1 @@
-"""What is learnt from runs: figures of one or several, from what their folders hold."""
+"""What runs show: plots of one or several, from their folders."""

@@ -24,17 +24,17 @@ class Point(NamedTuple):
     algorithm: str                          # name KEY=VALUE ...
 
     def label(self) -> str:
-        """A folder's name; sorted by name, few ranks come before many."""
+        """A folder's name; sorted by name, fewer ranks come first."""
         return f"{self.ranks:05d}-{self.algorithm.replace(' ', '-')}"
 
     def options(self) -> list[str]:
-        """Of `train`."""
+        """The options of `train`."""
         name, *settings = self.algorithm.split()
         return ["--algorithm", name, *(word for setting in settings for word in ("--set", setting))]
 
 
 def points(path: Path) -> list[Point]:
-    """Few ranks first. UsageError says what is wrong with the table."""
+    """Fewer ranks first. UsageError says what is wrong with the table."""
     table = read_toml(path).get("grid")
     ranks: Any = table.get("ranks") if isinstance(table, dict) else None
     names: Any = table.get("algorithms") if isinstance(table, dict) else None

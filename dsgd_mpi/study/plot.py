@@ -1,4 +1,4 @@
-"""`plot`: how loss and accuracy of runs go over epochs and over time, in one picture, as in Jin et al. 2016.
+"""`plot`: loss and accuracy of runs over epochs and over time, in one picture, as in Jin et al. 2016.
 
 Runs on several numbers of ranks get a second picture (`scaling`).
 
@@ -33,7 +33,7 @@ COLUMNS = ("run", "label", "kind", "step", "epoch", "wall_s", "value")
 
 
 class Point(NamedTuple):
-    """A figure at one moment of a run; the wall-clock time is that of training, in seconds."""
+    """A value at one moment of a run; the wall-clock time is that of training, in seconds."""
 
     step: int
     epoch: float
@@ -49,7 +49,7 @@ class Run:
     folder: Path
     config: Config
     ranks: int | None                       # None: not known
-    status: str                             # finished, stopped (as asked) or unfinished (killed, or under way)
+    status: str                             # finished, stopped (on request) or unfinished (killed, or in progress)
     options: dict[str, Any]                 # the algorithm's, defaults included
     losses: list[Point]                     # of rank 0's share of the training set
     accuracies: list[Point]                 # 0 to 1, on the test set
@@ -96,7 +96,7 @@ def plot(runs: tuple[Path, ...], to: Path | None) -> None:
 
 
 def scaling(runs: list[Run], to: Path) -> list[str]:
-    """What there is to show where the numbers of ranks differ: the names of the files written."""
+    """Draws what there is; scaling too if the numbers of ranks differ. The names of the files written."""
     kinds = labels(runs, but=("ranks", "seed"))
     rates = [Rate(kind, run.ranks, run.last().images_per_s) for kind, run in zip(kinds, runs, strict=True) if run.ranks]
     if len({rate.ranks for rate in rates}) < 2:
@@ -115,8 +115,8 @@ def require_matplotlib() -> None:
 
 
 def run_folders(paths: tuple[Path, ...]) -> list[Path]:
-    """Those given and those in the folders given, each once; UsageError for a path that leads to none."""
-    folders: dict[Path, Path] = {}          # by where they really are
+    """Those given and those in the folders given, each once; UsageError for a path without one."""
+    folders: dict[Path, Path] = {}          # by their real paths
     for path in paths:
         here = [path] if is_run(path) else sorted(file.parent for file in path.glob("*/config.toml"))
         if not here:
@@ -132,7 +132,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Run:
-    """What there is; UsageError names a file that is not as a run writes it."""
+    """What there is; UsageError names a file that no run has written so."""
     config = Config(**from_toml(folder / "config.toml"))
     summary, machine = read_json(folder / "summary.json"), read_json(folder / "env.json")
     ranks = summary.get("ranks") or len(machine.get("ranks", ())) or None
@@ -147,7 +147,7 @@ def read(folder: Path) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Empty if the run has not come so far."""
+    """Empty if the run has not written it yet."""
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except (OSError, ValueError, TypeError):
@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def all_options(config: Config) -> dict[str, Any]:
-    """The algorithm's, with its defaults; of an algorithm that this version does not know, those given."""
+    """The algorithm's, with its defaults; for an algorithm unknown to this version, those given."""
     given = config.algorithm_options()
     with suppress(UsageError):
         return {**given, **algorithms.build(config.algorithm, given).options()}
@@ -163,7 +163,7 @@ def all_options(config: Config) -> dict[str, Any]:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Without a last one that a killed run left unfinished; none if the file is not there."""
+    """Without a last one that a killed run left unfinished; none if the file does not exist."""
     try:
         lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     except OSError as error:
@@ -172,12 +172,12 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def points(path: Path, parse: Callable[[str], Any], value: str, first: int = 0) -> Iterator[Point]:
-    """A Point for every line from `first` on. A damaged last line is skipped, elsewhere it is a UsageError."""
+    """A Point for every line from `first` on. A damaged last line is skipped; any other is a UsageError."""
     lines = whole_lines(path)
     for number, line in enumerate(lines[first:], start=first + 1):
         try:
             row = parse(line)
-            if row[value] is None:          # this rank had nothing to say: it only serves
+            if row[value] is None:          # this rank has no loss: it only serves
                 continue
             point = Point(int(row["step"]), *(float(row[key]) for key in ("epoch", "wall_s", "images_per_s", value)))
         except (ValueError, KeyError, TypeError):
@@ -201,7 +201,7 @@ def labels(runs: list[Run], but: tuple[str, ...] = ()) -> list[str]:
 
 
 def name(runs: list[Run]) -> None:
-    """Labels each run by what makes it differ from the others, and by its folder where nothing does."""
+    """Labels each run by its differences from the others, and by its folder if there are none."""
     for run, label in zip(runs, labels(runs), strict=True):
         run.label = label
     alike, names = Counter(run.label for run in runs), Counter(run.folder.name for run in runs)
@@ -212,7 +212,7 @@ def name(runs: list[Run]) -> None:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """In words what may have a bearing on the curves, but for the algorithm and its options."""
+    """In words, what may affect the curves, except the algorithm and its options."""
     settings = {key: value for key, value in vars(run.config).items()
                 if key not in ("algorithm", "set") and FIELDS[key].metadata["group"] != "Output"}
     known = {"ranks": run.ranks, **settings}
@@ -232,7 +232,7 @@ def words(key: str, value: Any) -> str:
 
 
 def differing_options(run: Run, runs: list[Run]) -> list[str]:
-    """KEY=VALUE where runs of this algorithm differ or, beside other algorithms, where it was given."""
+    """KEY=VALUE where runs of this algorithm differ or, among other algorithms, where it was given."""
     same = [other.options for other in runs if other.config.algorithm == run.config.algorithm]
     given = run.config.algorithm_options() if len(same) < len(runs) else {}
     return [f"{key}={value}" for key, value in run.options.items()
@@ -240,7 +240,7 @@ def differing_options(run: Run, runs: list[Run]) -> list[str]:
 
 
 def shared(runs: list[Run]) -> str:
-    """What all runs have in common, of what says most."""
+    """The most telling settings that all runs have in common."""
     first, every = runs[0], [facts(run) for run in runs]
     common = [every[0][key] for key in ("ranks", "model", "data") if len({own.get(key) for own in every}) == 1
               and key in every[0]]
@@ -284,14 +284,14 @@ def time_unit(runs: list[Run]) -> tuple[float, str]:
 
 
 def smooth(values: list[float]) -> np.ndarray:
-    """Running mean over a 25th of the curve; shorter towards the start, which is too steep to be averaged."""
+    """Running mean over a 25th of the curve; shorter near the start, which is too steep for averaging."""
     reach = math.ceil(len(values) / 50)
     starts = [max(0, at - reach) for at in range(len(values))]
     return np.array([np.mean(values[start : 2 * at - start + 1]) for at, start in enumerate(starts)])
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """The picture: loss above accuracy, epochs beside time, and the legend below them all."""
+    """The picture: loss above accuracy, epochs next to time, and one legend below."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # log-in nodes have no display
     from matplotlib.figure import Figure

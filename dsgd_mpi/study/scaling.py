@@ -1,4 +1,4 @@
-"""How images/s grow with the ranks, and what is kept of the ideal: as many times faster as there are more ranks.
+"""How throughput grows with the number of ranks, and its fraction of ideal linear scaling.
 
 Each kind of run (an algorithm with its settings) is measured against itself on the fewest ranks that it ran on, of
 weak scaling: a rank's batch stays as it is.
@@ -24,7 +24,7 @@ class Rate(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """Equal runs together."""
+    """Repeated runs, averaged."""
 
     label: str
     ranks: int
@@ -32,7 +32,7 @@ class Scaled(NamedTuple):
     images_per_s: float                     # the mean
     least: float
     most: float
-    efficiency: float                       # images/s a rank, as a share of those on the fewest ranks
+    efficiency: float                       # images/s per rank, relative to those on the fewest ranks
 
 
 def scaled(rates: list[Rate]) -> list[Scaled]:
@@ -56,7 +56,7 @@ def write_scaling(found: list[Scaled], path: Path) -> None:
 
 
 def draw_scaling(found: list[Scaled], title: str, path: Path) -> None:
-    """Images/s, with bars from the least to the most of equal runs, beside efficiency, both against ranks."""
+    """Images/s, with bars from the slowest to the fastest repetition, next to efficiency, both against ranks."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # log-in nodes have no display
     from matplotlib.figure import Figure

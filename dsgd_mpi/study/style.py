@@ -1,4 +1,4 @@
-"""How pictures look: colours that everyone can tell apart, room for what is drawn."""
+"""The look of plots: colours that everyone can tell apart, and room for the curves."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")    # Okabe and Ito 2008
 MARKERS = "osD^vPX"

@@ -139,7 +139,7 @@ def stream_on(device: int) -> Any:
     """The one stream of this process on a device; CuPy's own operations are then enqueued there too.
 
     Nobody may enter another stream by `with`: what that makes current when it ends is not this one but the null stream
-    (cupy issue 8377). Who needs another for a moment uses it, and uses the one before it again (`using`).
+    (cupy issue 8377). To switch streams for a while, take `using`.
     """
     import cupy
     stream = cupy.cuda.Stream(non_blocking=True)
