@@ -16,7 +16,7 @@ LIKELY = 1e-3                               # a mean or std that is further off 
 
 
 def check_layout(file: h5py.File, path: Path) -> None:
-    """Everything but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for every open."""
+    """All but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for every open."""
     for part in ("train", "test"):
         _check_images_shape(file, f"{part}/images", path)
     train, test = file["train/images"].shape[1:], file["test/images"].shape[1:]

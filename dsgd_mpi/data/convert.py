@@ -1,4 +1,4 @@
-"""Public data sets from their published files to arrays: Fashion-MNIST (Xiao et al. 2017), CIFAR-10 (Krizhevsky 2009)."""
+"""From published data sets to arrays: Fashion-MNIST (Xiao et al. 2017), CIFAR-10 (Krizhevsky 2009)."""
 
 from __future__ import annotations
 
