@@ -4,7 +4,7 @@
     x <- x - eta (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + lambda x)
 
 As in PyTorch, the learning rate also multiplies the decay; the paper's alpha multiplies only the first term. Suitable
-rates are about a hundredth of SGD's: --lr 1e-3.
+rates are about a hundredth of SGD's: `--lr 1e-3`.
 """
 
 from __future__ import annotations
