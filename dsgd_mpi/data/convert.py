@@ -42,16 +42,17 @@ def _idx(folder: Path, name: str, dimensions: int) -> Array:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: cannot be unpacked ({error}); fetch it again") from error
+        raise UsageError(f"{path}: cannot be unpacked ({error}); download it again") from error
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if content[:4] != magic:
         raise UsageError(f"{path}: expected an idx file that begins with {magic.hex(' ')}, found "
-                         f"{content[:4].hex(' ') or 'nothing'}; fetch it again")
+                         f"{content[:4].hex(' ') or 'nothing'}; download it again")
     shape = np.frombuffer(content[:header].ljust(header, b"\0"), ">i4")[1:].tolist()
     expected = header + int(np.prod(shape))
     if len(content) != expected or 0 in shape:
-        raise UsageError(f"{path}: expected {expected} bytes for {tuple(shape)}, found {len(content)}; fetch it again")
+        raise UsageError(f"{path}: expected {expected} bytes for {tuple(shape)}, found {len(content)}; "
+                         "download it again")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -92,7 +93,7 @@ def _cifar10_file(path: Path, layout: _Layout) -> tuple[Array, Array]:
     images, labels = layout.read(path)
     if len(images) != CIFAR10_BATCH or len(labels) != CIFAR10_BATCH:
         raise UsageError(f"{path}: expected {CIFAR10_BATCH} images and as many labels, found {len(images)} and "
-                         f"{len(labels)}; fetch it again")
+                         f"{len(labels)}; download it again")
     return images, labels
 
 
@@ -105,7 +106,7 @@ def _read_binary(path: Path) -> tuple[Array, Array]:
     record = 1 + CIFAR10_IMAGE
     if len(content) % record:
         raise UsageError(f"{path}: expected records of {record} bytes, a label and an image, found {len(content)} "
-                         f"bytes, {len(content) % record} too many; fetch it again")
+                         f"bytes, {len(content) % record} too many; download it again")
     records = content.reshape(-1, record)
     return _from_planes(records[:, 1:]), records[:, 0]
 
@@ -134,14 +135,14 @@ def _read_pickle(path: Path) -> tuple[Array, Array]:
             content = _ArraysOnly(file, encoding="bytes").load()
     except Exception as error:              # bytes that are not a pickle may raise anything
         raise UsageError(f"{path}: expected a pickle of arrays, found {type(error).__name__}: {error}; "
-                         "fetch it again") from error
+                         "download it again") from error
     if not isinstance(content, dict) or not {b"data", b"labels"} <= set(content):
         raise UsageError(f"{path}: expected a pickle with the keys data and labels, found {type(content).__name__} "
-                         f"{list(content)[:6] if isinstance(content, dict) else ''}; fetch it again")
+                         f"{list(content)[:6] if isinstance(content, dict) else ''}; download it again")
     data = np.asarray(content[b"data"])
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != CIFAR10_IMAGE:
         raise UsageError(f"{path}: expected data as uint8 (N, {CIFAR10_IMAGE}), found {data.dtype} {data.shape}; "
-                         "fetch it again")
+                         "download it again")
     return _from_planes(data), np.array(content[b"labels"], np.uint8)
 
 
@@ -155,15 +156,15 @@ def _read_png(path: Path) -> tuple[Array, Array]:
         with Image.open(path) as strip:
             pixels = np.asarray(strip)
     except (OSError, SyntaxError) as error:     # Pillow says SyntaxError for a broken header
-        raise UsageError(f"{path}: cannot be read as PNG ({error}); fetch it again") from error
+        raise UsageError(f"{path}: cannot be read as PNG ({error}); download it again") from error
     if pixels.ndim != 3 or pixels.shape[1:] != (1024, 3):
-        raise UsageError(f"{path}: expected rows of 1024 RGB pixels, found {pixels.shape}; fetch it again")
+        raise UsageError(f"{path}: expected rows of 1024 RGB pixels, found {pixels.shape}; download it again")
     test = path.name == "test_batch.png"
     source = path.with_name("test_lables.json" if test else "train_lables.json")
     try:
         labels = np.array(json.loads(source.read_text()))
     except ValueError as error:
-        raise UsageError(f"{source}: expected a list of labels as JSON ({error}); fetch it again") from error
+        raise UsageError(f"{source}: expected a list of labels as JSON ({error}); download it again") from error
     if not test:
         first = (int(path.stem[-1]) - 1) * CIFAR10_BATCH
         labels = labels[first:first + CIFAR10_BATCH]

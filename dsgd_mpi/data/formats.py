@@ -123,7 +123,7 @@ def _open(path: Path) -> h5py.File:
         # readers need no locks, and on some cluster file systems they fail or hang
         return h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise UsageError(f"{path}: damaged or cut off, HDF5 cannot open it; copy or convert it again") from error
+        raise UsageError(f"{path}: damaged or truncated, HDF5 cannot open it; copy or convert it again") from error
 
 
 def check(path: str | Path) -> None:

@@ -93,7 +93,7 @@ def software(report: Report, libraries: dict[str, Any]) -> Iterator[tuple[str, s
     yield "oneDNN", libraries["onednn"].get("answer") or "none"
     if "error" in libraries["onednn"] and not on_gpus(libraries):
         report.wrong(f"no oneDNN, and training on CPUs is many times slower without: {libraries['onednn']['error']}",
-                     f"{PIP} onednn-cpu-gomp, or let DSGD_ONEDNN name a libdnnl.so.3")
+                     f"{PIP} onednn-cpu-gomp, or set DSGD_ONEDNN to the path of a libdnnl.so of version 3")
     yield "cuDNN", libraries["cudnn"].get("answer") or f"none ({libraries['cudnn']['error']})"
 
 
@@ -240,7 +240,7 @@ def hosts(report: Report, host: Any, out: Path) -> None:
     own = {**machine.here(), **facts(host), "dsgd_mpi": __version__, "python": platform.python_version()}
     ranks = host.allgather(own)
     by = " and ".join(rank for rank, _ in VARIABLES.values() if rank in os.environ)
-    report.section("MPI", [*library(own), ("launcher", f"{host.size} processes, told their places by {by}")])
+    report.section("MPI", [*library(own), ("launcher", f"{host.size} processes, ranks from {by}")])
     names = list(dict.fromkeys(each["host"] for each in ranks))
     on = {name: [each for each in ranks if each["host"] == name] for name in names}
     report.table("hosts", ("host", "ranks", "cores", "free memory", "GPUs", "processor"),
@@ -292,7 +292,7 @@ def measure(report: Report, host: Any, seconds: float, stage: Callable[[str], No
     names = host.allgather(platform.node())
     timings = list(selftest(host, seconds, stage))
     report.table(f"self-test of {seconds:g} s, all {host.size} ranks at once",
-                 ("verb", "size", "turns", "time", "rate", "slowest", "which is"),
+                 ("verb", "size", "turns", "time", "rate", "slowest", "slowest rank"),
                  ((each.verb, machine.sized(each.bytes), each.turns, machine.timed(each.median_s),
                    f"{each.bytes_per_s / 1e9:.3f} GB/s" if each.bytes > 1000 else "",
                    machine.timed(each.slowest_s), f"rank {each.slowest_rank} on {names[each.slowest_rank]}")

@@ -48,7 +48,7 @@ def watch(reader: int, told: str, talking: bool) -> None:
     while select.select([reader], [], [], limit_s)[0]:
         news = os.read(reader, 10_000).decode().splitlines()
         if not news:
-            say(f"this rank was ended in: {stage}. {told}", talking)
+            say(f"this rank was killed in: {stage}. {told}", talking)
             return
         seconds, _, stage = news[-1].partition("\t")
         limit_s = float(seconds)

@@ -39,8 +39,8 @@ def points(path: Path) -> list[Point]:
     ranks: Any = table.get("ranks") if isinstance(table, dict) else None
     names: Any = table.get("algorithms") if isinstance(table, dict) else None
     if not (all_of(int, ranks) and all_of(str, names) and min(ranks) > 0):
-        raise UsageError(f"{path}: expected a table [grid] with ranks, positive integers, and algorithms, texts like "
-                         f"'gossip mode=push'; found {table!r}")
+        raise UsageError(f"{path}: expected a table [grid] with ranks, positive integers, and algorithms, strings "
+                         f"such as 'gossip mode=push'; found {table!r}")
     for name in names:
         first, *settings = name.split() or [""]
         algorithms.build(first, dict(setting.partition("=")[::2] for setting in settings))

@@ -103,7 +103,7 @@ def test_an_mpi_that_crashes_is_told(tmp_path):
     assert "MPI does not start: it was killed by SIGSEGV" in output
     status, _, errors = doctor(env={**environment, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
     assert status == -11
-    assert errors.startswith("Error: this rank was ended in: the start of MPI. ")
+    assert errors.startswith("Error: this rank was killed in: the start of MPI. ")
 
 
 def test_ranks_that_each_find_themselves_alone_are_told_once():

@@ -160,7 +160,7 @@ def test_a_truncated_batch_is_told(tmp_path, layout, keep):
     layout(tmp_path)
     path = next(tmp_path.glob("data_batch_3*"))
     path.write_bytes(path.read_bytes()[:keep])
-    amiss(convert.cifar10, tmp_path, "data_batch_3.*fetch it again")
+    amiss(convert.cifar10, tmp_path, "data_batch_3.*download it again")
 
 
 def test_labels_that_are_missing_or_too_few_are_told(tmp_path):

@@ -215,7 +215,7 @@ def test_a_grid_is_every_algorithm_on_every_number_of_ranks(tmp_path):
     ("grid = 3\n", r"expected a table \[grid\]"),
     ('[grid]\nranks = [0]\nalgorithms = ["gossip"]\n', "positive integers"),
     ('[grid]\nranks = [true]\nalgorithms = ["gossip"]\n', "positive integers"),
-    ('[grid]\nranks = [2]\nalgorithms = []\n', "texts like"),
+    ('[grid]\nranks = [2]\nalgorithms = []\n', "strings such as"),
     ('[grid]\nranks = [2]\nalgorithms = ["gosip"]\n', "unknown algorithm 'gosip'"),
     ('[grid]\nranks = [2]\nalgorithms = ["gossip mod=push"]\n', "gossip has no option 'mod'"),
     ("[grid\n", "not a TOML file"),
