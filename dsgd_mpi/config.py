@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Found = typing.TypeVar("Found")
 Command = typing.TypeVar("Command", bound=Callable[..., Any])
 GROUPS = ("Experiment", "Schedule", "Machine", "Output")
 TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
@@ -183,6 +185,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """The closest match, or all choices: the end of an error message."""
     near = get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else f"; the choices are {', '.join(known)}"
+
+
+def class_in(module: str, base: type[Found]) -> type[Found] | None:
+    """The dataclass derived from `base` that a module defines, if any: an algorithm or an optimizer, by its file."""
+    found: list[Any] = [                    # mypy would forget `base`
+        thing for thing in vars(import_module(module)).values() if isinstance(thing, type)
+        and issubclass(thing, base) and dataclasses.is_dataclass(thing) and thing.__module__ == module
+        and thing is not base]
+    assert len(found) <= 1, f"{module} must define one dataclass that derives from {base.__name__}"
+    return found[0] if found else None
 
 
 def build(cls: type, options: Mapping[str, str], what: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import pkgutil
 from collections.abc import Mapping
@@ -106,12 +105,9 @@ def find(name: str) -> type[Algorithm]:
     """The algorithm's class; UsageError if there is none of that name."""
     if name not in names():
         raise UsageError(f"unknown algorithm {name!r}; the choices are {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    found: list[type[Algorithm]] = [
-        thing for thing in vars(module).values() if isinstance(thing, type) and issubclass(thing, Algorithm)
-        and dataclasses.is_dataclass(thing) and thing.__module__ == module.__name__]
-    assert len(found) == 1, f"{module.__name__} must define one dataclass that derives from Algorithm"
-    return found[0]
+    found = config.class_in(f"{__name__}.{name}", Algorithm)
+    assert found, f"{name}.py must define a dataclass that derives from Algorithm"
+    return found
 
 
 def build(name: str, options: Mapping[str, str]) -> Algorithm:
