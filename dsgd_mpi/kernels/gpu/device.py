@@ -148,13 +148,13 @@ def stream_on(device: int) -> Any:
 
 
 @contextmanager
-def using(stream: Any) -> Iterator[None]:
-    """Inside, CuPy's own operations in this thread are enqueued on another stream."""
+def using(stream: Any) -> Iterator[Any]:
+    """Inside, CuPy's own operations in this thread are enqueued on another stream: the one given."""
     import cupy
     before = cupy.cuda.get_current_stream()
     stream.use()
     try:
-        yield
+        yield stream
     finally:
         before.use()
 

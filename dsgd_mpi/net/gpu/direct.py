@@ -23,8 +23,8 @@ class DirectHost(StagedHost):
 
     way = "passed directly to GPU-aware MPI"
 
-    def __init__(self, host: MpiHost, device: Streams) -> None:
-        super().__init__(host, device)
+    def __init__(self, host: MpiHost, device: Streams, reason: str = "") -> None:
+        super().__init__(host, device, reason)
         self.least_bytes = host.least_ring_bytes
         host.settle_sums = lambda: device.beside_done().synchronise()
 

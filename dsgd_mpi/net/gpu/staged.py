@@ -57,7 +57,7 @@ class Streams(Protocol):
         """Enqueues a copy from pinned memory, which waits for no kernel; the event of its completion."""
 
     def beside(self) -> AbstractContextManager[Any]:
-        """Inside, arithmetic is enqueued in the stream of copies in rather than in that of the kernels."""
+        """Inside, arithmetic is enqueued in the stream of copies in, which it gives, not in that of the kernels."""
 
     def beside_done(self) -> Event:
         """The event at which everything enqueued so far in the stream of copies in is done."""
@@ -154,7 +154,7 @@ class Carried:
 class StagedHost:
     """This rank's end of the cluster for arrays on a device: `Host` over another `Host` for host memory.
 
-    `reason`: why it is not a faster one, for `library`.
+    `reason`: what `library` adds to `way`, e.g. why it is not a faster one.
     """
 
     way = "staged through pinned host memory"
