@@ -38,4 +38,5 @@ class DirectHost(StagedHost):
         if not self.device.holds(x) or peer == self.rank:
             return super().exchange(x, peer)
         self._start_all()
+        self.finish_computing()
         return self.host.exchange(self._settled(Buffer(x, self.device.kernels_done())), peer)

@@ -121,6 +121,7 @@ class Reduced:
 
     def wait(self) -> Array:
         """Polls rather than blocks on the device: a waiting rank still notices that another asks to stop."""
+        self.host.finish_computing()
         while not self.event.done():
             self.host.idle()
         self.host.device.hold_kernels(self.event)
