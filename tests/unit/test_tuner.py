@@ -10,50 +10,7 @@ import pytest
 
 from dsgd_mpi.kernels.gpu import tuner
 from dsgd_mpi.kernels.gpu.tuner import Choices, NothingRuns, fastest, tuned
-
-
-class Failed(RuntimeError):
-    """CUDA's."""
-
-
-class Timed:
-    """`Device` with a clock of its own, which a launch moves, when replayed, by its `work` of seconds."""
-
-    def __init__(self):
-        self.clock, self.recording, self.failed, self.replays = 0.0, None, None, 0
-
-    def work(self, seconds):
-        assert self.recording is not None, "a launch that is timed outside of a recording"
-        self.recording.append(seconds)
-
-    def begin(self):
-        assert self.recording is None
-        self.recording = []
-
-    def end(self):
-        recording, self.recording = self.recording, None
-        if recording is None:
-            raise RuntimeError("cudaErrorIllegalState: there is no recording")
-        if "broken" in recording:
-            raise RuntimeError("cudaErrorStreamCaptureInvalidated")
-
-        def replay():
-            self.replays += 1
-            if "fault" in recording:
-                self.failed = Failed("cudaErrorIllegalAddress")
-                self.wait()
-            self.clock += sum(recording) + 5 * (self.replays % 4 == 2)      # now and then something comes between
-        return replay
-
-    def seconds(self, replay):
-        before = self.clock
-        replay()
-        return self.clock - before
-
-    def wait(self):
-        assert self.recording is None
-        if self.failed:
-            raise self.failed
+from tests.support.timed_device import Failed, Timed
 
 
 def doing(device, seconds):
@@ -194,6 +151,11 @@ def test_a_choice_is_found_once_and_tried_before_it_is_used():
     assert choice("b") == "b"               # what was known does not work here
     assert tried == ["a", "b"]
     assert Choices("gpu").get("key") == "b"
+
+
+def test_what_does_not_work_after_all_is_told():
+    with pytest.raises(NothingRuns, match="eng1 ran when it was timed"):
+        Choices("gpu").choice("key", lambda name: False, lambda: "eng1")
 
 
 @pytest.mark.parametrize(("works", "used"), [({"theirs", "ours"}, "theirs"), ({"ours"}, "ours")])

@@ -226,6 +226,10 @@ class Gpu:
         pool = self.cupy.get_default_memory_pool()
         return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
 
+    def release(self) -> None:
+        """Gives memory that is free, but kept for later, back to the driver."""
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
     def put(self, values: Array, into: Array) -> None:
         self.staging.put(values, into)
 

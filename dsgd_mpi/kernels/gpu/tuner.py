@@ -78,7 +78,7 @@ class Choices:
     def choice(self, key: str, works: Callable[[str], bool], find: Callable[[], str]) -> str:
         """The name to use for `key`, for which `works` was true last: the known one, or that which `find` finds.
 
-        `key` becomes a file's name. What `find` finds must work.
+        `key` becomes a file's name. NothingRuns if what `find` found does not work either.
         """
         known = self.get(key)
         if known is not None:
@@ -86,7 +86,10 @@ class Choices:
                 return known
             self.forget(key)                # it was chosen with something else that the folder's name does not tell
         found = find()
-        return next(name for name in (self.agreed(key, found), found) if works(name))
+        for name in (self.agreed(key, found), found):
+            if works(name):
+                return name
+        raise NothingRuns(f"{found} ran when it was timed, but does not any more")
 
     def get(self, key: str) -> str | None:
         with suppress(OSError, ValueError):

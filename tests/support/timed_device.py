@@ -1,0 +1,72 @@
+"""A device that does nothing but keep time, by a clock of its own, and fails as CUDA does."""
+
+import weakref
+from types import SimpleNamespace
+
+
+class Failed(RuntimeError):
+    """CUDA's error."""
+
+
+class Memory:
+    def __init__(self, size):
+        self.size, self.data = size, SimpleNamespace(ptr=1)
+
+
+class Timed:
+    """`Device`; `work(seconds)` is a launch. `held`: bytes that are in use, `room`: those that it has."""
+
+    versions = ("NVIDIA H200", "sm90", "driver13000")
+    stream = SimpleNamespace(ptr=1)
+
+    def __init__(self, room=1 << 34):
+        self.clock, self.recording, self.failed, self.replays = 0.0, None, None, 0
+        self.room, self.held, self.most = room, 0, 0
+
+    def work(self, seconds):
+        """Takes so many seconds; "broken": ends the recording, "fault": touches an illegal address."""
+        assert self.recording is not None, "a launch that is timed outside of a recording"
+        self.recording.append(seconds)
+
+    def begin(self):
+        assert self.recording is None
+        self.recording = []
+
+    def end(self):
+        recording, self.recording = self.recording, None
+        if "broken" in recording:
+            raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+        def replay():
+            self.replays += 1
+            if "fault" in recording:
+                self.failed = Failed("cudaErrorIllegalAddress")
+                self.wait()
+            self.clock += sum(recording) + 5 * (self.replays % 4 == 2)      # now and then something comes between
+        return replay
+
+    def seconds(self, replay):
+        before = self.clock
+        replay()
+        return self.clock - before
+
+    def wait(self):
+        assert self.recording is None
+        if self.failed:
+            raise self.failed
+
+    def empty(self, shape, dtype):
+        size, = shape
+        if self.held + size > self.room:
+            raise MemoryError(f"{size} bytes")
+        memory = Memory(size)
+        self.held += size
+        self.most = max(self.most, self.held)
+        weakref.finalize(memory, self.free, size)
+        return memory
+
+    def free(self, size):
+        self.held -= size
+
+    def release(self):
+        pass
