@@ -14,14 +14,17 @@ class Memory:
 
 
 class Timed:
-    """`Device`; `work(seconds)` is a launch. `held`: bytes that are in use, `room`: those that it has."""
+    """`Device`; `work(seconds)` is a launch. `held`: bytes that are in use, `room`: those that it has.
+
+    `released`: bytes that were in use whenever the others were given back.
+    """
 
     versions = ("NVIDIA H200", "sm90", "driver13000")
     stream = SimpleNamespace(ptr=1)
 
     def __init__(self, room=1 << 34):
         self.clock, self.recording, self.failed, self.replays = 0.0, None, None, 0
-        self.room, self.held, self.most = room, 0, 0
+        self.room, self.held, self.most, self.released = room, 0, 0, []
 
     def work(self, seconds):
         """Takes so many seconds; "broken": ends the recording, "fault": touches an illegal address."""
@@ -69,4 +72,4 @@ class Timed:
         self.held -= size
 
     def release(self):
-        pass
+        self.released.append(self.held)

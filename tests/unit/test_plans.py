@@ -33,8 +33,12 @@ def made(monkeypatch):
         device = Timed(room)
         cudnn = Cudnn(device, A=recommended, FALLBACK=fallback)
         monkeypatch.setitem(sys.modules, "cudnn", cudnn)
-        plans = Plans(device, "bfloat16", False, lambda size: device.empty((size,), None))
-        return plans, device, cudnn
+        kept = []
+
+        def workspace(size):
+            kept.append(device.empty((size,), None))
+            return kept[-1]
+        return Plans(device, "bfloat16", False, workspace), device, cudnn
     return make
 
 
@@ -108,9 +112,17 @@ REFUSALS = {
 }
 
 
+def bad(how):
+    return Plan("bad", 0, **{"workspace": 0, **REFUSALS[how]})
+
+
+def room(how):
+    return {"room": 500 * MB} if how == "no memory" else {}
+
+
 @pytest.mark.parametrize("how", REFUSALS)
 def test_a_plan_that_fails_is_passed_over_whatever_it_raises(made, how):
-    plans, device, cudnn = made([Plan("bad", 0, **{"workspace": 0, **REFUSALS[how]}), Plan("good", 1)], room=500 * MB)
+    plans, device, cudnn = made([bad(how), Plan("good", 1)], **room(how))
     run(plans.step("weights", G, *arrays()), device)
     assert cudnn.ran[-1][0] == "good"
     assert device.recording is None
@@ -118,7 +130,7 @@ def test_a_plan_that_fails_is_passed_over_whatever_it_raises(made, how):
 
 @pytest.mark.parametrize("how", REFUSALS)
 def test_if_all_plans_fail_our_own_convolution_serves_which_is_said_once(made, how, caplog):
-    plans, device, _ = made([Plan("bad", 0, **{"workspace": 0, **REFUSALS[how]})], room=500 * MB)
+    plans, device, _ = made([bad(how)], **room(how))
     tools = Tools("bfloat16", device=lambda form: device)
     tools.__dict__["plans"] = plans
     for direction in ("forward", "data"):
@@ -151,6 +163,7 @@ def test_a_device_that_has_failed_is_not_taken_for_a_cudnn_that_refuses(made, er
     device.failed = Failed("cudaErrorLaunchFailure")
     with pytest.raises(Failed, match="cudaErrorLaunchFailure"):
         plans.step("forward", G, *arrays())
+    assert [path.read_text() for path in plans.choices.folder.glob("*")] == ["a"] * known   # what is known stays
     plans, device, _ = made(error)
     device.failed = Failed("cudaErrorLaunchFailure")
     with pytest.raises(Failed, match="cudaErrorLaunchFailure"):
@@ -159,11 +172,10 @@ def test_a_device_that_has_failed_is_not_taken_for_a_cudnn_that_refuses(made, er
 
 def test_of_the_plans_that_were_tried_nothing_is_kept_but_the_workspace_of_the_fastest(made):
     plans, device, _ = made([Plan("a", 3, 400 * MB), Plan("b", 1, 10 * MB), Plan("c", 2, 900 * MB)], room=950 * MB)
-    launch = plans.step("forward", G, *arrays())
+    plans.step("forward", G, *arrays())
     assert device.held == 10 * MB
     assert device.most == 900 * MB
-    del launch
-    assert device.held == 0
+    assert device.released == [0]
 
 
 def test_no_room_for_the_workspace_of_the_plan_that_was_chosen_is_a_lack_of_memory(made):

@@ -1,14 +1,18 @@
 """Timing of alternatives on a device told by a table, and what is remembered of it."""
 
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dsgd_mpi.kernels.gpu import device as device_module
 from dsgd_mpi.kernels.gpu import tuner
+from dsgd_mpi.kernels.gpu.device import Gpu
 from dsgd_mpi.kernels.gpu.tuner import Choices, NothingRuns, fastest, tuned
 from tests.support.timed_device import Failed, Timed
 
@@ -26,16 +30,16 @@ def raising(error):
 def test_the_fastest_by_the_shortest_of_several_replays_is_chosen_and_the_first_of_equals():
     device = Timed()
     times = {"a": 0.3, "b": 0.1, "c": 0.1, "d": 0.2}
-    assert fastest(device, ((name, doing(device, time)) for name, time in times.items())) == "b"
+    assert fastest(device, ((name, doing(device, took)) for name, took in times.items())) == "b"
 
 
 def test_so_many_are_timed_as_asked_for_beside_those_that_cannot():
     device, seen = Timed(), []
 
     def candidates():
-        for number, time in enumerate([3, None, 2, 1, 0]):
+        for number, took in enumerate([3, None, 2, 1, 0]):
             seen.append(number)
-            yield f"{number}", raising(ValueError("barred")) if time is None else doing(device, time)
+            yield f"{number}", raising(ValueError("barred")) if took is None else doing(device, took)
     assert fastest(device, candidates(), most=3) == "3"
     assert seen == [0, 1, 2, 3, 4]          # the last is looked at and left
 
@@ -97,6 +101,23 @@ def test_what_a_candidate_holds_is_free_before_the_next_is_prepared():
     assert fastest(device, [("a", prepare), ("b", failing), ("c", failing), ("d", prepare)]) == "a"
     assert len(spaces) == 4
     assert all(space() is None for space in spaces)
+
+
+def test_a_gpu_is_timed_by_events_and_only_once_its_clocks_are_up(monkeypatch):
+    monkeypatch.setattr(device_module, "WARMING_S", 0.02)
+    gpu, seen = object.__new__(Gpu), []
+    event = SimpleNamespace(record=lambda stream: seen.append("event"), synchronize=lambda: seen.append("wait"))
+    gpu.__dict__["cupy"] = SimpleNamespace(cuda=SimpleNamespace(Event=lambda: event,
+                                                                get_elapsed_time=lambda start, stop: 250.0))
+    gpu.__dict__["stream"] = SimpleNamespace(synchronize=lambda: seen.append("wait"))
+    begin = time.perf_counter()
+    assert gpu.seconds(lambda: seen.append("replay")) == 0.25
+    assert time.perf_counter() - begin > 0.02
+    assert seen[-4:] == ["event", "replay", "event", "wait"]
+    assert seen[:-4] == ["replay", "wait"] * (len(seen) // 2 - 2) != []
+    seen.clear()
+    gpu.seconds(lambda: seen.append("replay"))
+    assert seen == ["event", "replay", "event", "wait"]
 
 
 # what is remembered
