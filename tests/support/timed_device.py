@@ -24,15 +24,20 @@ class Timed:
 
     def __init__(self, room=1 << 34):
         self.clock, self.recording, self.failed, self.replays = 0.0, None, None, 0
+        self.timing = False
         self.room, self.held, self.most, self.released = room, 0, 0, []
 
     def work(self, seconds):
-        """Takes so many seconds; "broken": ends the recording, "fault": touches an illegal address."""
-        assert self.recording is not None, "a launch that is timed outside of a recording"
-        self.recording.append(seconds)
+        """Takes so many seconds; "broken": cannot be recorded, "fault": touches an illegal address."""
+        (self.do if self.recording is None else self.recording.append)(seconds)
+
+    def do(self, seconds):
+        assert not self.timing, "a launch that is timed outside of a recording"
+        if seconds == "fault":
+            self.failed = Failed("cudaErrorIllegalAddress")     # the next call tells
 
     def begin(self):
-        assert self.recording is None
+        self.wait()
         self.recording = []
 
     def end(self):
@@ -42,15 +47,13 @@ class Timed:
 
         def replay():
             self.replays += 1
-            if "fault" in recording:
-                self.failed = Failed("cudaErrorIllegalAddress")
-                self.wait()
             self.clock += sum(recording) + 5 * (self.replays % 4 == 2)      # now and then something comes between
         return replay
 
     def seconds(self, replay):
-        before = self.clock
+        before, self.timing = self.clock, True
         replay()
+        self.timing = False
         return self.clock - before
 
     def wait(self):
