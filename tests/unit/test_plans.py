@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dsgd_mpi.kernels.gpu.device import Gpu
 from dsgd_mpi.kernels.gpu.plans import CANDIDATES, WORKSPACE_BYTES, Geometry, Plans
 from dsgd_mpi.kernels.gpu.tools import Tools
 from dsgd_mpi.kernels.gpu.tuner import REPLAYS, NothingRuns
@@ -168,6 +169,32 @@ def test_a_device_that_has_failed_is_not_taken_for_a_cudnn_that_refuses(made, er
     device.failed = Failed("cudaErrorLaunchFailure")
     with pytest.raises(Failed, match="cudaErrorLaunchFailure"):
         plans.step("forward", G, *arrays())
+
+
+class Board(Gpu):
+    """A GPU as far as it is asked before the first plan."""
+
+    versions, stream, wait = Timed.versions, Timed.stream, Timed.wait
+    recording = failed = None
+
+    def __init__(self, form):
+        pass
+
+
+def test_without_a_cudnn_that_works_there_are_no_plans_which_is_said_once(made, monkeypatch, caplog):
+    def refuse(self):
+        raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
+    made([])
+    monkeypatch.setattr(Cudnn, "create_handle", refuse)
+    tools = Tools("bfloat16", device=Board)
+    for _ in range(2):
+        assert tools.planned("forward", G, *arrays()) is None
+    assert len(caplog.messages) == 1
+    assert "cuDNN cannot be used (CUDNN_STATUS_NOT_INITIALIZED)" in caplog.messages[0]
+    monkeypatch.setattr(Board, "failed", Failed("cudaErrorECCUncorrectable"))
+    with pytest.raises(Failed, match="cudaErrorECCUncorrectable"):
+        Tools("bfloat16", device=Board).planned("forward", G, *arrays())
+    assert len(caplog.messages) == 1
 
 
 def test_of_the_plans_that_were_tried_nothing_is_kept_but_the_workspace_of_the_fastest(made):
