@@ -5,8 +5,8 @@ are never used, nor, if `exact`, are those that round float32 inputs (TF32).
 https://docs.nvidia.com/deeplearning/cudnn/frontend
 
 The frontend raises cudnnGraphNotSupportedError, which is no RuntimeError, for what cuDNN has no plan for or does not
-build; RuntimeError for all that cuDNN or CUDA report; ValueError for some of its own objections. It keeps Python's lock
-while it works, so that threads build no faster.
+build; RuntimeError for most of what cuDNN or CUDA report; ValueError for objections of its own. A failure of CUDA's can
+be any of these, so the device is asked after each. The frontend keeps Python's lock: threads would build no faster.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.kernels.gpu.device import Device, Launch
 
 REPEATS = 10                                # launches in a recording, which hides how long the host takes for each
-REPLAYS = 3                                 # of which the shortest counts
+REPLAYS = 3                                 # of which the shortest counts; the first is slower
 REFUSALS: tuple[type[Exception], ...] = RuntimeError, ValueError, MemoryError   # CuPy's, of what it cannot do
 
 Prepare = Callable[[], Launch]              # raises one of REFUSALS if this device cannot do it
@@ -38,7 +38,6 @@ def seconds(device: Device, launch: Launch) -> float:
     """Time of a launch on a device that does nothing else."""
     launch()                                # kernels are loaded by the first, which not every recording allows
     replay = recorded(device, launch, REPEATS)
-    replay()                                # the first is slower: the device takes in the recording
     return min(device.seconds(replay) for _ in range(REPLAYS)) / REPEATS
 
 
