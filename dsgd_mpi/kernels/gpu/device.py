@@ -207,8 +207,8 @@ class Gpu:
     @property
     def versions(self) -> tuple[str, ...]:
         """What timings depend on: the device and its driver."""
-        architecture = f"sm{self.properties['major']}{self.properties['minor']}"
-        return self.name, architecture, f"driver{self.cupy.cuda.runtime.driverGetVersion()}"
+        cuda = self.cupy.cuda
+        return self.name, f"sm{cuda.Device().compute_capability}", f"driver{cuda.runtime.driverGetVersion()}"
 
     @property
     def processors(self) -> int:

@@ -167,7 +167,7 @@ class Plans:
                 return fastest(self.device, trials, CANDIDATES, self.refusals)
             except self.refusals as error:
                 self.device.wait()
-                reason = str(error)
+                reason = str(error) or repr(error)
             finally:
                 self.device.release()
         raise NothingRuns(reason)
