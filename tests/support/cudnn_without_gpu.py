@@ -1,19 +1,30 @@
 """What the real cuDNN says of convolutions on an H200, where there is neither a GPU nor a driver.
 
-Run in a process of its own, it is given questions, methods of Asked, and prints the answers. It loads a stand-in for
-the driver's library, of whose functions those that load machine code say that they have, and all others that there is
-no device.
+It is asked in a process of its own, which loads a stand-in for the driver's library: of its functions those that load
+machine code say that they have, and all others that there is no device. This cuDNN has no precompiled engines; it is a
+sixth of the whole.
 """
 
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
+from dsgd_mpi.kernels.api import Convolution
+from dsgd_mpi.kernels.gpu import plans
+from dsgd_mpi.kernels.gpu.plans import Geometry
+from dsgd_mpi.nn import models
+from tests.support import ROOT
+from tests.support.emulation.emulated import COMPILER
+from tests.support.timed_device import Timed
+
+FOLDER = Path(sys.prefix, "cudnn")          # where nothing but these tests finds it
+LIBRARIES = FOLDER / "nvidia" / "cudnn_jit" / "lib"
 NO_DEVICE = "{ return 100; }"               # CUDA_ERROR_NO_DEVICE
 LOADED = {"cuLibraryLoadData": "{ *made = made; return 0; }", "cuLibraryGetKernel": "{ *made = made; return 0; }",
           "cuLibraryUnload": "{ return 0; }"}
@@ -28,22 +39,22 @@ H200 = """{"maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 102
 
 def missing():
     """Why this cannot be run; None if it can."""
-    from tests.support.emulation.emulated import COMPILER
-    if find_spec("cudnn") is None or not libraries():
-        return "nvidia-cudnn-jit-cu13 and nvidia-cudnn-frontend are not installed (make does it on x86-64 Linux)"
+    if not LIBRARIES.exists():
+        return f"there is no cuDNN in {FOLDER} (make installs it on x86-64 Linux)"
     return None if COMPILER else "g++ is not installed: there is no stand-in for the NVIDIA driver"
 
 
-def libraries():
-    """cuDNN's, as far as they call the driver: those of nvidia-cudnn, or of nvidia-cudnn-jit, which is small."""
-    spec = find_spec("nvidia")
-    return [path for folder in spec.submodule_search_locations for name in ("cudnn", "cudnn_jit")
-            for path in Path(folder, name, "lib").glob("lib*.so.9")] if spec else []
+def answers(questions, cache):
+    """What methods of Asked return: [name, *arguments] -> its answer."""
+    paths = {"PYTHONPATH": f"{ROOT}:{FOLDER}", "LD_LIBRARY_PATH": str(LIBRARIES), "XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run([sys.executable, "-m", __name__, json.dumps(questions)], env={**os.environ, **paths},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return {tuple(question): answer for question, answer in json.loads(done.stdout)}
 
 
 def load_driver():
-    from tests.support.emulation.emulated import COMPILER
-    names = {name.decode() for path in libraries()
+    names = {name.decode() for path in LIBRARIES.glob("*.so.9")
              for name in re.findall(rb"\0(cu[A-Z]\w+)(?=\0)", path.read_bytes())}
     text = "\n".join(f'extern "C" int {name}(void** made) {LOADED.get(name, NO_DEVICE)}' for name in sorted(names))
     with tempfile.TemporaryDirectory() as folder:
@@ -56,9 +67,6 @@ def load_driver():
 
 def resnet50(batch):
     """The geometries of its convolutions, and of the last, fully connected layer."""
-    from dsgd_mpi.kernels.api import Convolution
-    from dsgd_mpi.kernels.gpu.plans import Geometry
-    from dsgd_mpi.nn import models
     graph, seen = models.graph("resnet50", 1000, (224, 224, 3)), {Geometry(batch, 1, 1, 2048, 1000, 1, 1, 0, 1, 1)}
     for layer in graph.layers:
         if isinstance(operation := layer.operation, Convolution):
@@ -72,20 +80,17 @@ class Asked:
 
     def __init__(self):
         import cudnn
-
-        from dsgd_mpi.kernels.gpu import plans
-        from tests.support.timed_device import Timed
-        self.cudnn, self.plans, self.device = cudnn, plans, Timed()
+        self.cudnn, self.device = cudnn, Timed()
         self.where = {"device_property": cudnn.create_device_properties(H200), "sm_version": 90}
-        self.small = plans.Geometry(8, 14, 14, 64, 64, 3, 1, 1, 14, 14)
+        self.small = Geometry(8, 14, 14, 64, 64, 3, 1, 1, 14, 14)
 
     def graph(self, mode, direction="forward", dtype="bfloat16", exact=False):
-        return self.plans.graph(self.cudnn, getattr(self.cudnn.heur_mode, mode), direction, self.small, dtype, exact,
+        return plans.graph(self.cudnn, getattr(self.cudnn.heur_mode, mode), direction, self.small, dtype, exact,
                                 **self.where)
 
     def made(self, dtype="bfloat16", exact=False, seconds=()):
         """Plans whose candidates would take so long, one after the other."""
-        class Told(self.plans.Plans):
+        class Told(plans.Plans):
             def bound(told, planned, arrays, space):
                 super().bound(planned, arrays, space)
                 time = next(seconds, 0)
@@ -97,7 +102,7 @@ class Asked:
         """Convolutions of a ResNet-50 for which there is no plan that is supported."""
         found, made = [], self.made(dtype, exact)
         for g in resnet50(64):
-            for direction in self.plans.ROLES:
+            for direction in plans.ROLES:
                 if direction == "data" and g.c == 8:
                     continue                # of images no gradient is asked
                 if not any(self.supported(made, mode, direction, g) for mode in made.modes):
@@ -136,9 +141,8 @@ class Asked:
 
     def chosen(self):
         """Names of a convolution's plans, and of the one that is bound after two were timed, and when it is known."""
-        from types import SimpleNamespace
         arrays = [SimpleNamespace(data=SimpleNamespace(ptr=4096))] * 3
-        self.plans.CANDIDATES = 2
+        plans.CANDIDATES = 2
         made = self.made(seconds=[2, 1])
         made.step("forward", self.small, *arrays)
         known = self.made()
