@@ -122,8 +122,22 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cv_t<A>*>(arguments[I])...);
 }
 
+// What CUDA would not launch (CUDA C++ Programming Guide, technical specifications per compute capability).
+inline void check_launch(unsigned most_threads, const unsigned* grid, const unsigned* block) {
+    const unsigned grid_limits[] = {0x7fffffff, 65535, 65535}, block_limits[] = {1024, 1024, 64};
+    bool fits = block[0] * block[1] * block[2] <= most_threads;
+    for (int i = 0; i < 3; ++i)
+        fits = fits && grid[i] && grid[i] <= grid_limits[i] && block[i] && block[i] <= block_limits[i];
+    if (fits) return;
+    std::fprintf(stderr, "cannot launch %u x %u x %u blocks of %u x %u x %u threads, of which there may be %u\n", grid[0],
+                 grid[1], grid[2], block[0], block[1], block[2], most_threads);
+    std::abort();
+}
+
+// most_threads: those of a block, by __launch_bounds__.
 template <class... A>
-void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, void** arguments) {
+void launch(void (*kernel)(A...), unsigned most_threads, const unsigned* grid, const unsigned* block, void** arguments) {
+    check_launch(most_threads, grid, block);
     static std::tuple<void (*)(A...), void**> what;
     what = {kernel, arguments};
     fibers::body = [](void* given) {
