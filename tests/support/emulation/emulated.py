@@ -32,13 +32,17 @@ def kernels(text):
     return re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\((\w+)[\w, ]*\)\s+)?(\w+)', text)
 
 
+def entries(text):
+    """C++ functions launch_NAME(grid, block, addresses of the arguments)."""
+    return [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
+            f"{{ launch({name}, {threads or 1024}, grid, block, arguments); }}" for threads, name in kernels(text)]
+
+
 @cache
 def library(given, vec):
     """All kernels for a format, compiled once a process and those that it starts."""
     text = source()
-    entries = [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
-               f"{{ launch({name}, {threads or 1024}, grid, block, arguments); }}" for threads, name in kernels(text)]
-    program = "\n".join([f'#include "{SHIM}"', text, *entries])
+    program = "\n".join([f'#include "{SHIM}"', text, *entries(text)])
     stem = Path(os.environ.get(COMPILED, FOLDER.name)) / "-".join(map(str, (given.bits, given.bfloat, vec)))
     if stem.with_suffix(".so").exists():
         return ctypes.CDLL(str(stem.with_suffix(".so")))
