@@ -58,7 +58,10 @@ def pip(*words: str) -> str:
 
 
 def resolved(asked: list[str], where: list[str]) -> list[dict[str, Any]]:
-    """What pip would install, as in its report; nothing is downloaded but descriptions."""
+    """What pip would install, as in its report; nothing is downloaded but descriptions.
+
+    The versions may be older than those of a download, since this asks whether they suit the Python that runs it.
+    """
     report = pip("install", "--quiet", "--dry-run", "--ignore-installed", "--target=nowhere", "--report=-", *where,
                  *asked)
     found: list[dict[str, Any]] = json.loads(report)["install"]
@@ -72,7 +75,7 @@ def resolved(asked: list[str], where: list[str]) -> list[dict[str, Any]]:
 @click.option("--cudnn/--no-cudnn", default=True, show_default=True, help="Carry cuDNN, and cuBLAS, which it needs.")
 @click.option("--python", default="3.12", show_default=True, help="Version of the machine's Python.")
 @click.option("--glibc", default="2.35", show_default=True, help="Version of its C library: ldd --version.")
-@click.option("--list", "only_list", is_flag=True, help="Print what would be downloaded, and end.")
+@click.option("--list", "only_list", is_flag=True, help="Print what would be downloaded, perhaps newer, and end.")
 def main(to: Path, cuda: str, cudnn: bool, python: str, glibc: str, only_list: bool) -> None:
     """Download wheels for a machine with a GPU and without a network."""
     asked, where = requirements(cuda, cudnn), target(python, glibc)

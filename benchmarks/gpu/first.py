@@ -65,7 +65,7 @@ STAGES = (
     Stage("messages", "Do staged messages, GPU-aware MPI and NCCL deliver what host memory does?",
           f"{TESTS} tests/gpu -k 'test_gpu_comm or ranks'"),
     Stage("train", "Does a user's own command train on the GPU?",
-          f"{PYTHON} -m dsgd_mpi.train --device gpu --dtype bfloat16 --epochs 2 --out build/gpu-first"),
+          f"{PYTHON} -m dsgd_mpi.train --device gpu --dtype bfloat16 --epochs 2"),
     Stage("racecheck", "Does any kernel of batch norm race in shared memory?",
           f"compute-sanitizer --tool racecheck --error-exitcode 1\\\n    {TESTS} {BATCH_NORM}",
           (PYTHON, "compute-sanitizer")),
