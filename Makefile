@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu clean
+.PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu gpu-first gpu-wheels clean
 
 # For GPUs: a separate environment, or an existing one, as in make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= .venv-gpu/bin/python
@@ -76,14 +76,25 @@ bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/resul
 bench-gpu: $(GPU_READY) ## ResNet-18 and 50 on an NVIDIA GPU against PyTorch's: about an hour
 	$(GPU_PYTHON) -m benchmarks.gpu.step $(ARGS)
 
+gpu-first:              ## the first hour on a GPU, stage by stage: docs/gpu.rst; --list prints the commands
+	$(PYTHON) -m benchmarks.gpu.first --python $(GPU_PYTHON) $(ARGS)
+
+gpu-wheels: $(READY)    ## all that a machine with a GPU and without a network needs, into wheels/
+	$(BIN)/python packaging/wheels.py $(ARGS)
+
 clean:                  ## remove the environments and what tools have left behind
 	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# cuDNN tells its plans without a GPU: 80 MB, and not the 440 MB of its dependencies, which it does not need for that
+ON_LINUX := ; sys_platform == "linux" and platform_machine == "x86_64"
+CUDNN := 'nvidia-cudnn-jit-cu13==9.27.*$(ON_LINUX)' 'nvidia-cudnn-frontend>=1.16,<1.29$(ON_LINUX)'
 
 # An environment is created once, and updated when pyproject.toml changes.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/cudnn $(CUDNN)
 	touch $@
 
 $(VENV)/docs: $(READY)

@@ -1,16 +1,11 @@
 """What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
-from threading import Barrier, Thread
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,18 +16,14 @@ from dsgd_mpi.arrays.flat import Buckets, Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Convolution
-from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Fetched
-from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
-from dsgd_mpi.kernels.gpu.plans import Choices
-from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
+from dsgd_mpi.kernels.gpu.device import PageLocked, Staging, problem
+from dsgd_mpi.kernels.gpu.tools import FORMATS
 from dsgd_mpi.net.simulated.host import Cluster
-from dsgd_mpi.nn import models, resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
-from tests.support import ROOT
 from tests.support.emulation.emulated import COMPILER, Emulated
 from tests.support.jobs import run
 from tests.support.numpy_device import NumpyDevice, raw
@@ -48,66 +39,6 @@ def batch(image, n, seed=0):
 
 def emulated(name="resnet8", image=(12, 12, 1), n=4, dtype="float32", **device):
     return resnet(name, 10, image, n, CuDNN(dtype, device=lambda form: Emulated(form, **device)))
-
-
-# the compiler
-
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
-    pytest.importorskip("cuda.bindings.nvrtc", reason=NOT_RUN.format("cuda-bindings"))
-    expected = set(re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', source()))
-    assert len(expected) == sum(path.read_text().count('extern "C"') for path in SOURCES.glob("*.cu")) > 20
-    for vec in {1, CHANNELS_A_THREAD, 128 // FORMATS[dtype].bits}:
-        log = compiled(arch, *macros(FORMATS[dtype], vec))
-        used = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-                          r"(\d+) bytes spill loads", log)
-        assert {name for name, *_ in used} == expected
-        assert not [each for each in used if any(map(int, each[1:]))]
-
-
-def compiled(arch, *options):
-    """Compiles all sources to machine code, without a driver; what the assembler says of it."""
-    from cuda.bindings import nvrtc
-
-    def call(function, *arguments):
-        error, *results = function(*arguments)
-        assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, (error, log_of(program))
-        return results[0] if results else None
-
-    def log_of(program):
-        text = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-        nvrtc.nvrtcGetProgramLog(program, text)
-        return text.decode()
-
-    program = None
-    program = call(nvrtc.nvrtcCreateProgram, source().encode(), b"kernels.cu", 0, [], [])
-    arguments = [option.encode() for option in (f"--gpu-architecture={arch}", "--ptxas-options=-v", *options)]
-    call(nvrtc.nvrtcCompileProgram, program, len(arguments), arguments)
-    size = call(nvrtc.nvrtcGetCUBINSize, program)
-    cubin = b" " * size
-    call(nvrtc.nvrtcGetCUBIN, program, cubin)
-    assert cubin[:4] == b"\x7fELF"
-    return log_of(program)
-
-
-BEYOND = """
-import sys
-import numpy as np
-from tests.support.emulation.emulated import Emulated
-from dsgd_mpi.kernels.gpu.tools import FORMATS
-device = Emulated(FORMATS["float32"])
-x, y = (device.zeros((1000,), np.float32) for _ in range(2))
-device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]))()
-"""
-
-
-@needs_compiler
-@pytest.mark.parametrize(("count", "status"), [(1000, 0), (1001, -signal.SIGSEGV)])
-def test_a_kernel_that_goes_beyond_its_arrays_is_found_out(count, status):
-    done = subprocess.run([sys.executable, "-c", BEYOND, str(count)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=60)
-    assert done.returncode == status, done.stderr
 
 
 # recording
@@ -464,129 +395,6 @@ def test_memory_is_flat_from_the_second_step_on():
         sgd.update(model.flat, model.flat_gradient, 0.01)
         given.append(model.kernels.device.given)
     assert given[1] == given[2] == given[3]
-
-
-# cuDNN
-
-def test_the_fastest_plans_are_remembered_for_each_gpu_and_version(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one, other = Choices("NVIDIA H200-cudnn92800"), Choices("NVIDIA H200-cudnn92800")
-    assert one.agreed("forward-1", "eng1") == "eng1"
-    assert other.agreed("forward-1", "eng2") == "eng1"          # another rank, which was later
-    assert other.agreed("forward-2", "eng2") == "eng2"
-    again = Choices("NVIDIA H200-cudnn92800")
-    assert (again.get("forward-1"), again.get("forward-2"), again.get("data-1")) == ("eng1", "eng2", None)
-    assert sorted(path.name for path in again.folder.iterdir()) == ["forward-1", "forward-2"]
-    assert Choices("NVIDIA H200-cudnn90000").get("forward-1") is None
-    again.forget("forward-1")
-    assert again.agreed("forward-1", "eng3") == "eng3"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    nowhere = Choices("x")                  # what cannot be written is timed again
-    assert (nowhere.agreed("forward-1", "eng1"), nowhere.get("forward-1")) == ("eng1", None)
-
-
-def test_ranks_that_time_a_shape_at_the_same_time_agree_on_a_plan(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    together = Barrier(8)
-
-    def rank(number):
-        choices = Choices("gpu")
-
-        def agreed(key):
-            together.wait(30)
-            return choices.agreed(f"forward-{key}", f"eng{number}")
-        return [agreed(key) for key in range(50)]
-    with ThreadPoolExecutor(8) as ranks:
-        found = list(ranks.map(rank, range(8)))
-    assert all(each == found[0] for each in found)
-
-
-def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_again(monkeypatch, tmp_path):
-    """On a cuDNN of five plans, told by a table: seconds, workspace, whether it can be built."""
-    table = {0: (5, 0, True), 1: (1, 0, False), 2: (2, 1 << 40, True), 3: (3, 64, True), 4: (4, 0, True)}
-
-    class Graph:
-        built = None
-
-        def get_execution_plan_count(self):
-            return len(table)
-
-        def get_plan_name_at_index(self, index):
-            return f"eng{index}"
-
-        def build_plan_at_index(self, index):
-            if not table[index][2]:
-                raise RuntimeError("not supported")
-            self.built = index
-
-        def get_workspace_size(self):
-            return table[self.built][1]
-
-        def execute(self, pack, workspace, handle):
-            clock.append(table[self.built][0])
-
-    clock: list[int] = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = object.__new__(plans.Plans)
-    made.cudnn, made.handle = SimpleNamespace(cudnnGraphNotSupportedError=ValueError), 0
-    made.workspace = lambda size: SimpleNamespace(data=SimpleNamespace(ptr=0))
-    made.device = SimpleNamespace(seconds=lambda launch, repeats: launch() or clock[-1])
-    made.choices, graph = Choices("gpu"), Graph()
-    made.select(graph, "key", {})
-    assert graph.built == 3
-    assert len(clock) == 3
-    again = Graph()
-    made.choices = Choices("gpu")
-    made.select(again, "key", {})
-    assert again.built == 3
-    assert len(clock) == 3                  # nothing is timed again
-    table[3] = (3, 64, False)               # another driver: what was chosen cannot be built any more
-    made.select(again := Graph(), "key", {})
-    assert again.built == 4
-    made.choices.forget("key")
-    made.choices.agreed("key", "eng0")      # another rank's clock says otherwise
-    made.select(again := Graph(), "key", {})
-    assert again.built == 0
-
-
-@pytest.mark.parametrize(("dtype", "exact"), [("bfloat16", False), ("float16", False), ("float32", True),
-                                              ("float32", False)])
-def test_cudnn_has_a_plan_for_every_convolution_of_resnet50_on_an_h200(dtype, exact):
-    """Needs the package nvidia-cudnn and a library libcuda.so.1, a stub of which serves; no GPU."""
-    cudnn = pytest.importorskip("cudnn", reason="the packages nvidia-cudnn and nvidia-cudnn-frontend are not installed")
-    try:
-        properties = cudnn.create_device_properties(H200)
-    except RuntimeError as reason:
-        pytest.skip(f"cuDNN cannot be loaded here: {str(reason).splitlines()[0]}")
-    graph, seen = models.graph("resnet50", 1000, (224, 224, 3)), set()
-    for layer in graph.layers:
-        if isinstance(layer.operation, Convolution):
-            (h, w, c), (oh, ow, o) = graph.shapes[layer.x], graph.shapes[layer.y]
-            operation = layer.operation
-            seen.add(plans.Geometry(64, h, w, max(8, c), o, operation.window, operation.stride, operation.pad, oh, ow))
-    for geometry in [*seen, plans.Geometry(64, 1, 1, 2048, 1000, 1, 1, 0, 1, 1)]:
-        for direction in plans.ROLES:
-            if direction == "data" and geometry.c == 8:
-                continue                    # of images no gradient is asked
-            made, _ = plans.graph(cudnn, direction, geometry, dtype, exact, device_property=properties, sm_version=90)
-            assert any(builds(made, index) for index in range(made.get_execution_plan_count())), (direction, geometry)
-
-
-def builds(made, index):
-    try:
-        made.build_plan_at_index(index)
-    except Exception:                       # a plan that was deselected
-        return False
-    return made.get_workspace_size() >= 0
-
-
-H200 = """{"maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64], "regsPerBlock": 65536,
-"multiProcessorCount": 132, "smCountOrigin": 0, "warpSize": 32, "maxSharedMemoryPerBlock": 49152,
-"maxSharedMemoryPerBlockOptin": 232448, "oversizedSharedMemoryPerBlock": 0, "reservedSharedMemoryPerBlock": 1024,
-"maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024, "maxThreadsPerSM": 2048, "pciDeviceId": 0,
-"isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000, "memClockRateKHz": 3201000,
-"memoryBusWidth": 6144, "l2CacheSize": 62914560, "deviceName": "NVIDIA H200", "totalGlobalMem": 150000000000,
-"cudaDeviceId": 0, "deviceVer": 900, "driverVer": 13000}"""
 
 
 # without a GPU, and without CuPy

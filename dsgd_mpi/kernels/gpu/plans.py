@@ -1,23 +1,27 @@
 """Convolutions by cuDNN 9's graphs through nvidia-cudnn-frontend: for each shape the fastest plan, timed once, cached.
 
-The choices are cached on disk for each GPU and version of cuDNN. Nondeterministic plans are never used, nor, if
-`exact`, are those that round float32 inputs (TF32). https://docs.nvidia.com/deeplearning/cudnn/frontend
+The choices are cached on disk for each GPU, its driver, and version of cuDNN and the frontend. Nondeterministic plans
+are never used, nor, if `exact`, are those that round float32 inputs (TF32).
+https://docs.nvidia.com/deeplearning/cudnn/frontend
+
+The frontend raises cudnnGraphNotSupportedError, which is no RuntimeError, for what cuDNN has no plan for or does not
+build; RuntimeError for most of what cuDNN or CUDA report; ValueError for objections of its own. A failure of CUDA's can
+be any of these, so the device is asked after each. The frontend keeps Python's lock: threads would build no faster.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import suppress
-from tempfile import NamedTemporaryFile
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
-from dsgd_mpi.arrays.cache import cache_folder
+import numpy as np
+
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.gpu.device import Launch
+from dsgd_mpi.kernels.gpu.tuner import REFUSALS, Choices, NothingRuns, fastest
 
 CANDIDATES = 8                              # plans that are timed, of those that cuDNN ranks first
-REPEATS = 5
 WORKSPACE_BYTES = 1 << 30                   # the most that a plan may need
 
 
@@ -50,8 +54,8 @@ def strides(shape: tuple[int, int, int, int]) -> list[int]:
     return [c * h * w, 1, c * w, c]
 
 
-def graph(cudnn: Any, direction: str, g: Geometry, dtype: str, exact: bool, **where: Any) -> tuple[Any, list[Any]]:
-    """The graph of one convolution, with all plans that cuDNN has for it, and its tensors in the order of ROLES.
+def graph(cudnn: Any, mode: Any, direction: str, g: Geometry, dtype: str, exact: bool, **where: Any) -> Planned:
+    """One convolution with the plans that cuDNN has for it by a heuristic; those that may not be used cannot be built.
 
     `where`: the handle of a device, or the properties of one that is not present. Raises what cuDNN raises.
     """
@@ -69,104 +73,101 @@ def graph(cudnn: Any, direction: str, g: Geometry, dtype: str, exact: bool, **wh
     out.set_output(True).set_data_type(kind).set_dim(list(shape)).set_stride(strides(shape))
     made.validate()
     made.build_operation_graph()
-    made.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    made.create_execution_plans([mode])
     note = cudnn.numerical_note
     rounding = [note.TENSOR_CORE, note.DOWN_CONVERT_INPUTS, note.REDUCED_PRECISION_REDUCTION] if exact else []
     made.deselect_numeric_notes([note.NONDETERMINISTIC, *rounding])
-    made.check_support()
-    return made, [a, b, out]
+    made.deselect_workspace_greater_than(WORKSPACE_BYTES)
+    return Planned(made, [a, b, out])
+
+
+class Planned(NamedTuple):
+    """cuDNN's graph, of whose plans the one that was built last is run, and its tensors in the order of ROLES."""
+
+    graph: Any
+    tensors: list[Any]
+
+    def plans(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The name of each, the one that should be fastest first, and what builds it."""
+        for index in range(self.graph.get_execution_plan_count()):
+            yield self.graph.get_plan_name_at_index(index), partial(self.graph.build_plan_at_index, index)
 
 
 class Plans:
-    """For one device; `workspace(size)`: that many bytes, which may be overwritten. ImportError without the library."""
+    """For one device; `workspace(size)`: that many bytes, which may be overwritten. ImportError without the library.
 
-    def __init__(self, device: Any, dtype: str, exact: bool, workspace: Callable[[int], Array]) -> None:
+    Convolutions of equal geometry share a plan. `properties`: of the device if it is not present, for tests.
+    """
+
+    def __init__(self, device: Any, dtype: str, exact: bool, workspace: Callable[[int], Array],
+                 **properties: Any) -> None:
         import cudnn
         self.cudnn, self.device, self.dtype, self.exact, self.workspace = cudnn, device, dtype, exact, workspace
-        self.handle = cudnn.create_handle()
-        cudnn.set_stream(handle=self.handle, stream=device.stream.ptr)
-        self.choices = Choices(f"{device.name}-cudnn{cudnn.backend_version()}")
+        self.refusals = *REFUSALS, cudnn.cudnnGraphNotSupportedError
+        self.choices = Choices(*device.versions, f"cudnn{cudnn.backend_version()}", f"frontend{cudnn.__version__}")
+        self.modes = cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK       # the second if no plan of the first can be run
+        self.chosen: dict[str, Planned] = {}
+        self.handle, self.where = None, properties
+        if not properties:
+            self.handle = cudnn.create_handle()
+            cudnn.set_stream(handle=self.handle, stream=device.stream.ptr)
+            self.where = {"handle": self.handle}
 
     def step(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch:
         """The convolution bound to its arrays, in the order of ROLES. `out` may be overwritten at once.
 
-        Raises an error of cuDNN's if there is no plan for it.
+        NothingRuns if cuDNN has no plan that runs; MemoryError if there is no room for the workspace of the chosen one.
         """
-        made, tensors = graph(self.cudnn, direction, g, self.dtype, self.exact, handle=self.handle)
-        arrays = (a, b, out)
-        pack = {tensor: int(array.data.ptr) for tensor, array in zip(tensors, arrays, strict=True)}
-        self.select(made, "-".join(map(str, (direction, self.dtype, "exact" if self.exact else "fast", *g))), pack)
-        space = self.workspace(max(1, made.get_workspace_size()))
+        arrays, key = (a, b, out), "-".join(map(str, (direction, self.dtype, "exact" if self.exact else "fast", *g)))
+
+        def works(name: str) -> bool:
+            planned = self.built(direction, g, name)
+            if planned:
+                self.chosen[key] = planned
+            return planned is not None
+        if key not in self.chosen:
+            self.choices.choice(key, works, lambda: self.fastest(direction, g, arrays))
+        planned = self.chosen[key]
+        return self.bound(planned, arrays, self.workspace(max(1, planned.graph.get_workspace_size())))
+
+    def bound(self, planned: Planned, arrays: tuple[Array, ...], space: Array) -> Launch:
+        pack = {tensor: int(array.data.ptr) for tensor, array in zip(planned.tensors, arrays, strict=True)}
 
         def launch(kept: Any = (arrays, space)) -> None:
-            made.execute(pack, int(space.data.ptr), handle=self.handle)
+            planned.graph.execute(pack, int(space.data.ptr), handle=self.handle)
         return launch
 
-    def select(self, made: Any, key: str, pack: dict[Any, int]) -> None:
-        """Builds the plan that the first process to time them found fastest."""
-        places = {made.get_plan_name_at_index(index): index for index in range(made.get_execution_plan_count())}
-        known = self.choices.get(key)
-        if self.builds(made, places.get(known)):
-            return
-        if known:                           # from another driver
-            self.choices.forget(key)
-        fastest = self.fastest(made, pack)
-        if not self.builds(made, places.get(self.choices.agreed(key, fastest))):
-            made.build_plan_at_index(places[fastest])
+    def asked(self, mode: Any, direction: str, g: Geometry) -> Planned:
+        return graph(self.cudnn, mode, direction, g, self.dtype, self.exact, **self.where)
 
-    def builds(self, made: Any, index: int | None) -> bool:
-        if index is not None:
-            with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
-                made.build_plan_at_index(index)
-                return True
-        return False
-
-    def fastest(self, made: Any, pack: dict[Any, int]) -> str:
-        """The name of the fastest of the first plans that can be built."""
-        seconds: dict[str, float] = {}
-        for index in range(made.get_execution_plan_count()):
-            if self.builds(made, index) and (needed := made.get_workspace_size()) <= WORKSPACE_BYTES:
-                space = self.workspace(max(1, needed))
-                with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
-                    seconds[made.get_plan_name_at_index(index)] = self.device.seconds(
-                        lambda: made.execute(pack, int(space.data.ptr), handle=self.handle), REPEATS)   # noqa: B023
-            if len(seconds) == CANDIDATES:
-                break
-        if not seconds:
-            raise RuntimeError("none of cuDNN's plans can be built")
-        return min(seconds, key=lambda name: seconds[name])
-
-
-class Choices:
-    """The plans found fastest: a folder for each GPU and version of cuDNN, and in it a file for each shape.
-
-    The first process to choose decides for all ranks and later runs, so that all round alike: if every rank relied on
-    its own timings, a run that was stopped and resumed could differ from one that was not.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.folder = cache_folder() / name.replace(" ", "-")
-
-    def get(self, key: str) -> str | None:
-        with suppress(OSError, ValueError):
-            return (self.folder / key).read_text()
+    def built(self, direction: str, g: Geometry, name: str) -> Planned | None:
+        """A graph that runs the plan of that name, if there is one and it can be built."""
+        for mode in self.modes:
+            try:
+                planned = self.asked(mode, direction, g)
+                for known, build in planned.plans():
+                    if known == name:
+                        build()
+                        return planned
+            except self.refusals:
+                self.device.wait()          # raises if it was not cuDNN that refused, but the device that has failed
         return None
 
-    def agreed(self, key: str, name: str) -> str:
-        """The choice to use: `name`, unless another process was first."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=self.folder, prefix=".") as file:
-                file.write(name)
-                file.flush()
-                os.fsync(file.fileno())
-                os.link(file.name, self.folder / key)       # whole or not at all, on network file systems too
-        except FileExistsError:
-            return self.get(key) or name
-        except OSError:                     # without a cache, plans are timed again
-            pass
-        return name
-
-    def forget(self, key: str) -> None:
-        with suppress(OSError):
-            (self.folder / key).unlink()
+    def fastest(self, direction: str, g: Geometry, arrays: tuple[Array, ...]) -> str:
+        """The name of the fastest plan. What was tried, and its workspace, is freed."""
+        def trial(planned: Planned, build: Callable[[], Any]) -> Launch:
+            build()
+            size = max(1, planned.graph.get_workspace_size())
+            return self.bound(planned, arrays, self.device.empty((size,), np.uint8))
+        reason = ""
+        for mode in self.modes:
+            try:
+                planned = self.asked(mode, direction, g)
+                trials = ((name, partial(trial, planned, build)) for name, build in planned.plans())
+                return fastest(self.device, trials, CANDIDATES, self.refusals)
+            except self.refusals as error:
+                self.device.wait()
+                reason = str(error) or repr(error)
+            finally:
+                self.device.release()
+        raise NothingRuns(reason)

@@ -14,6 +14,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu import device as devices
 from dsgd_mpi.kernels.gpu.device import Device, Format, Gpu, Launch
 from dsgd_mpi.kernels.gpu.plans import Geometry, Plans
+from dsgd_mpi.kernels.gpu.tuner import NothingRuns
 
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
@@ -65,6 +66,7 @@ class Tools:
             exact = self.kind == "float32"
             return Plans(self.device, self.dtype, exact, lambda size: self.scratch("workspace", size))
         except (ImportError, OSError, RuntimeError) as reason:
+            self.device.wait()              # raises if it was not cuDNN that failed, but the device
             log.warning("cuDNN cannot be used (%s); using our own convolutions, which are slower. "
                         "pip install nvidia-cudnn-cu13 nvidia-cudnn-frontend (or -cu12)", reason)
             return None
@@ -134,7 +136,7 @@ class Tools:
             return None
         try:
             return self.plans.step(direction, g, a, b, out)
-        except (self.plans.cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as reason:
+        except NothingRuns as reason:
             if not self.said:
                 log.warning("cuDNN has no plan for a convolution (%s, %s: %s); using our own, which is slower",
                             direction, g, str(reason).splitlines()[0])
