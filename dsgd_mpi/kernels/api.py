@@ -315,6 +315,13 @@ class Kernels(Protocol):
     def empty(self, shape: Shape) -> Array:
         """An uninitialised activation array, aligned as the kernels prefer. MemoryError if memory runs out."""
 
+    def image_channels(self, channels: int) -> int:
+        """The channels of the array that images are put into: more, the others being zero, if convolutions like that.
+
+        Only where all that reads the images is convolutions, whose weights then have fewer channels than their x.
+        """
+        return channels
+
     def spare_bytes(self) -> int:
         """Memory that `empty` can still allocate."""
 
@@ -328,7 +335,10 @@ class Kernels(Protocol):
         """
 
     def put(self, values: Array | Bytes, into: Array) -> None:
-        """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""
+        """Copies a float32 NumPy array to an activation array, converting its dtype.
+
+        Shapes must agree, except that `into` may have the last axis that `image_channels` asks for.
+        """
 
     def get(self, x: Array) -> Array:
         """A float32 NumPy copy of an activation array (float64 stays float64), once all work on it is done."""

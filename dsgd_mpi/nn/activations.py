@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
-from dsgd_mpi.kernels.api import Tensor
+from dsgd_mpi.kernels.api import Convolution, Kernels, Tensor
 from dsgd_mpi.nn.layers import Graph, Layer
 from dsgd_mpi.nn.memory import Memory
 
@@ -19,10 +19,11 @@ Sums = list[tuple[Array, Array]]            # a gradient, and a term to be added
 
 
 class Activations:
-    """`bound`: for each layer, in order, its x, add (or None), y and sums. `empty`: as in `Kernels`."""
+    """`bound`: for each layer, in order, its x, add (or None), y and sums. `empty`: the kernels', or one like it."""
 
-    def __init__(self, graph: Graph, batch: int, empty: Callable[[Shape], Array]) -> None:
-        self.values = {name: empty((batch, *shape)) for name, shape in graph.shapes.items()}
+    def __init__(self, graph: Graph, batch: int, kernels: Kernels, empty: Callable[[Shape], Array]) -> None:
+        shapes = {**graph.shapes, "images": image_shape(graph, kernels)}
+        self.values = {name: empty((batch, *shape)) for name, shape in shapes.items()}
         self.grads: dict[str, Array] = {}   # while they live
         self.memory = Memory(empty)         # for them
         self.logits = self._tensor(graph.layers[-1].y)
@@ -59,7 +60,14 @@ class Activations:
         return Tensor(value, grad)
 
 
-def bytes_needed(graph: Graph, batch: int, itemsize: int) -> int:
+def image_shape(graph: Graph, kernels: Kernels) -> Shape:
+    """Of the array that an image is put into (`Kernels.image_channels`)."""
+    readers = {type(layer.operation) for layer in graph.layers if "images" in (layer.x, layer.add)}
+    *size, channels = graph.shapes["images"]
+    return (*size, kernels.image_channels(channels) if readers == {Convolution} else channels)
+
+
+def bytes_needed(graph: Graph, batch: int, kernels: Kernels) -> int:
     """By the arrays of a batch, without allocating any."""
-    element = np.empty((), f"V{itemsize}")
-    return Activations(graph, batch, lambda shape: np.broadcast_to(element, shape)).bytes
+    element = np.empty((), f"V{int(kernels.empty((1,)).itemsize)}")
+    return Activations(graph, batch, kernels, lambda shape: np.broadcast_to(element, shape)).bytes

@@ -110,8 +110,7 @@ class Model:
         with suppress(MemoryError):
             return Plan(self, batch)
         spare = self.kernels.spare_bytes()          # including what the failed plan has freed
-        itemsize = int(self.kernels.empty((1,)).itemsize)
-        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.graph, 1, itemsize))
+        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.graph, 1, self.kernels))
         way_out = f"use --batch {fits} or less" if fits else "use a smaller model"
         raise UsageError(f"batch {batch}: there is not enough memory for the activations; {spare / 2**30:.1f} GiB are "
                          f"free, enough for about {fits} images; {way_out}")
@@ -129,7 +128,7 @@ class Plan:
 
     def __init__(self, model: Model, batch: int) -> None:
         self.model, self.kernels = model, model.kernels
-        self.activations = Activations(model.graph, batch, self.kernels.empty)
+        self.activations = Activations(model.graph, batch, self.kernels, self.kernels.empty)
         self.images, self.logits = self.activations.values["images"], self.activations.logits
         self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
         self.steps = [self._step(layer, *bound)

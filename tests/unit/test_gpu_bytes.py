@@ -12,7 +12,7 @@ from dsgd_mpi.kernels.gpu.tools import FORMATS
 from dsgd_mpi.nn import models
 from dsgd_mpi.nn.layers import Graph
 
-RESNET50_BYTES = 98_517_367_440             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
+RESNET50_BYTES = 98_363_226_768             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
 DECLARED = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(([^)]*)\)')
 
 
@@ -41,8 +41,8 @@ def test_the_bytes_of_a_small_net_are_those_that_its_kernels_are_seen_to_move():
     logits, wide_logits, row = 2 * 10, 2 * 16, 4 * 16       # a number per channel of 16
     scale = 4 * 4                           # of the loss, its inverse, two counters
     trained = c1 + c2 + fc + 10 + 4 * 16
-    images_in = image + 2 * 4 * 3 + 2 * image
-    copied = {"images": 2 * (image + padded), "logits": 2 * 2 * (wide_logits + logits)}     # the logits, their gradient
+    images_in = image + 2 * 4 * 3 + 2 * padded
+    copied = 2 * 2 * (wide_logits + logits)                 # the logits, and their gradient
     products = {"c1": 2 * 2 * (padded + own1 + large), "c2": 3 * 2 * (little + own2 + little),
                 "fc": 3 * 2 * (pooled + own_fc + wide_logits)}
     casts = sum(2 * (4 * ours + 2 * own) for ours, own in ((c1, own1), (c2, own2), (fc, own_fc))) + 3 * scale
@@ -57,7 +57,7 @@ def test_the_bytes_of_a_small_net_are_those_that_its_kernels_are_seen_to_move():
     loss = 2 * 2 * logits + 2 * 4 + scale + 2 * 4 + 2 * 4 + 4
     accumulated = 3 * 2 * little
     update = 4 * (5 * trained + 3 * 4 * 16 + 1) + scale
-    expected = (sum(copied.values()) + sum(products.values()) + casts + n1 + n2 + pool + mean + bias + loss
+    expected = (copied + sum(products.values()) + casts + n1 + n2 + pool + mean + bias + loss
                 + accumulated + update)
     assert bytes_moved(small(), 2, "bfloat16") == expected
     assert total(counted(small(), 2, "bfloat16")[1]) == expected + images_in
@@ -86,4 +86,4 @@ def test_the_table_adds_up():
             sum(float(number) for line in memory.splitlines()[1:] for number in line.split()[-2:])]
     said = float(last.split()[0])
     assert sums == pytest.approx([said, said], abs=0.02)
-    assert f"{said / 2:.2f} ms" in last
+    assert float(last.split()[5]) == pytest.approx(said / 2, abs=0.01)

@@ -21,7 +21,7 @@ from dsgd_mpi.arrays.flat import Buckets, Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Convolution
+from dsgd_mpi.kernels.api import BatchNorm, Bytes, Convolution
 from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
@@ -29,6 +29,8 @@ from dsgd_mpi.kernels.gpu.plans import Choices
 from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import models, resnet
+from dsgd_mpi.nn.activations import image_shape
+from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
@@ -98,7 +100,7 @@ from tests.support.emulation.emulated import Emulated
 from dsgd_mpi.kernels.gpu.tools import FORMATS
 device = Emulated(FORMATS["float32"])
 x, y = (device.zeros((1000,), np.float32) for _ in range(2))
-device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]))()
+device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]), np.int32(1), np.int32(1))()
 """
 
 
@@ -374,6 +376,49 @@ def test_bytes_become_the_images_that_the_host_would_make_of_them(augmented, dty
     found = k.empty(stored.shape)
     k.put(transform.bytes(stored, draws), found)
     np.testing.assert_allclose(k.get(found), expected, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
+
+
+class Padding(CuDNN):
+    """Pads channels, as where cuDNN is there."""
+
+    def padded(self, channels):
+        return -(-channels // 8) * 8
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_images_come_with_zeros_in_the_channels_that_convolutions_like_to_have(channels, dtype):
+    draw, k, shape = np.random.default_rng(0), Padding(dtype, device=Emulated), (3, 5, 7, channels)
+    stored, row = draw.integers(0, 256, shape, np.uint8), np.ones(channels, np.float32)
+    for values in (Bytes(stored, None, row, 0 * row, 0), stored.astype(np.float32)):
+        wide, same = k.empty((*shape[:-1], 8)), k.empty(shape)
+        for into in (wide, same):
+            k.put(values, into)
+            np.testing.assert_array_equal(k.get(into)[..., :channels], stored)
+            assert not k.get(into)[..., channels:].any()
+    with pytest.raises(AssertionError):
+        k.put(stored.astype(np.float32), k.empty((*shape[:-1], 16)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_net_on_images_with_padded_channels_is_the_same_net(dtype):
+    images, labels = batch((12, 12, 1), 4)
+    plain, padding = (resnet("resnet8", 10, (12, 12, 1), 4, k(dtype, device=Emulated)) for k in (CuDNN, Padding))
+    losses = [model.loss_and_gradient(images, labels) for model in (plain, padding)]
+    assert padding.plan(4).images.shape == (4, 12, 12, 8)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    np.testing.assert_allclose(plain.flat_gradient, padding.flat_gradient, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(plain.predict(images[:3]), padding.predict(images[:3]), rtol=1e-6)
+
+
+def test_images_keep_their_channels_where_not_only_convolutions_read_them():
+    k, graph = Padding("float32", device=Emulated), Graph((8, 8, 3))
+    graph.add("c", Convolution(4, 3, 1, 1), "images")
+    assert image_shape(graph, k) == (8, 8, 8)
+    graph.add("b", BatchNorm(relu=True), "images")
+    assert image_shape(graph, k) == (8, 8, 3)
 
 
 @needs_compiler

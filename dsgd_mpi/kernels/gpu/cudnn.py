@@ -58,6 +58,9 @@ class CuDNN(Tools, Kernels):
     def byte_memory(self, shape: Shape) -> Array:
         return self.device.page_locked(shape)
 
+    def image_channels(self, channels: int) -> int:
+        return self.padded(channels)
+
     def spare_bytes(self) -> int:
         return self.device.spare_bytes()
 
@@ -67,19 +70,28 @@ class CuDNN(Tools, Kernels):
     def put(self, values: Array | Bytes, into: Array) -> None:
         if isinstance(values, Bytes):
             return self.put_bytes(values, into)
-        assert values.shape == into.shape, (values.shape, into.shape)
+        channels, kept = self.image_shapes(values, into)
         values = np.asarray(values, np.float32)
-        if self.storage == np.float32:
+        if self.storage == np.float32 and channels == kept:
             return self.device.put(values, into)
-        return self.each("narrowed", values.size, 1, self.staged("images", values), into, np.uint32(values.size))()
+        return self.each("narrowed", into.size, self.vec(kept), self.staged("images", values), into,
+                         np.uint32(into.size // kept), i32(channels), i32(kept))()
+
+    def image_shapes(self, values: Array, into: Array) -> tuple[int, int]:
+        """The channels of images, and those of the array that they are put into."""
+        (*size, channels), (*room, kept) = values.shape, into.shape
+        assert size == room, (values.shape, into.shape)
+        assert kept in (channels, self.image_channels(channels)), (values.shape, into.shape)
+        return channels, kept
 
     def put_bytes(self, values: Bytes, into: Array) -> None:
-        assert values.images.shape == into.shape, (values.images.shape, into.shape)
+        channels, kept = self.image_shapes(values.images, into)
         places, per_channel = values.places, np.stack([values.scale, values.shift]).astype(np.float32)
         images = self.staged("images", values.images)
         numbers = self.staged("per channel", per_channel)
-        self.each("images_in", into.size, 1, images, None if places is None else self.staged("places", places),
-                  numbers[0], numbers[1], into, *map(i32, (*into.shape, values.pad)))()
+        self.each("images_in", into.size, self.vec(kept), images,
+                  None if places is None else self.staged("places", places), numbers[0], numbers[1], into,
+                  *map(i32, (*into.shape[:-1], channels, kept, values.pad)))()
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)
