@@ -43,11 +43,11 @@ ARRAYS = {name: arrays.split() for name, arrays in {
                              "+partial +arrived",
     "batch_norm_running": "gamma running_mean running_var =centre =scale",
     "batch_norm_apply": "x centre scale shift add =y",
-    "batch_norm_gradient_statistics": "dy x y centre scale shift inverse scaling =kept =gamma_gradient =beta_gradient "
-                                      "=offset =slope +partial +arrived",
+    "batch_norm_gradient_statistics": "dy term x y centre scale shift inverse scaling =kept =gamma_gradient "
+                                      "=beta_gradient =offset =slope +partial +arrived",
     "batch_norm_gradient": "dy x centre scale shift offset slope =dx",
     "max_pool": "x =y =winner",
-    "max_pool_gradient": "dy winner =dx",
+    "max_pool_gradient": "dy term winner =dx",
     "average_pool": "x =y",
     "average_pool_gradient": "dy =dx",
     "subsample": "x =y",

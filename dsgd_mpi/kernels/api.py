@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -221,6 +221,8 @@ class Arrays:
     weights: Sequence[Tensor]
     y: Tensor
     add: Tensor | None = None               # None unless the operation `adds`
+    term: Array = None                      # added to y.grad by the backward pass, which may overwrite both: only if
+                                            # the back end's `takes_term` has the operation
 
 
 class Bound(Protocol):
@@ -279,6 +281,9 @@ class Kernels(Protocol):
 
     # the class that computes an operation, constructed from the back end, the operation and its arrays
     operations: ClassVar[Mapping[type[Operation], Callable[[Any, Any, Arrays], Bound]]]
+
+    # operations that take a second term of their y.grad, instead of having it added by `accumulate` before
+    takes_term: ClassVar[Container[type[Operation]]] = ()
 
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"

@@ -153,9 +153,9 @@ class Plan:
             if between:
                 between()
 
-    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor, sums: Sums) -> Step:
+    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor, term: Array, sums: Sums) -> Step:
         state, gradient, slices = self.model.state, self.model.gradient, self.model.layout.slices
         weights = [Tensor(state[name], gradient[name]) for name in layer.weights]
-        operation = self.kernels.bind(layer.operation, Arrays(x, weights, y, add))
+        operation = self.kernels.bind(layer.operation, Arrays(x, weights, y, add, term))
         trained = [slices[name] for name in layer.weights if self.model.graph.weights[name].trained]
         return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)

@@ -12,7 +12,7 @@ from dsgd_mpi.kernels.gpu.tools import FORMATS
 from dsgd_mpi.nn import models
 from dsgd_mpi.nn.layers import Graph
 
-RESNET50_BYTES = 98_363_226_768             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
+RESNET50_BYTES = 92_608_641_680             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
 DECLARED = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(([^)]*)\)')
 
 
@@ -51,14 +51,13 @@ def test_the_bytes_of_a_small_net_are_those_that_its_kernels_are_seen_to_move():
     n1 = (2 * large + statistics) + (3 * row + 2 * 2 * large) + (2 * 2 * large + sums) + (5 * row + 3 * 2 * large)
     n2 = ((2 * little + statistics) + (3 * row + 3 * 2 * little) + (4 * 2 * little + sums)
           + (5 * row + 3 * 2 * little))
-    pool = 2 * (2 * large + 3 * little)     # a byte tells where a maximum was
+    pool = 2 * (2 * large + 3 * little) + 2 * little        # a byte tells where a maximum was; its y has two gradients
     mean = 2 * 2 * (little + pooled)
     bias = (4 * 10 + 2 * 2 * logits) + (2 * logits + scale + 4 * 10)
     loss = 2 * 2 * logits + 2 * 4 + scale + 2 * 4 + 2 * 4 + 4
-    accumulated = 3 * 2 * little
     update = 4 * (5 * trained + 3 * 4 * 16 + 1) + scale
     expected = (copied + sum(products.values()) + casts + n1 + n2 + pool + mean + bias + loss
-                + accumulated + update)
+                + update)
     assert bytes_moved(small(), 2, "bfloat16") == expected
     assert total(counted(small(), 2, "bfloat16")[1]) == expected + images_in
 

@@ -21,16 +21,18 @@ from dsgd_mpi.arrays.flat import Buckets, Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import BatchNorm, Bytes, Convolution
+from dsgd_mpi.kernels.api import AveragePool, BatchNorm, Bytes, Convolution, Linear
 from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.gpu.plans import Choices
 from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
+from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import models, resnet
 from dsgd_mpi.nn.activations import image_shape
 from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.nn.model import Model
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
@@ -186,6 +188,23 @@ def test_a_batch_of_another_size_and_predictions_do_not_disturb_a_recording():
     model.loss_and_gradient(images[:3], labels[:3])
     model.loss_and_gradient(*batch((12, 12, 1), 9))
     assert [model.loss_and_gradient(images, labels) for _ in range(2)] == first
+
+
+@needs_compiler
+def test_an_activation_with_three_readers_gets_the_sum_of_their_gradients():
+    """Two terms: its batch norm adds one, the other is added before."""
+    graph = Graph((6, 6, 3))
+    x = graph.add("n1", BatchNorm(relu=True), graph.add("c1", Convolution(8, 3, 1, 1), "images"))
+    one = graph.add("n2", BatchNorm(relu=True), graph.add("c2", Convolution(8, 1), x), add=x)
+    two = graph.add("n3", BatchNorm(relu=True), graph.add("c3", Convolution(8, 1), x), add=one)
+    graph.add("fc", Linear(10), graph.add("mean", AveragePool(), two))
+    images, labels = batch((6, 6, 3), 4)
+    model, exact = (Model(graph, 4, k) for k in (CuDNN("float32", device=Emulated), Reference("float64")))
+    bound = model.plan(4).activations.bound
+    assert sum(term is not None for *_, term, _ in bound) == sum(len(sums) for *_, sums in bound) == 1
+    for _ in range(2):
+        assert model.loss_and_gradient(images, labels) == pytest.approx(exact.loss_and_gradient(images, labels))
+        np.testing.assert_allclose(model.flat_gradient, exact.flat_gradient, rtol=1e-4, atol=1e-5)
 
 
 class Counted(Emulated):

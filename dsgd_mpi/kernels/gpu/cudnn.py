@@ -33,6 +33,7 @@ class CuDNN(Tools, Kernels):
     """
 
     name = "cudnn"
+    takes_term = (api.BatchNorm, api.MaxPool)
 
     def __init__(self, dtype: str = "float32", device: Callable[[Format], Device] | None = None) -> None:
         super().__init__(dtype, device)
@@ -250,7 +251,8 @@ class MaxPool(Simple):
                                   operation.pad)))
         super().__init__(
             k.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
-            x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, winner, x.grad, *numbers))
+            x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, arrays.term, winner, x.grad,
+                                              *numbers))
 
 
 class AveragePool(Simple):
@@ -278,6 +280,7 @@ class BatchNorm:
         self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks so far, per group of channels
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
             k.own((channels,), np.float32) for _ in range(5))
+        self.term = arrays.term
         add = self.add and self.add.value
         apply = k.affine(x.value, self.centre, self.scale, beta.value, add, y.value, self.relu)
         self.inference_steps = [k.each("batch_norm_running", channels, 1, gamma.value, mean.value, var.value,
@@ -301,14 +304,15 @@ class BatchNorm:
 
     def gradients(self) -> list[Launch]:
         per_channel = self.centre, self.scale, self.beta.value
-        dy, y, relu = self.y.grad, None, self.relu
+        made = self.y.value if self.add else None
+        kept = self.y.grad if self.term is not None else None       # dy as the ReLU passes it, for the second pass
         if self.add:
-            dy, y, relu = self.add.grad, self.y.value, False       # the first pass writes it there
-        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.x.value, y, *per_channel,
-                                self.inverse, self.k.scaling, self.add and self.add.grad, self.gamma.grad,
-                                self.beta.grad, self.offset, self.slope, self.partial, self.arrived, *self.numbers,
-                                i32(self.relu))]
+            kept = self.add.grad
+        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.term, self.x.value, made,
+                                *per_channel, self.inverse, self.k.scaling, kept, self.gamma.grad, self.beta.grad,
+                                self.offset, self.slope, self.partial, self.arrived, *self.numbers, i32(self.relu))]
         if self.x.grad is not None:
+            dy, relu = (self.y.grad, self.relu) if kept is None else (kept, False)
             steps.append(self.over_rows("batch_norm_gradient", dy, self.x.value, *per_channel, self.offset, self.slope,
                                         self.x.grad, *self.numbers, i32(relu)))
         return steps

@@ -160,17 +160,17 @@ batch_norm_apply(const real* x, const float* __restrict__ centre, const float* _
 }
 
 // The gradients of beta and gamma, and the two values per channel that `batch_norm_gradient` subtracts, from the sums
-// of g and g (x - centre), where g is dy masked by the ReLU: dy where y > 0, else 0; y is recomputed from x unless
-// given. g is stored in `kept`, if given.
+// of g and g (x - centre), where g is dy [+ term] masked by the ReLU: that where y > 0, else 0; y is recomputed from x
+// unless given. g is stored in `kept`, if given, which may be dy.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
-                               const float* __restrict__ centre, const float* __restrict__ scale,
+batch_norm_gradient_statistics(const real* dy, const real* __restrict__ term, const real* __restrict__ x,
+                               const real* __restrict__ y, const float* __restrict__ centre, const float* __restrict__ scale,
                                const float* __restrict__ shift, const float* __restrict__ inverse,
-                               const float* __restrict__ scaling, real* __restrict__ kept, float* gamma_gradient,
-                               float* beta_gradient, float* offset, float* slope, float* partial, unsigned* arrived,
-                               int rows, int channels, int relu) {
+                               const float* __restrict__ scaling, real* kept, float* gamma_gradient, float* beta_gradient,
+                               float* offset, float* slope, float* partial, unsigned* arrived, int rows, int channels,
+                               int relu) {
     CHANNELS
-    struct Row { Pack in, g, made; };
+    struct Row { Pack in, g, term, made; };
     float a[VEC] = {}, b[VEC] = {}, m[VEC], s[VEC], z[VEC];
     for (int v = 0; mine && v < VEC; ++v) {
         m[v] = centre[c + v];
@@ -182,9 +182,11 @@ batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restri
         Row row;
         row.in = load(x + place(r));
         row.g = load(dy + place(r));
+        if (term) row.term = load(term + place(r));
         if (y) row.made = load(y + place(r));
         return row;
     }, [&](int r, Row& row) {
+        if (term) row.g = sum_of(row.g, row.term);
         for (int v = 0; v < VEC; ++v) {
             const float d = wide(row.in.at[v]) - m[v];
             if (relu && !((y ? wide(row.made.at[v]) : fmaf(d, s[v], z[v])) > 0)) row.g.at[v] = narrow(0);

@@ -86,10 +86,5 @@ extern "C" __global__ void adjust_scale(float* scaling) {
 
 // total += term
 extern "C" __global__ void accumulate(real* __restrict__ total, const real* __restrict__ term, unsigned packs) {
-    FOR_EACH(i, packs) {
-        Pack a = load(total + (size_t)i * VEC);
-        const Pack b = load(term + (size_t)i * VEC);
-        for (int v = 0; v < VEC; ++v) a.at[v] = narrow(wide(a.at[v]) + wide(b.at[v]));
-        store(total + (size_t)i * VEC, a);
-    }
+    FOR_EACH(i, packs) store(total + (size_t)i * VEC, sum_of(load(total + (size_t)i * VEC), load(term + (size_t)i * VEC)));
 }
