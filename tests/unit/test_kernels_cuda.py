@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
-from threading import Barrier, Thread
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,8 +24,8 @@ from dsgd_mpi.kernels.api import AveragePool, BatchNorm, Bytes, Convolution, Lin
 from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
-from dsgd_mpi.kernels.gpu.plans import Choices
 from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
+from dsgd_mpi.kernels.gpu.tuner import REFUSALS, REPEATS, Choices
 from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import models, resnet
@@ -527,39 +526,6 @@ def test_memory_is_flat_from_the_second_step_on():
 
 # cuDNN
 
-def test_the_fastest_plans_are_remembered_for_each_gpu_and_version(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one, other = Choices("NVIDIA H200-cudnn92800"), Choices("NVIDIA H200-cudnn92800")
-    assert one.agreed("forward-1", "eng1") == "eng1"
-    assert other.agreed("forward-1", "eng2") == "eng1"          # another rank, which was later
-    assert other.agreed("forward-2", "eng2") == "eng2"
-    again = Choices("NVIDIA H200-cudnn92800")
-    assert (again.get("forward-1"), again.get("forward-2"), again.get("data-1")) == ("eng1", "eng2", None)
-    assert sorted(path.name for path in again.folder.iterdir()) == ["forward-1", "forward-2"]
-    assert Choices("NVIDIA H200-cudnn90000").get("forward-1") is None
-    again.forget("forward-1")
-    assert again.agreed("forward-1", "eng3") == "eng3"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    nowhere = Choices("x")                  # what cannot be written is timed again
-    assert (nowhere.agreed("forward-1", "eng1"), nowhere.get("forward-1")) == ("eng1", None)
-
-
-def test_ranks_that_time_a_shape_at_the_same_time_agree_on_a_plan(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    together = Barrier(8)
-
-    def rank(number):
-        choices = Choices("gpu")
-
-        def agreed(key):
-            together.wait(30)
-            return choices.agreed(f"forward-{key}", f"eng{number}")
-        return [agreed(key) for key in range(50)]
-    with ThreadPoolExecutor(8) as ranks:
-        found = list(ranks.map(rank, range(8)))
-    assert all(each == found[0] for each in found)
-
-
 def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_again(monkeypatch, tmp_path):
     """On a cuDNN of five plans, told by a table: seconds, workspace, whether it can be built."""
     table = {0: (5, 0, True), 1: (1, 0, False), 2: (2, 1 << 40, True), 3: (3, 64, True), 4: (4, 0, True)}
@@ -587,18 +553,20 @@ def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_agai
     clock: list[int] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = object.__new__(plans.Plans)
-    made.cudnn, made.handle = SimpleNamespace(cudnnGraphNotSupportedError=ValueError), 0
-    made.workspace = lambda size: SimpleNamespace(data=SimpleNamespace(ptr=0))
-    made.device = SimpleNamespace(seconds=lambda launch, repeats: launch() or clock[-1])
+    made.handle, made.refusals, recorded = 0, REFUSALS, []
+    space = SimpleNamespace(data=SimpleNamespace(ptr=0))
+    made.device = SimpleNamespace(seconds=lambda replay: replay() or recorded[-1][-1], wait=lambda: None,
+                                  empty=lambda shape, dtype: space, begin=lambda: recorded.append(clock[:]),
+                                  end=lambda: lambda: recorded.append(clock[:]))
     made.choices, graph = Choices("gpu"), Graph()
     made.select(graph, "key", {})
     assert graph.built == 3
-    assert len(clock) == 3
+    assert len(clock) == 3 * REPEATS
     again = Graph()
     made.choices = Choices("gpu")
     made.select(again, "key", {})
     assert again.built == 3
-    assert len(clock) == 3                  # nothing is timed again
+    assert len(clock) == 3 * REPEATS                  # nothing is timed again
     table[3] = (3, 64, False)               # another driver: what was chosen cannot be built any more
     made.select(again := Graph(), "key", {})
     assert again.built == 4

@@ -6,6 +6,7 @@ No device is touched before the first array is made: until then `cupy.cuda.Devic
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from dsgd_mpi.errors import UsageError
 SOURCES = Path(__file__).parent / "cuda"
 WAY_OUT = "pip install 'dsgd_mpi[cuda13]' (or [cuda12]) on a machine with an NVIDIA driver, or use --device cpu"
 NOT_READY = 600                             # cudaErrorNotReady
+WARMING_S = 0.3                             # of work, before the first time is taken: until then clocks rise
 Launch = Callable[[], None]
 Wait = Callable[[], None]
 Dim = tuple[int, ...]
@@ -67,8 +69,14 @@ class Device(Protocol):
     def end(self) -> Launch:
         """The recording, which can be run any number of times."""
 
+    def seconds(self, replay: Launch) -> float:
+        """Time that the device takes for a recording, once its clocks are up."""
+
     def mark(self) -> Callable[[], bool]:
         """A function that says whether all work enqueued so far is done."""
+
+    def wait(self) -> None:
+        """Returns once all work is done. Raises what went wrong if the device has failed, now and ever after."""
 
 
 def source() -> str:
@@ -197,6 +205,12 @@ class Gpu:
         return str(self.properties["name"].decode())
 
     @property
+    def versions(self) -> tuple[str, ...]:
+        """What timings depend on: the device and its driver."""
+        architecture = f"sm{self.properties['major']}{self.properties['minor']}"
+        return self.name, architecture, f"driver{self.cupy.cuda.runtime.driverGetVersion()}"
+
+    @property
     def processors(self) -> int:
         return int(self.properties["multiProcessorCount"])
 
@@ -247,17 +261,6 @@ class Gpu:
         bound = tuple(null if argument is None else argument for argument in arguments)
         return lambda: function(grid, block, bound, stream=self.stream)
 
-    def seconds(self, launch: Launch, repeats: int) -> float:
-        """Time of a launch, averaged over `repeats` after a first."""
-        launch()
-        start, stop = (self.cupy.cuda.Event() for _ in range(2))
-        start.record(self.stream)
-        for _ in range(repeats):
-            launch()
-        stop.record(self.stream)
-        stop.synchronize()
-        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3 / repeats
-
     def begin(self) -> None:
         self.stream.begin_capture()
 
@@ -265,6 +268,24 @@ class Gpu:
         graph = self.stream.end_capture()
         return lambda: graph.launch(self.stream)
 
+    def seconds(self, replay: Launch) -> float:
+        while time.perf_counter() < self.warm_from:
+            replay()
+            self.wait()
+        start, stop = (self.cupy.cuda.Event() for _ in range(2))
+        start.record(self.stream)
+        replay()
+        stop.record(self.stream)
+        stop.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3
+
+    @cached_property
+    def warm_from(self) -> float:
+        return time.perf_counter() + WARMING_S
+
     def mark(self) -> Callable[[], bool]:
         event = self.event()
         return lambda: passed(event)
+
+    def wait(self) -> None:
+        self.stream.synchronize()           # CUDA repeats the error of a failed device in every call

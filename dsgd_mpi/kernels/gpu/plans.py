@@ -6,18 +6,18 @@ The choices are cached on disk for each GPU and version of cuDNN. Nondeterminist
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
-from tempfile import NamedTemporaryFile
+from functools import partial
 from typing import Any, NamedTuple
 
-from dsgd_mpi.arrays.cache import cache_folder
+import numpy as np
+
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.gpu.device import Launch
+from dsgd_mpi.kernels.gpu.tuner import REFUSALS, Choices, NothingRuns, fastest
 
 CANDIDATES = 8                              # plans that are timed, of those that cuDNN ranks first
-REPEATS = 5
 WORKSPACE_BYTES = 1 << 30                   # the most that a plan may need
 
 
@@ -83,90 +83,48 @@ class Plans:
     def __init__(self, device: Any, dtype: str, exact: bool, workspace: Callable[[int], Array]) -> None:
         import cudnn
         self.cudnn, self.device, self.dtype, self.exact, self.workspace = cudnn, device, dtype, exact, workspace
+        self.refusals = *REFUSALS, cudnn.cudnnGraphNotSupportedError
         self.handle = cudnn.create_handle()
         cudnn.set_stream(handle=self.handle, stream=device.stream.ptr)
-        self.choices = Choices(f"{device.name}-cudnn{cudnn.backend_version()}")
+        self.choices = Choices(*device.versions, f"cudnn{cudnn.backend_version()}", f"frontend{cudnn.__version__}")
 
     def step(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch:
         """The convolution bound to its arrays, in the order of ROLES. `out` may be overwritten at once.
 
-        Raises an error of cuDNN's if there is no plan for it.
+        NothingRuns if there is no plan for it; MemoryError if there is none for the one that was chosen.
         """
-        made, tensors = graph(self.cudnn, direction, g, self.dtype, self.exact, handle=self.handle)
+        try:
+            made, tensors = graph(self.cudnn, direction, g, self.dtype, self.exact, handle=self.handle)
+        except self.refusals as reason:
+            self.device.wait()              # raises if it was not cuDNN that failed, but the device
+            raise NothingRuns(str(reason)) from reason
         arrays = (a, b, out)
         pack = {tensor: int(array.data.ptr) for tensor, array in zip(tensors, arrays, strict=True)}
         self.select(made, "-".join(map(str, (direction, self.dtype, "exact" if self.exact else "fast", *g))), pack)
-        space = self.workspace(max(1, made.get_workspace_size()))
+        return self.bound(made, pack, self.workspace(max(1, made.get_workspace_size())), arrays)
 
-        def launch(kept: Any = (arrays, space)) -> None:
+    def bound(self, made: Any, pack: dict[Any, int], space: Array, kept: Any = None) -> Launch:
+        """The plan that was built last."""
+        def launch(kept: Any = (space, kept)) -> None:
             made.execute(pack, int(space.data.ptr), handle=self.handle)
         return launch
 
     def select(self, made: Any, key: str, pack: dict[Any, int]) -> None:
         """Builds the plan that the first process to time them found fastest."""
         places = {made.get_plan_name_at_index(index): index for index in range(made.get_execution_plan_count())}
-        known = self.choices.get(key)
-        if self.builds(made, places.get(known)):
-            return
-        if known:                           # from another driver
-            self.choices.forget(key)
-        fastest = self.fastest(made, pack)
-        if not self.builds(made, places.get(self.choices.agreed(key, fastest))):
-            made.build_plan_at_index(places[fastest])
 
-    def builds(self, made: Any, index: int | None) -> bool:
-        if index is not None:
-            with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
-                made.build_plan_at_index(index)
+        def works(name: str) -> bool:
+            with suppress(KeyError, *self.refusals):
+                made.build_plan_at_index(places[name])
                 return True
-        return False
+            self.device.wait()
+            return False
 
-    def fastest(self, made: Any, pack: dict[Any, int]) -> str:
-        """The name of the fastest of the first plans that can be built."""
-        seconds: dict[str, float] = {}
-        for index in range(made.get_execution_plan_count()):
-            if self.builds(made, index) and (needed := made.get_workspace_size()) <= WORKSPACE_BYTES:
-                space = self.workspace(max(1, needed))
-                with suppress(self.cudnn.cudnnGraphNotSupportedError, RuntimeError):
-                    seconds[made.get_plan_name_at_index(index)] = self.device.seconds(
-                        lambda: made.execute(pack, int(space.data.ptr), handle=self.handle), REPEATS)   # noqa: B023
-            if len(seconds) == CANDIDATES:
-                break
-        if not seconds:
-            raise RuntimeError("none of cuDNN's plans can be built")
-        return min(seconds, key=lambda name: seconds[name])
-
-
-class Choices:
-    """The plans found fastest: a folder for each GPU and version of cuDNN, and in it a file for each shape.
-
-    The first process to choose decides for all ranks and later runs, so that all round alike: if every rank relied on
-    its own timings, a run that was stopped and resumed could differ from one that was not.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.folder = cache_folder() / name.replace(" ", "-")
-
-    def get(self, key: str) -> str | None:
-        with suppress(OSError, ValueError):
-            return (self.folder / key).read_text()
-        return None
-
-    def agreed(self, key: str, name: str) -> str:
-        """The choice to use: `name`, unless another process was first."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=self.folder, prefix=".") as file:
-                file.write(name)
-                file.flush()
-                os.fsync(file.fileno())
-                os.link(file.name, self.folder / key)       # whole or not at all, on network file systems too
-        except FileExistsError:
-            return self.get(key) or name
-        except OSError:                     # without a cache, plans are timed again
-            pass
-        return name
-
-    def forget(self, key: str) -> None:
-        with suppress(OSError):
-            (self.folder / key).unlink()
+        def trial(index: int) -> Launch:
+            made.build_plan_at_index(index)
+            needed = made.get_workspace_size()
+            if needed > WORKSPACE_BYTES:
+                raise MemoryError(f"a workspace of {needed} bytes")
+            return self.bound(made, pack, self.device.empty((max(1, needed),), np.uint8))
+        trials = ((name, partial(trial, index)) for name, index in places.items())
+        self.choices.choice(key, works, lambda: fastest(self.device, trials, CANDIDATES, self.refusals))

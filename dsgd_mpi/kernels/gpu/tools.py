@@ -14,6 +14,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu import device as devices
 from dsgd_mpi.kernels.gpu.device import Device, Format, Gpu, Launch
 from dsgd_mpi.kernels.gpu.plans import Geometry, Plans
+from dsgd_mpi.kernels.gpu.tuner import NothingRuns
 
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
@@ -130,7 +131,7 @@ class Tools:
             return None
         try:
             return self.plans.step(direction, g, a, b, out)
-        except (self.plans.cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as reason:
+        except NothingRuns as reason:
             if not self.said:
                 log.warning("cuDNN has no plan for a convolution (%s, %s: %s); using our own, which is slower",
                             direction, g, str(reason).splitlines()[0])
