@@ -42,8 +42,8 @@ ARRAYS = {name: arrays.split() for name, arrays in {
     "batch_norm_statistics": "x gamma running_mean running_var =mean_gradient =var_gradient =centre =inverse =scale "
                              "+partial +arrived",
     "batch_norm_running": "gamma running_mean running_var =centre =scale",
-    "batch_norm_apply": "x centre scale shift add =y",
-    "batch_norm_gradient_statistics": "dy term x y centre scale shift inverse scaling =kept =gamma_gradient "
+    "batch_norm_apply": "x centre scale shift add =y =signs",
+    "batch_norm_gradient_statistics": "dy term x signs centre scale shift inverse scaling =kept =gamma_gradient "
                                       "=beta_gradient =offset =slope +partial +arrived",
     "batch_norm_gradient": "dy x centre scale shift offset slope =dx",
     "max_pool": "x =y =winner",

@@ -12,7 +12,7 @@ from dsgd_mpi.kernels.gpu.tools import FORMATS
 from dsgd_mpi.nn import models
 from dsgd_mpi.nn.layers import Graph
 
-RESNET50_BYTES = 92_608_641_680             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
+RESNET50_BYTES = 90_489_207_440             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
 DECLARED = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(([^)]*)\)')
 
 
@@ -49,7 +49,8 @@ def test_the_bytes_of_a_small_net_are_those_that_its_kernels_are_seen_to_move():
     statistics = 3 * row + 5 * row + 2 * 2 * row + 2 * 4    # over one slab of rows, a group of 16 channels: 1 counter
     sums = 4 * row + 4 * row + 2 * 2 * row + 2 * 4 + scale
     n1 = (2 * large + statistics) + (3 * row + 2 * 2 * large) + (2 * 2 * large + sums) + (5 * row + 3 * 2 * large)
-    n2 = ((2 * little + statistics) + (3 * row + 3 * 2 * little) + (4 * 2 * little + sums)
+    signs = little // 4                     # a byte for four of them
+    n2 = ((2 * little + statistics) + (3 * row + 3 * 2 * little + signs) + (3 * 2 * little + signs + sums)
           + (5 * row + 3 * 2 * little))
     pool = 2 * (2 * large + 3 * little) + 2 * little        # a byte tells where a maximum was; its y has two gradients
     mean = 2 * 2 * (little + pooled)

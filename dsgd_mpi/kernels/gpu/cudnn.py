@@ -281,11 +281,13 @@ class BatchNorm:
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
             k.own((channels,), np.float32) for _ in range(5))
         self.term = arrays.term
-        add = self.add and self.add.value
-        apply = k.affine(x.value, self.centre, self.scale, beta.value, add, y.value, self.relu)
+        self.signs = None                   # of y, unless the backward pass can compute them from x
+        if self.add and self.relu and y.grad is not None:
+            self.signs = k.own((y.value.size // self.vec,), np.uint8)
+        affine = x.value, self.centre, self.scale, beta.value, self.add and self.add.value, y.value, self.relu
         self.inference_steps = [k.each("batch_norm_running", channels, 1, gamma.value, mean.value, var.value,
-                                       self.centre, self.scale, i32(channels)), apply]
-        self.training_steps = [*self.statistics(), apply] if mean.grad is not None else []
+                                       self.centre, self.scale, i32(channels)), k.affine(*affine)]
+        self.training_steps = [*self.statistics(), k.affine(*affine, self.signs)] if mean.grad is not None else []
         self.backward_steps = self.gradients() if y.grad is not None else []
 
     def forward(self, training: bool) -> None:
@@ -304,11 +306,10 @@ class BatchNorm:
 
     def gradients(self) -> list[Launch]:
         per_channel = self.centre, self.scale, self.beta.value
-        made = self.y.value if self.add else None
         kept = self.y.grad if self.term is not None else None       # dy as the ReLU passes it, for the second pass
         if self.add:
             kept = self.add.grad
-        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.term, self.x.value, made,
+        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.term, self.x.value, self.signs,
                                 *per_channel, self.inverse, self.k.scaling, kept, self.gamma.grad, self.beta.grad,
                                 self.offset, self.slope, self.partial, self.arrived, *self.numbers, i32(self.relu))]
         if self.x.grad is not None:

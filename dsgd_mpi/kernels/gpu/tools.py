@@ -117,13 +117,13 @@ class Tools:
         return vec, (chunks, slabs), (across, down)
 
     def affine(self, x: Array, centre: Array | None, scale: Array | None, shift: Array, add: Array | None, y: Array,
-               relu: bool) -> Launch:
-        """y = scale (x - centre) + shift [+ add] [ReLU], per channel."""
+               relu: bool, signs: Array | None = None) -> Launch:
+        """y = scale (x - centre) + shift [+ add] [ReLU], per channel; `signs`: a byte for each vector of elements."""
         channels = x.shape[-1]
         rows = x.size // channels
         vec, grid, block = self.rows(rows, channels)
-        return self.device.kernel("batch_norm_apply", vec, grid, block, x, centre, scale, shift, add, y, i32(rows),
-                                  i32(channels), i32(relu))
+        return self.device.kernel("batch_norm_apply", vec, grid, block, x, centre, scale, shift, add, y, signs,
+                                  i32(rows), i32(channels), i32(relu))
 
     def planned(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch | None:
         """cuDNN's convolution; None if it has no plan, which is logged once."""
