@@ -10,6 +10,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, FoldedConvolution, MaxPool, Operation, Tensor
 from dsgd_mpi.kernels.cpu.onednn import OneDNN
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
+from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from dsgd_mpi.kernels.reference import Reference
 from tests.support.kernel_cases import (
     CASES,
@@ -107,6 +108,16 @@ def test_an_operation_and_its_gradients_agree_with_the_reference(fast, operation
     case for case in CASES if type(case[0]) in CuDNN.takes_term], ids=str)
 def test_an_operation_that_takes_a_term_adds_it_to_the_gradient_of_its_result(fast, operation, shape, add):
     check(fast, operation, shape, add, with_term=True)
+
+
+@pytest.mark.parametrize(("dtype", "vec"), [(dtype, vec) for dtype in ("float32", "bfloat16")
+                                            for vec in ROW_BUILDS[FORMATS[dtype].bits][1:]])
+def test_each_build_of_batch_norm_that_may_be_chosen_agrees_with_the_reference(dtype, vec, monkeypatch):
+    fast = unscaled("emulated", dtype)
+    monkeypatch.setattr(fast, "chosen", lambda key, builds, prepare: builds[builds.index(vec)])
+    for shape in ((4, 14, 14, 16), (1, 8, 8, 64), (16, 1, 1, 8)):
+        for add in (False, True):
+            check(fast, BatchNorm(relu=True), shape, add, with_term=add)
 
 
 def check(fast, operation, shape, add, with_term) -> None:

@@ -20,11 +20,11 @@ from dsgd_mpi.arrays.flat import Buckets, Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import AveragePool, BatchNorm, Bytes, Convolution, Linear
+from dsgd_mpi.kernels.api import Arrays, AveragePool, BatchNorm, Bytes, Convolution, Linear, Tensor
 from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
-from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
+from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from dsgd_mpi.kernels.gpu.tuner import REFUSALS, REPEATS, Choices
 from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.net.simulated.host import Cluster
@@ -61,7 +61,7 @@ def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
     pytest.importorskip("cuda.bindings.nvrtc", reason=NOT_RUN.format("cuda-bindings"))
     expected = set(re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', source()))
     assert len(expected) == sum(path.read_text().count('extern "C"') for path in SOURCES.glob("*.cu")) > 20
-    for vec in {1, CHANNELS_A_THREAD, 128 // FORMATS[dtype].bits}:
+    for vec in {1, 128 // FORMATS[dtype].bits, *ROW_BUILDS[FORMATS[dtype].bits]}:
         log = compiled(arch, *macros(FORMATS[dtype], vec))
         used = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                           r"(\d+) bytes spill loads", log)
@@ -266,6 +266,53 @@ def test_an_update_of_other_vectors_is_no_replay_and_keeps_only_the_last_alive()
     assert k.device.recordings == 0
     sgd.update(x, gone[-1](), 1.0)
     assert k.device.recordings == 1
+
+
+# builds of the kernels
+
+class Clocked(Emulated):
+    """Takes the seconds that `clock` says, by build; `timed`: those that have been asked for."""
+
+    clock, timed, last = {}, [], None
+
+    def kernel(self, name, vec, *arguments):
+        if name == "batch_norm_apply":
+            self.last = vec
+        return super().kernel(name, vec, *arguments)
+
+    def seconds(self, replay):
+        self.timed.append(self.last)
+        return self.clock[self.last]
+
+
+@needs_compiler
+def test_the_fastest_build_of_batch_norm_is_found_once_for_each_shape_and_used_by_all_ranks(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Clocked, "timed", timed := [])
+    default, other = ROW_BUILDS[32]
+
+    def bound(clock, channels=8):
+        k = CuDNN("float32", device=Clocked)
+        monkeypatch.setattr(k.device, "clock", clock)
+        k.choices = Choices("clocked")
+        tensors = [Tensor(k.empty(shape), k.empty(shape)) for shape in ((2, 3, 3, channels), *4 * [(channels,)])]
+        return k, k.bind(BatchNorm(relu=True), Arrays(tensors[0], tensors[1:], tensors[0], tensors[0]))
+
+    k, first = bound({default: 2.0, other: 1.0})
+    assert (first.vec, set(timed)) == (other, {default, other})
+    assert k.own_bytes == 5 * 4 * 8 + first.signs.nbytes        # nothing is left of what was tried
+    count = len(timed)
+    assert bound({default: 1.0, other: 2.0})[1].vec == other    # a later rank, whose clock says otherwise
+    assert bound({}, channels=7)[1].vec == 1                    # for these there is no choice
+    assert len(timed) == count
+    assert bound({default: 1.0, other: 2.0}, channels=16)[1].vec == default
+
+
+@needs_compiler
+def test_nothing_is_timed_on_what_is_no_gpu():
+    model = emulated()
+    assert model.kernels.choices is None
+    assert {step.operation.vec for step in model.plan(4).steps if hasattr(step.operation, "vec")} == {ROW_BUILDS[32][0]}
 
 
 # loss scaling

@@ -22,7 +22,7 @@ from dsgd_mpi.arrays.half import widen
 from dsgd_mpi.kernels import api
 from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Loss, Rule, Step, Tensor, Work
 from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, Linear
-from dsgd_mpi.kernels.gpu.device import Device, Format, Launch
+from dsgd_mpi.kernels.gpu.device import Device, Format, Launch, Vec, width
 from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 
 
@@ -266,16 +266,20 @@ class AveragePool(Simple):
 
 
 class BatchNorm:
-    """Two passes over x forward, two over x and dy backward; the gradient of `add` is what the ReLU passes of dy."""
+    """Two passes over x forward, two over x and dy backward; the gradient of `add` is what the ReLU passes of dy.
 
-    def __init__(self, k: Tools, operation: api.BatchNorm, arrays: Arrays) -> None:
+    `vec`: which build of the kernels to use, by default the fastest for these sizes.
+    """
+
+    def __init__(self, k: Tools, operation: api.BatchNorm, arrays: Arrays, vec: Vec | None = None) -> None:
         x, (gamma, beta, mean, var), y = arrays.x, arrays.weights, arrays.y
         self.k, self.x, self.y, self.gamma, self.beta, self.mean, self.var = k, x, y, gamma, beta, mean, var
         self.relu, self.add = operation.relu, arrays.add
         channels = gamma.value.size
         rows = x.value.size // channels
         self.numbers = i32(rows), i32(channels)
-        self.vec, self.grid, self.block = k.rows(rows, channels)
+        self.vec = vec or self.fastest(operation, arrays, rows, channels)
+        self.grid, self.block = k.rows(rows, channels, self.vec)
         self.partial = k.scratch("sums", 4 * 2 * self.grid[1] * channels).view(np.float32)
         self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks so far, per group of channels
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
@@ -283,12 +287,24 @@ class BatchNorm:
         self.term = arrays.term
         self.signs = None                   # of y, unless the backward pass can compute them from x
         if self.add and self.relu and y.grad is not None:
-            self.signs = k.own((y.value.size // self.vec,), np.uint8)
-        affine = x.value, self.centre, self.scale, beta.value, self.add and self.add.value, y.value, self.relu
+            self.signs = k.own((y.value.size // width(self.vec),), np.uint8)
         self.inference_steps = [k.each("batch_norm_running", channels, 1, gamma.value, mean.value, var.value,
-                                       self.centre, self.scale, i32(channels)), k.affine(*affine)]
-        self.training_steps = [*self.statistics(), k.affine(*affine, self.signs)] if mean.grad is not None else []
+                                       self.centre, self.scale, i32(channels)), self.apply(None)]
+        self.training_steps = [*self.statistics(), self.apply(self.signs)] if mean.grad is not None else []
         self.backward_steps = self.gradients() if y.grad is not None else []
+
+    def fastest(self, operation: api.BatchNorm, arrays: Arrays, rows: int, channels: int) -> Vec:
+        """The build that takes least for a forward and a backward pass; their results do not matter yet."""
+        def passes(vec: Vec) -> Launch:
+            tried = BatchNorm(self.k, operation, arrays, vec)
+            return lambda: run([*tried.training_steps, *tried.backward_steps])
+
+        builds = self.k.row_builds(channels)
+        if arrays.y.grad is None:           # for inference
+            return builds[0]
+        words = "relu" * self.relu, "add" * bool(self.add), "term" * (arrays.term is not None)
+        key = "-".join(map(str, ("batch_norm", self.k.dtype, rows, channels, *filter(None, words))))
+        return self.k.chosen(key, builds, passes)
 
     def forward(self, training: bool) -> None:
         run(self.training_steps if training else self.inference_steps)
@@ -298,6 +314,10 @@ class BatchNorm:
 
     def over_rows(self, name: str, *arguments: Any) -> Launch:
         return self.k.device.kernel(name, self.vec, self.grid, self.block, *arguments)
+
+    def apply(self, signs: Array | None) -> Launch:
+        return self.k.affine(self.x.value, self.centre, self.scale, self.beta.value, self.add and self.add.value,
+                             self.y.value, self.relu, signs, self.vec)
 
     def statistics(self) -> list[Launch]:
         return [self.over_rows("batch_norm_statistics", self.x.value, self.gamma.value, self.mean.value, self.var.value,

@@ -10,27 +10,30 @@
 // c: the first of this thread's channels.
 #define CHANNELS const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VEC; const bool mine = c < channels;
 
-// use(i, fetch(i)) for i = first, first + step and so on below `end`, AHEAD of which are fetched before the first is
-// used: it takes many loads in flight to keep memory busy, and registers limit how many.
-#define FEW 2
-#define MANY (sizeof(Pack) > 8 ? 2 : 4)
-template <int AHEAD, class Fetch, class Use>
+// use(i, fetch(i)) for i = first, first + step and so on below `end`, COUNT of which are fetched before the first is
+// used: it takes many loads in flight to keep memory busy, and registers limit how many. The default unless given.
+#ifndef AHEAD
+#define AHEAD (sizeof(Pack) > 8 ? 2 : 4)
+#endif
+#define FEW (AHEAD < 2 ? AHEAD : 2)
+#define MANY AHEAD
+template <int COUNT, class Fetch, class Use>
 __device__ inline void fetched_ahead(int first, int end, int step, Fetch fetch, Use use) {
-    for (int i = first; i < end; i += AHEAD * step) {
-        decltype(fetch(i)) fetched[AHEAD];
+    for (int i = first; i < end; i += COUNT * step) {
+        decltype(fetch(i)) fetched[COUNT];
 #pragma unroll
-        for (int k = 0; k < AHEAD; ++k)
+        for (int k = 0; k < COUNT; ++k)
             if (i + k * step < end) fetched[k] = fetch(i + k * step);
 #pragma unroll
-        for (int k = 0; k < AHEAD; ++k)
+        for (int k = 0; k < COUNT; ++k)
             if (i + k * step < end) use(i + k * step, fetched[k]);
     }
 }
 
 // All rows of this thread.
-template <int AHEAD, class Fetch, class Use>
+template <int COUNT, class Fetch, class Use>
 __device__ inline void over_rows(int rows, Fetch fetch, Use use) {
-    fetched_ahead<AHEAD>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
+    fetched_ahead<COUNT>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
 }
 
 struct alignas(4 * VEC) Floats { float at[VEC]; };
