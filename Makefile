@@ -80,10 +80,15 @@ clean:                  ## remove the environments and what tools have left behi
 	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# cuDNN tells its plans without a GPU: 80 MB, and not the 440 MB of its dependencies, which it does not need for that
+ON_LINUX := ; sys_platform == "linux" and platform_machine == "x86_64"
+CUDNN := 'nvidia-cudnn-jit-cu13==9.27.*$(ON_LINUX)' 'nvidia-cudnn-frontend>=1.16,<1.29$(ON_LINUX)'
+
 # An environment is created once, and updated when pyproject.toml changes.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/cudnn $(CUDNN)
 	touch $@
 
 $(VENV)/docs: $(READY)

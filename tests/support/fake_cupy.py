@@ -237,7 +237,7 @@ PROPERTIES = {"name": b"a fake", "multiProcessorCount": 4, "uuid": bytes(16), "t
 
 
 def install():
-    """From now on `import cupy` gives this one."""
+    """From now on `import cupy` gives this one, and `import cudnn` fails: it would need a GPU."""
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda index: PROPERTIES, memGetInfo=lambda: (1 << 34, 1 << 34),
         eventQuery=lambda ptr: 0, CUDARuntimeError=RuntimeError)
@@ -249,4 +249,4 @@ def install():
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupyx = types.ModuleType("cupyx")
     cupyx.empty_pinned = lambda shape, dtype: np.full(shape, 99, dtype)
-    sys.modules.update({"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx})
+    sys.modules.update({"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx, "cudnn": None})

@@ -21,14 +21,13 @@ from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Arrays, AveragePool, BatchNorm, Bytes, Convolution, Linear, Tensor
-from dsgd_mpi.kernels.gpu import plans
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
 from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
 from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
-from dsgd_mpi.kernels.gpu.tuner import REFUSALS, REPEATS, Choices
+from dsgd_mpi.kernels.gpu.tuner import Choices
 from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.net.simulated.host import Cluster
-from dsgd_mpi.nn import models, resnet
+from dsgd_mpi.nn import resnet
 from dsgd_mpi.nn.activations import image_shape
 from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.nn.model import Model
@@ -569,98 +568,6 @@ def test_memory_is_flat_from_the_second_step_on():
         sgd.update(model.flat, model.flat_gradient, 0.01)
         given.append(model.kernels.device.given)
     assert given[1] == given[2] == given[3]
-
-
-# cuDNN
-
-def test_the_fastest_plan_that_can_be_built_and_has_room_is_taken_and_found_again(monkeypatch, tmp_path):
-    """On a cuDNN of five plans, told by a table: seconds, workspace, whether it can be built."""
-    table = {0: (5, 0, True), 1: (1, 0, False), 2: (2, 1 << 40, True), 3: (3, 64, True), 4: (4, 0, True)}
-
-    class Graph:
-        built = None
-
-        def get_execution_plan_count(self):
-            return len(table)
-
-        def get_plan_name_at_index(self, index):
-            return f"eng{index}"
-
-        def build_plan_at_index(self, index):
-            if not table[index][2]:
-                raise RuntimeError("not supported")
-            self.built = index
-
-        def get_workspace_size(self):
-            return table[self.built][1]
-
-        def execute(self, pack, workspace, handle):
-            clock.append(table[self.built][0])
-
-    clock: list[int] = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = object.__new__(plans.Plans)
-    made.handle, made.refusals, recorded = 0, REFUSALS, []
-    space = SimpleNamespace(data=SimpleNamespace(ptr=0))
-    made.device = SimpleNamespace(seconds=lambda replay: replay() or recorded[-1][-1], wait=lambda: None,
-                                  empty=lambda shape, dtype: space, begin=lambda: recorded.append(clock[:]),
-                                  end=lambda: lambda: recorded.append(clock[:]))
-    made.choices, graph = Choices("gpu"), Graph()
-    made.select(graph, "key", {})
-    assert graph.built == 3
-    assert len(clock) == 3 * REPEATS
-    again = Graph()
-    made.choices = Choices("gpu")
-    made.select(again, "key", {})
-    assert again.built == 3
-    assert len(clock) == 3 * REPEATS                  # nothing is timed again
-    table[3] = (3, 64, False)               # another driver: what was chosen cannot be built any more
-    made.select(again := Graph(), "key", {})
-    assert again.built == 4
-    made.choices.forget("key")
-    made.choices.agreed("key", "eng0")      # another rank's clock says otherwise
-    made.select(again := Graph(), "key", {})
-    assert again.built == 0
-
-
-@pytest.mark.parametrize(("dtype", "exact"), [("bfloat16", False), ("float16", False), ("float32", True),
-                                              ("float32", False)])
-def test_cudnn_has_a_plan_for_every_convolution_of_resnet50_on_an_h200(dtype, exact):
-    """Needs the package nvidia-cudnn and a library libcuda.so.1, a stub of which serves; no GPU."""
-    cudnn = pytest.importorskip("cudnn", reason="the packages nvidia-cudnn and nvidia-cudnn-frontend are not installed")
-    try:
-        properties = cudnn.create_device_properties(H200)
-    except RuntimeError as reason:
-        pytest.skip(f"cuDNN cannot be loaded here: {str(reason).splitlines()[0]}")
-    graph, seen = models.graph("resnet50", 1000, (224, 224, 3)), set()
-    for layer in graph.layers:
-        if isinstance(layer.operation, Convolution):
-            (h, w, c), (oh, ow, o) = graph.shapes[layer.x], graph.shapes[layer.y]
-            operation = layer.operation
-            seen.add(plans.Geometry(64, h, w, max(8, c), o, operation.window, operation.stride, operation.pad, oh, ow))
-    for geometry in [*seen, plans.Geometry(64, 1, 1, 2048, 1000, 1, 1, 0, 1, 1)]:
-        for direction in plans.ROLES:
-            if direction == "data" and geometry.c == 8:
-                continue                    # of images no gradient is asked
-            made, _ = plans.graph(cudnn, direction, geometry, dtype, exact, device_property=properties, sm_version=90)
-            assert any(builds(made, index) for index in range(made.get_execution_plan_count())), (direction, geometry)
-
-
-def builds(made, index):
-    try:
-        made.build_plan_at_index(index)
-    except Exception:                       # a plan that was deselected
-        return False
-    return made.get_workspace_size() >= 0
-
-
-H200 = """{"maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64], "regsPerBlock": 65536,
-"multiProcessorCount": 132, "smCountOrigin": 0, "warpSize": 32, "maxSharedMemoryPerBlock": 49152,
-"maxSharedMemoryPerBlockOptin": 232448, "oversizedSharedMemoryPerBlock": 0, "reservedSharedMemoryPerBlock": 1024,
-"maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024, "maxThreadsPerSM": 2048, "pciDeviceId": 0,
-"isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000, "memClockRateKHz": 3201000,
-"memoryBusWidth": 6144, "l2CacheSize": 62914560, "deviceName": "NVIDIA H200", "totalGlobalMem": 150000000000,
-"cudaDeviceId": 0, "deviceVer": 900, "driverVer": 13000}"""
 
 
 # without a GPU, and without CuPy

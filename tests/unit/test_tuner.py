@@ -1,59 +1,20 @@
 """Timing of alternatives on a device told by a table, and what is remembered of it."""
 
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dsgd_mpi.kernels.gpu import device as device_module
 from dsgd_mpi.kernels.gpu import tuner
+from dsgd_mpi.kernels.gpu.device import Gpu
 from dsgd_mpi.kernels.gpu.tuner import Choices, NothingRuns, fastest, tuned
-
-
-class Failed(RuntimeError):
-    """CUDA's."""
-
-
-class Timed:
-    """`Device` with a clock of its own, which a launch moves, when replayed, by its `work` of seconds."""
-
-    def __init__(self):
-        self.clock, self.recording, self.failed, self.replays = 0.0, None, None, 0
-
-    def work(self, seconds):
-        assert self.recording is not None, "a launch that is timed outside of a recording"
-        self.recording.append(seconds)
-
-    def begin(self):
-        assert self.recording is None
-        self.recording = []
-
-    def end(self):
-        recording, self.recording = self.recording, None
-        if recording is None:
-            raise RuntimeError("cudaErrorIllegalState: there is no recording")
-        if "broken" in recording:
-            raise RuntimeError("cudaErrorStreamCaptureInvalidated")
-
-        def replay():
-            self.replays += 1
-            if "fault" in recording:
-                self.failed = Failed("cudaErrorIllegalAddress")
-                self.wait()
-            self.clock += sum(recording) + 5 * (self.replays % 4 == 2)      # now and then something comes between
-        return replay
-
-    def seconds(self, replay):
-        before = self.clock
-        replay()
-        return self.clock - before
-
-    def wait(self):
-        assert self.recording is None
-        if self.failed:
-            raise self.failed
+from tests.support.timed_device import Failed, Timed
 
 
 def doing(device, seconds):
@@ -69,16 +30,16 @@ def raising(error):
 def test_the_fastest_by_the_shortest_of_several_replays_is_chosen_and_the_first_of_equals():
     device = Timed()
     times = {"a": 0.3, "b": 0.1, "c": 0.1, "d": 0.2}
-    assert fastest(device, ((name, doing(device, time)) for name, time in times.items())) == "b"
+    assert fastest(device, ((name, doing(device, took)) for name, took in times.items())) == "b"
 
 
 def test_so_many_are_timed_as_asked_for_beside_those_that_cannot():
     device, seen = Timed(), []
 
     def candidates():
-        for number, time in enumerate([3, None, 2, 1, 0]):
+        for number, took in enumerate([3, None, 2, 1, 0]):
             seen.append(number)
-            yield f"{number}", raising(ValueError("barred")) if time is None else doing(device, time)
+            yield f"{number}", raising(ValueError("barred")) if took is None else doing(device, took)
     assert fastest(device, candidates(), most=3) == "3"
     assert seen == [0, 1, 2, 3, 4]          # the last is looked at and left
 
@@ -142,6 +103,23 @@ def test_what_a_candidate_holds_is_free_before_the_next_is_prepared():
     assert all(space() is None for space in spaces)
 
 
+def test_a_gpu_is_timed_by_events_and_only_once_its_clocks_are_up(monkeypatch):
+    monkeypatch.setattr(device_module, "WARMING_S", 0.02)
+    gpu, seen = object.__new__(Gpu), []
+    event = SimpleNamespace(record=lambda stream: seen.append("event"), synchronize=lambda: seen.append("wait"))
+    gpu.__dict__["cupy"] = SimpleNamespace(cuda=SimpleNamespace(Event=lambda: event,
+                                                                get_elapsed_time=lambda start, stop: 250.0))
+    gpu.__dict__["stream"] = SimpleNamespace(synchronize=lambda: seen.append("wait"))
+    begin = time.perf_counter()
+    assert gpu.seconds(lambda: seen.append("replay")) == 0.25
+    assert time.perf_counter() - begin > 0.02
+    assert seen[-4:] == ["event", "replay", "event", "wait"]
+    assert seen[:-4] == ["replay", "wait"] * (len(seen) // 2 - 2) != []
+    seen.clear()
+    gpu.seconds(lambda: seen.append("replay"))
+    assert seen == ["event", "replay", "event", "wait"]
+
+
 # what is remembered
 
 @pytest.fixture(autouse=True)
@@ -196,6 +174,11 @@ def test_a_choice_is_found_once_and_tried_before_it_is_used():
     assert Choices("gpu").get("key") == "b"
 
 
+def test_what_does_not_work_after_all_is_told():
+    with pytest.raises(NothingRuns, match="eng1 ran when it was timed"):
+        Choices("gpu").choice("key", lambda name: False, lambda: "eng1")
+
+
 @pytest.mark.parametrize(("works", "used"), [({"theirs", "ours"}, "theirs"), ({"ours"}, "ours")])
 def test_another_process_that_was_first_is_followed_where_that_works(works, used):
     choices = Choices("gpu")
@@ -212,10 +195,10 @@ def test_the_chosen_launch_is_prepared_without_timing_the_second_time():
                   else ran.append("fast")}
     for _ in range(2):
         tuned(device, Choices("gpu"), "rows-1", candidates)()
-        assert device.replays == 2 * (1 + tuner.REPLAYS)
-    assert ran == ["fast"] * 2
+        assert device.replays == 2 * tuner.REPLAYS
+    assert ran == ["fast"] * 3              # before it was recorded, and twice when it was chosen
     launch = tuned(device, Choices("gpu"), "rows-1", {"other": doing(device, 1)})       # what was known is gone
-    assert device.replays == 3 * (1 + tuner.REPLAYS)
+    assert device.replays == 3 * tuner.REPLAYS
     device.begin()
     launch()
     assert device.end()

@@ -214,8 +214,8 @@ class Gpu:
     @property
     def versions(self) -> tuple[str, ...]:
         """What timings depend on: the device and its driver."""
-        architecture = f"sm{self.properties['major']}{self.properties['minor']}"
-        return self.name, architecture, f"driver{self.cupy.cuda.runtime.driverGetVersion()}"
+        cuda = self.cupy.cuda
+        return self.name, f"sm{cuda.Device().compute_capability}", f"driver{cuda.runtime.driverGetVersion()}"
 
     @property
     def processors(self) -> int:
@@ -232,6 +232,10 @@ class Gpu:
     def spare_bytes(self) -> int:
         pool = self.cupy.get_default_memory_pool()
         return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+
+    def release(self) -> None:
+        """Gives memory that is free, but kept for later, back to the driver."""
+        self.cupy.get_default_memory_pool().free_all_blocks()
 
     def put(self, values: Array, into: Array) -> None:
         self.staging.put(values, into)

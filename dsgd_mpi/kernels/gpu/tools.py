@@ -68,6 +68,7 @@ class Tools:
             exact = self.kind == "float32"
             return Plans(self.device, self.dtype, exact, lambda size: self.scratch("workspace", size))
         except (ImportError, OSError, RuntimeError) as reason:
+            self.device.wait()              # raises if it was not cuDNN that failed, but the device
             log.warning("cuDNN cannot be used (%s); using our own convolutions, which are slower. "
                         "pip install nvidia-cudnn-cu13 nvidia-cudnn-frontend (or -cu12)", reason)
             return None

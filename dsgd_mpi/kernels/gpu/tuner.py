@@ -11,7 +11,7 @@ from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.kernels.gpu.device import Device, Launch
 
 REPEATS = 10                                # launches in a recording, which hides how long the host takes for each
-REPLAYS = 3                                 # of which the shortest counts
+REPLAYS = 3                                 # of which the shortest counts; the first is slower
 REFUSALS: tuple[type[Exception], ...] = RuntimeError, ValueError, MemoryError   # CuPy's, of what it cannot do
 
 Prepare = Callable[[], Launch]              # raises one of REFUSALS if this device cannot do it
@@ -36,8 +36,8 @@ def recorded(device: Device, launch: Launch, times: int) -> Launch:
 
 def seconds(device: Device, launch: Launch) -> float:
     """Time of a launch on a device that does nothing else."""
+    launch()                                # kernels are loaded by the first, which not every recording allows
     replay = recorded(device, launch, REPEATS)
-    replay()                                # the first is slower: the device takes in the recording
     return min(device.seconds(replay) for _ in range(REPLAYS)) / REPEATS
 
 
@@ -78,7 +78,7 @@ class Choices:
     def choice(self, key: str, works: Callable[[str], bool], find: Callable[[], str]) -> str:
         """The name to use for `key`, for which `works` was true last: the known one, or that which `find` finds.
 
-        `key` becomes a file's name. What `find` finds must work.
+        `key` becomes a file's name. NothingRuns if what `find` found does not work either.
         """
         known = self.get(key)
         if known is not None:
@@ -86,7 +86,10 @@ class Choices:
                 return known
             self.forget(key)                # it was chosen with something else that the folder's name does not tell
         found = find()
-        return next(name for name in (self.agreed(key, found), found) if works(name))
+        for name in (self.agreed(key, found), found):
+            if works(name):
+                return name
+        raise NothingRuns(f"{found} ran when it was timed, but does not any more")
 
     def get(self, key: str) -> str | None:
         with suppress(OSError, ValueError):
