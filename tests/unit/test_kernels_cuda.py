@@ -1,10 +1,6 @@
 """What is the GPU's own, as far as it can be seen without one: compilation, recording, loss scaling, memory, words."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 import weakref
 from contextlib import closing
@@ -22,7 +18,7 @@ from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Arrays, AveragePool, BatchNorm, Bytes, Convolution, Linear, Tensor
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
-from dsgd_mpi.kernels.gpu.device import SOURCES, PageLocked, Staging, macros, problem, source
+from dsgd_mpi.kernels.gpu.device import PageLocked, Staging, problem
 from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from dsgd_mpi.kernels.gpu.tuner import Choices
 from dsgd_mpi.kernels.reference import Reference
@@ -34,7 +30,6 @@ from dsgd_mpi.nn.model import Model
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
-from tests.support import ROOT
 from tests.support.emulation.emulated import COMPILER, Emulated
 from tests.support.jobs import run
 from tests.support.numpy_device import NumpyDevice, raw
@@ -50,66 +45,6 @@ def batch(image, n, seed=0):
 
 def emulated(name="resnet8", image=(12, 12, 1), n=4, dtype="float32", **device):
     return resnet(name, 10, image, n, CuDNN(dtype, device=lambda form: Emulated(form, **device)))
-
-
-# the compiler
-
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
-    pytest.importorskip("cuda.bindings.nvrtc", reason=NOT_RUN.format("cuda-bindings"))
-    expected = set(re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', source()))
-    assert len(expected) == sum(path.read_text().count('extern "C"') for path in SOURCES.glob("*.cu")) > 20
-    for vec in {1, 128 // FORMATS[dtype].bits, *ROW_BUILDS[FORMATS[dtype].bits]}:
-        log = compiled(arch, *macros(FORMATS[dtype], vec))
-        used = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-                          r"(\d+) bytes spill loads", log)
-        assert {name for name, *_ in used} == expected
-        assert not [each for each in used if any(map(int, each[1:]))]
-
-
-def compiled(arch, *options):
-    """Compiles all sources to machine code, without a driver; what the assembler says of it."""
-    from cuda.bindings import nvrtc
-
-    def call(function, *arguments):
-        error, *results = function(*arguments)
-        assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, (error, log_of(program))
-        return results[0] if results else None
-
-    def log_of(program):
-        text = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-        nvrtc.nvrtcGetProgramLog(program, text)
-        return text.decode()
-
-    program = None
-    program = call(nvrtc.nvrtcCreateProgram, source().encode(), b"kernels.cu", 0, [], [])
-    arguments = [option.encode() for option in (f"--gpu-architecture={arch}", "--ptxas-options=-v", *options)]
-    call(nvrtc.nvrtcCompileProgram, program, len(arguments), arguments)
-    size = call(nvrtc.nvrtcGetCUBINSize, program)
-    cubin = b" " * size
-    call(nvrtc.nvrtcGetCUBIN, program, cubin)
-    assert cubin[:4] == b"\x7fELF"
-    return log_of(program)
-
-
-BEYOND = """
-import sys
-import numpy as np
-from tests.support.emulation.emulated import Emulated
-from dsgd_mpi.kernels.gpu.tools import FORMATS
-device = Emulated(FORMATS["float32"])
-x, y = (device.zeros((1000,), np.float32) for _ in range(2))
-device.kernel("narrowed", 1, (4,), (256,), x, y, np.uint32(sys.argv[1]), np.int32(1), np.int32(1))()
-"""
-
-
-@needs_compiler
-@pytest.mark.parametrize(("count", "status"), [(1000, 0), (1001, -signal.SIGSEGV)])
-def test_a_kernel_that_goes_beyond_its_arrays_is_found_out(count, status):
-    done = subprocess.run([sys.executable, "-c", BEYOND, str(count)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=60)
-    assert done.returncode == status, done.stderr
 
 
 # recording

@@ -20,9 +20,10 @@ from dsgd_mpi.kernels.gpu.tuner import Choices, NothingRuns, fastest
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
 THREADS = 256                               # per block
-ROWS_A_THREAD = 8                           # of kernels over rows, at least
+CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first by default, the second at least
 ROW_THREADS = 512                           # THREADS of cuda/batch_norm.cu
-ROW_BUILDS: dict[int, tuple[Vec, ...]] = {16: (4, (4, 2), 8, (8, 4)), 32: (4, (4, 1))}     # by bits; first: the default
+ROW_BUILDS: dict[int, tuple[Vec, ...]] = {     # by bits, the default first
+    16: (CHANNELS_A_THREAD, (4, 2), 8, (8, 4)), 32: (CHANNELS_A_THREAD, (4, 1))}
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 i32 = np.int32
 log = logging.getLogger("dsgd_mpi")

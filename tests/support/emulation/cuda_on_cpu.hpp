@@ -2,66 +2,23 @@
 // fibers, each of which runs until it comes to a barrier. All must come to the same number of barriers. Every second
 // launch runs blocks and threads from the last to the first: nothing may depend on their order.
 
-#include <algorithm>
-#include <cmath>
 #include <csetjmp>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <tuple>
-#include <type_traits>
-#include <ucontext.h>
-#include <utility>
 
-using std::max;
-using std::min;
+#define PER_BLOCK static                    // one block runs at a time
+#include "cuda_words.hpp"
 
-#define __device__
-#define __global__
-#define __shared__ static                   // one block runs at a time
-#define __launch_bounds__(...)
-
-struct Index { unsigned x, y, z; };
-static Index threadIdx, blockIdx, blockDim, gridDim;
 static bool backwards;
 
 // Number `i` of `count` in the order of this launch.
 inline unsigned in_order(unsigned i, unsigned count) { return backwards ? count - 1 - i : i; }
 
-inline Index index(unsigned i, const Index& sizes) {
-    return {i % sizes.x, i / sizes.x % sizes.y, i / sizes.x / sizes.y};
-}
-
-inline unsigned atomicAdd(unsigned* counter, unsigned more) {
+inline unsigned atomicInc(unsigned* counter, unsigned last) {
     const unsigned before = *counter;
-    *counter += more;
+    *counter = before < last ? before + 1 : 0;
     return before;
 }
 inline void __threadfence() {}              // all threads are one
-
-inline float bfloat16_to_float(unsigned short bits) {
-    const unsigned whole = (unsigned)bits << 16;
-    float x;
-    std::memcpy(&x, &whole, 4);
-    return x;
-}
-inline unsigned short float_to_bfloat16(float x) {
-    unsigned whole;
-    std::memcpy(&whole, &x, 4);
-    if (x != x) return 0x7fff;
-    return (unsigned short)((whole + 0x7fff + (whole >> 16 & 1)) >> 16);
-}
-inline float float16_to_float(unsigned short bits) {
-    _Float16 x;
-    std::memcpy(&x, &bits, 2);
-    return (float)x;
-}
-inline unsigned short float_to_float16(float x) {
-    const _Float16 y = (_Float16)x;
-    unsigned short bits;
-    std::memcpy(&bits, &y, 2);
-    return bits;
-}
 
 namespace fibers {
 const unsigned LIMIT = 1024, STACK_BYTES = 1 << 16;
@@ -117,13 +74,11 @@ inline void __syncthreads() {
     if (!setjmp(fibers::waiting[fibers::current])) longjmp(fibers::scheduler, fibers::AT_BARRIER);
 }
 
-template <class... A, size_t... I>
-void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
-    kernel(*static_cast<std::remove_cv_t<A>*>(arguments[I])...);
-}
-
+// most_threads: those of a block, by __launch_bounds__.
 template <class... A>
-void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, void** arguments) {
+void launch(void (*kernel)(A...), unsigned most_threads, const unsigned* grid, const unsigned* block,
+            void** arguments) {
+    check_launch(most_threads, grid, block);
     static std::tuple<void (*)(A...), void**> what;
     what = {kernel, arguments};
     fibers::body = [](void* given) {

@@ -1,6 +1,8 @@
 """A CUDA device made of NumPy arrays and a C++ compiler: our kernels run on the CPU, word for word, one by one.
 
-Behind each array lies memory that nobody may touch: a kernel that goes beyond its arrays ends the process.
+What would be an error on a GPU ends the process: access to the memory behind an array (or before it, if asked for), a
+vector load or store at an address that is no multiple of its size, a launch that exceeds a limit, threads of a block
+that wait at different barriers.
 """
 
 import ctypes
@@ -25,33 +27,42 @@ COMPILED = "EMULATION_COMPILED"             # names the folder of a process that
 FOLDER = tempfile.TemporaryDirectory(prefix="dsgd-emulation-")       # gone at the end of the process
 
 
+def kernels(text):
+    """The most threads that a block may have, "" if the source does not say, and the name of each kernel."""
+    return re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\((\w+)[\w, ]*\)\s+)?(\w+)', text)
+
+
+def entries(text):
+    """C++ functions launch_NAME(grid, block, addresses of the arguments)."""
+    return [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
+            f"{{ launch({name}, {threads or 1024}, grid, block, arguments); }}" for threads, name in kernels(text)]
+
+
 @cache
 def library(given, vec):
     """All kernels for a format, compiled once a process and those that it starts."""
     text = source()
-    names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', text)
-    entries = [f'extern "C" void launch_{name}(const unsigned* grid, const unsigned* block, void** arguments) '
-               f"{{ launch({name}, grid, block, arguments); }}" for name in names]
-    program = "\n".join([f'#include "{SHIM}"', text, *entries])
+    program = "\n".join([f'#include "{SHIM}"', text, *entries(text)])
     stem = Path(os.environ.get(COMPILED, FOLDER.name)) / "-".join(map(str, (given.bits, given.bfloat, vec)))
     if stem.with_suffix(".so").exists():
         return ctypes.CDLL(str(stem.with_suffix(".so")))
     stem.with_suffix(".cpp").write_text(program)
     # _FORTIFY_SOURCE forbids longjmp between stacks; unique symbols would be shared with the other libraries
     command = [COMPILER, *macros(given, vec), "-O3", "-march=native", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
-               "-fno-gnu-unique", "-Wl,-Bsymbolic", "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")]
+               "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-fno-gnu-unique", "-Wl,-Bsymbolic", "-o",
+               stem.with_suffix(".so"), stem.with_suffix(".cpp")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(stem.with_suffix(".so")))
 
 
 class Emulated:
-    """`Device`; `room`: bytes that it can give, `given`: those that it has."""
+    """`Device`; `room`: bytes that it can give, `given`: those that it has. `fence`: see `fenced`."""
 
-    name, processors = "emulated", 4
+    name = "emulated"
 
-    def __init__(self, format_, room=1 << 34):
-        self.format, self.room, self.given = format_, room, 0
+    def __init__(self, format_, room=1 << 34, processors=4, fence="behind"):
+        self.format, self.room, self.given, self.processors, self.fence = format_, room, 0, processors, fence
         self.recording = None
 
     def empty(self, shape, dtype):
@@ -60,7 +71,7 @@ class Emulated:
         if self.given + size > self.room:
             raise MemoryError
         self.given += size
-        array = fenced(size)
+        array = fenced(size, self.fence)
         array[:] = 0xff                     # NaN in every format, until somebody writes it
         weakref.finalize(array.base, self.free, size)
         return array.view(dtype).reshape(shape)
@@ -93,7 +104,6 @@ class Emulated:
         cells = [cell(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(each) for each in cells))
         dims = [(ctypes.c_uint * 3)(*(*map(int, size), 1, 1)[:3]) for size in (grid, block)]
-        assert np.prod(block) <= 1024
 
         def work(keeps=(cells, arguments)):         # alive as long as the launch
             function(*dims, pointers)
@@ -127,13 +137,19 @@ class Emulated:
         assert self.recording is None
 
 
-def fenced(size):
-    """`size` bytes, 16-aligned, with no more than alignment between their end and memory that cannot be used."""
-    room = -(-size // 16) * 16
-    before = -(-max(room, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = np.frombuffer(mmap.mmap(-1, before + mmap.PAGESIZE), np.uint8)
-    assert not LIBC.mprotect(ctypes.c_void_p(memory.ctypes.data + before), mmap.PAGESIZE, NO_ACCESS)
-    return memory[before - room : before - room + size]
+def fenced(size, fence="behind"):
+    """`size` bytes, 16-aligned, between pages that cannot be used.
+
+    No more than alignment lies between their end and the page behind them; or nothing between their start and the page
+    before them.
+    """
+    page, room = mmap.PAGESIZE, -(-size // 16) * 16
+    inside = -(-max(room, 1) // page) * page
+    memory = np.frombuffer(mmap.mmap(-1, inside + 2 * page), np.uint8)
+    for start in (0, page + inside):
+        assert not LIBC.mprotect(ctypes.c_void_p(memory.ctypes.data + start), page, NO_ACCESS)
+    start = page + {"behind": inside - room, "before": 0}[fence]
+    return memory[start : start + size]
 
 
 def cell(argument):

@@ -57,8 +57,9 @@ __device__ inline void over_block(double* a) {
 }
 
 // Adds a and b over all blocks: true on the threads that get the sums, those of the last block of its channels to
-// arrive. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zero before and after. Each block's part is in
-// memory before the block is counted, so the last one sees all of them (CUDA C++ Programming Guide, memory fences).
+// arrive. partial: (2, gridDim.y, channels); arrived: (gridDim.x), zero before and, as the last to arrive wraps it,
+// after. Each block's part is in memory before the block is counted, so the last one sees all of them (CUDA C++
+// Programming Guide, memory fences).
 __device__ inline bool over_grid(const float* a, const float* b, float* partial, unsigned* arrived, int c, bool mine,
                                  int channels, double* sum_a, double* sum_b) {
     __shared__ bool last;
@@ -77,7 +78,7 @@ __device__ inline bool over_grid(const float* a, const float* b, float* partial,
     }
     __threadfence();
     __syncthreads();
-    if (first && threadIdx.x == 0) last = atomicAdd(&arrived[blockIdx.x], 1u) == gridDim.y - 1;
+    if (first && threadIdx.x == 0) last = atomicInc(&arrived[blockIdx.x], gridDim.y - 1) == gridDim.y - 1;
     __syncthreads();
     if (!last) return false;
     __threadfence();
@@ -89,7 +90,6 @@ __device__ inline bool over_grid(const float* a, const float* b, float* partial,
         });
         over_block(sums[i]);
     }
-    if (first && threadIdx.x == 0) arrived[blockIdx.x] = 0;
     return first && mine;
 }
 
