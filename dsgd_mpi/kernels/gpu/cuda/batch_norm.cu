@@ -136,8 +136,8 @@ extern "C" __global__ void batch_norm_running(
     }
 }
 
-// y = scale (x - centre) + shift [+ add] [ReLU]; y may be x; centre and scale may be null for 0 and 1. `signs`, if given:
-// those of y, for the backward pass.
+// y = scale (x - centre) + shift [+ add] [ReLU]; y may be x; centre and scale may be null for 0 and 1. The signs of y
+// are stored too, if there is a place for them.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 batch_norm_apply(const real* x, const float* __restrict__ centre, const float* __restrict__ scale,
                  const float* __restrict__ shift, const real* add, real* y, Signs* __restrict__ signs, int rows,
@@ -176,11 +176,11 @@ batch_norm_apply(const real* x, const float* __restrict__ centre, const float* _
 // unless its signs are given. g is stored in `kept`, if given, which may be dy.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 batch_norm_gradient_statistics(const real* dy, const real* __restrict__ term, const real* __restrict__ x,
-                               const Signs* __restrict__ signs, const float* __restrict__ centre, const float* __restrict__ scale,
-                               const float* __restrict__ shift, const float* __restrict__ inverse,
-                               const float* __restrict__ scaling, real* kept, float* gamma_gradient, float* beta_gradient,
-                               float* offset, float* slope, float* partial, unsigned* arrived, int rows, int channels,
-                               int relu) {
+                               const Signs* __restrict__ signs, const float* __restrict__ centre,
+                               const float* __restrict__ scale, const float* __restrict__ shift,
+                               const float* __restrict__ inverse, const float* __restrict__ scaling, real* kept,
+                               float* gamma_gradient, float* beta_gradient, float* offset, float* slope, float* partial,
+                               unsigned* arrived, int rows, int channels, int relu) {
     CHANNELS
     struct Row { Pack in, g, term; Signs signs; };
     float a[VEC] = {}, b[VEC] = {}, m[VEC], s[VEC], z[VEC];

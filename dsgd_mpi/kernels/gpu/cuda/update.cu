@@ -86,5 +86,8 @@ extern "C" __global__ void adjust_scale(float* scaling) {
 
 // total += term
 extern "C" __global__ void accumulate(real* __restrict__ total, const real* __restrict__ term, unsigned packs) {
-    FOR_EACH(i, packs) store(total + (size_t)i * VEC, sum_of(load(total + (size_t)i * VEC), load(term + (size_t)i * VEC)));
+    FOR_EACH(i, packs) {
+        const size_t at = (size_t)i * VEC;
+        store(total + at, sum_of(load(total + at), load(term + at)));
+    }
 }
