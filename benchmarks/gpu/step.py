@@ -16,14 +16,14 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.gpu.bytes import bytes_moved
 from benchmarks.shared import provenance
 from benchmarks.shared.cases import DECAY, FIRST, LR, MOMENTUM, OURS, Case, batch_of, weights
 from benchmarks.shared.contest import Contestant, Failed, Work, compare, summary, timing
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.kernels.api import AveragePool, BatchNorm, Bytes, Convolution, Linear, MaxPool, Subsample
+from dsgd_mpi.kernels.api import Bytes
 from dsgd_mpi.kernels.gpu import device as devices
 from dsgd_mpi.nn import models, resnet
-from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.optim.sgd import Sgd
 
 TORCH = {"eager": (False, False), "eager, CUDA graph": (False, True), "torch.compile": (True, False),
@@ -165,23 +165,6 @@ def bandwidth() -> float:
     return 2 * COPIED_BYTES / float(seconds)
 
 
-def bytes_moved(graph: Graph, batch: int, itemsize: int) -> float:
-    """Bytes that the kernels of one step move if every pass over an array goes to memory."""
-    passes = {Convolution: (3, 3), BatchNorm: (5, 3), MaxPool: (2, 2), AveragePool: (2, 2), Linear: (3, 3),
-              Subsample: (2, 2)}            # over x and over y, forward and backward
-    total = 0.0
-    for layer in graph.layers:
-        x, y = (float(np.prod(graph.shapes[name])) for name in (layer.x, layer.y))
-        of_x, of_y = passes[type(layer.operation)]
-        if layer.x == "images":
-            of_x = 2
-        total += of_x * x + of_y * y + (3 * y if layer.add else 0)
-    readers = [name for layer in graph.layers for name in {layer.x, layer.add} - {None, "images"}]
-    total += sum(3.0 * (readers.count(name) - 1) * float(np.prod(graph.shapes[name])) for name in set(readers))
-    weights_ = sum(float(np.prod(shape)) for shape in graph.trained.values())
-    return batch * itemsize * total + weights_ * (7 * 4 + 5 * itemsize)     # copied, used, updated
-
-
 def measure(case: Case, dtype: str, rivals: tuple[str, ...], rate: float, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"case": case.name, "batch": case.batch, "dtype": dtype, "copy_bytes_per_s": rate,
                               "seconds": {}, "failed": {}, "gpu_bytes": {}, "first_losses": {}}
@@ -203,7 +186,7 @@ def measure(case: Case, dtype: str, rivals: tuple[str, ...], rate: float, rounds
                     result["whole_seconds"] = [contestant.time("whole", STEPS) for _ in range(rounds)]
             except Failed:
                 result["failed"][name] = contestant.failure
-    moved = bytes_moved(models.graph(case.name, case.classes, case.image), case.batch, 4 if dtype == "float32" else 2)
+    moved = bytes_moved(models.graph(case.name, case.classes, case.image), case.batch, dtype)
     return {**result, "bytes_moved": moved, "roofline_s": moved / rate}
 
 

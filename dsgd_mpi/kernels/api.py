@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -222,6 +222,8 @@ class Arrays:
     weights: Sequence[Tensor]
     y: Tensor
     add: Tensor | None = None               # None unless the operation `adds`
+    term: Array = None                      # added to y.grad by the backward pass, which may overwrite both: only if
+                                            # the back end's `takes_term` has the operation
 
 
 class Bound(Protocol):
@@ -305,6 +307,9 @@ class Kernels(Protocol):
     # the class that computes an operation, constructed from the back end, the operation and its arrays
     operations: ClassVar[Mapping[type[Operation], Callable[[Any, Any, Arrays], Bound]]]
 
+    # operations that take a second term of their y.grad, instead of having it added by `accumulate` before
+    takes_term: ClassVar[Container[type[Operation]]] = ()
+
     name: str
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
@@ -341,6 +346,13 @@ class Kernels(Protocol):
     def empty(self, shape: Shape) -> Array:
         """An uninitialised activation array, aligned as the kernels prefer. MemoryError if memory runs out."""
 
+    def image_channels(self, channels: int) -> int:
+        """The channels of the array that images are put into: more, the others being zero, if convolutions like that.
+
+        Only where all that reads the images is convolutions, whose weights then have fewer channels than their x.
+        """
+        return channels
+
     def spare_bytes(self) -> int:
         """Memory that `empty` can still allocate."""
 
@@ -361,7 +373,10 @@ class Kernels(Protocol):
         return images
 
     def put(self, values: Array | Bytes, into: Array) -> None:
-        """Copies a float32 NumPy array to an activation array, converting its dtype. Shapes must agree."""
+        """Copies a float32 NumPy array to an activation array, converting its dtype.
+
+        Shapes must agree, except that `into` may have the last axis that `image_channels` asks for.
+        """
 
     def get(self, x: Array) -> Array:
         """A float32 NumPy copy of an activation array (float64 stays float64), once all work on it is done."""

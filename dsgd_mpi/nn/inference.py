@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dsgd_mpi.arrays.flat import Array, Buckets
 from dsgd_mpi.kernels import api
 from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Folded, Kernels, Tensor
+from dsgd_mpi.nn.activations import image_shape
 from dsgd_mpi.nn.layers import Graph, Layer
 from dsgd_mpi.nn.memory import Memory
 
@@ -19,7 +20,7 @@ class Inference:
         self.operations: list[Bound] = []
         layers = folded(graph.layers)
         last = {name: i for i, layer in enumerate(layers) for name in inputs(layer)}
-        self.images = self.memory.borrow((batch, *graph.shapes["images"]))
+        self.images = self.memory.borrow((batch, *image_shape(graph, kernels)))
         values = {"images": Tensor(self.images)}
         for i, layer in enumerate(layers):
             y = values[layer.y] = Tensor(self.memory.borrow((batch, *graph.shapes[layer.y])))

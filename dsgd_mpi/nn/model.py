@@ -119,8 +119,7 @@ class Model:
         with suppress(MemoryError):
             return Plan(self, batch)
         spare = self.kernels.spare_bytes()          # including what the failed plan has freed
-        itemsize = int(self.kernels.empty((1,)).itemsize)
-        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.graph, 1, itemsize))
+        fits = int(FOR_ACTIVATIONS * spare / bytes_needed(self.graph, 1, self.kernels))
         way_out = f"use --batch {fits} or less" if fits else "use a smaller model"
         raise UsageError(f"batch {batch}: there is not enough memory for the activations; {spare / 2**30:.1f} GiB are "
                          f"free, enough for about {fits} images; {way_out}")
@@ -138,7 +137,7 @@ class Plan:
 
     def __init__(self, model: Model, batch: int) -> None:
         self.model, self.kernels = model, model.kernels
-        self.activations = Activations(model.graph, batch, self.kernels.empty)
+        self.activations = Activations(model.graph, batch, self.kernels, self.kernels.empty)
         self.images, self.logits = self.activations.values["images"], self.activations.logits
         self.loss = self.kernels.cross_entropy(self.logits, model.smoothing)
         self.steps = [self._step(layer, *bound)
@@ -163,9 +162,9 @@ class Plan:
             if between:
                 between()
 
-    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor, sums: Sums) -> Step:
+    def _step(self, layer: Layer, x: Tensor, add: Tensor | None, y: Tensor, term: Array, sums: Sums) -> Step:
         state, gradient, slices = self.model.state, self.model.gradient, self.model.layout.slices
         weights = [Tensor(state[name], gradient[name]) for name in layer.weights]
-        operation = self.kernels.bind(layer.operation, Arrays(x, weights, y, add))
+        operation = self.kernels.bind(layer.operation, Arrays(x, weights, y, add, term))
         trained = [slices[name] for name in layer.weights if self.model.graph.weights[name].trained]
         return Step(operation, sums, slice(trained[0].start, trained[-1].stop) if trained else None)

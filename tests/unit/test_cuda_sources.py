@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from dsgd_mpi.kernels.gpu.device import SOURCES, macros, source
-from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
+from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS, ROW_BUILDS
 from tests.support.emulation.emulated import kernels
 
 SHARED_BYTES = 48 << 10                     # of a block, unless it asks for more (CUDA C++ Programming Guide)
@@ -55,7 +55,7 @@ def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
     """The assembler refuses more shared memory than a block may have."""
     expected = {name for _, name in kernels(source())}
     assert len(expected) == sum(path.read_text().count('extern "C"') for path in SOURCES.glob("*.cu")) > 20
-    for vec in sizes(dtype):
+    for vec in {*sizes(dtype), *ROW_BUILDS[FORMATS[dtype].bits]}:
         log, _ = compiled(source(), arch, *macros(FORMATS[dtype], vec))
         used = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                           r"(\d+) bytes spill loads", log)
@@ -70,18 +70,20 @@ def test_more_shared_memory_than_a_block_may_have_does_not_compile():
 
 
 # Bytes that a thread loads and stores at a time, where activations are moved VEC at a time: `pack` of them, as many
-# `taps` of maxima and partial sums in `floats`; parameters and statistics, whose place in memory is not aligned, one by
-# one. Nothing but these: so no activation is moved alone.
+# `taps` of maxima and partial sums in `floats`, and a byte of their signs; parameters and statistics, whose place in
+# memory is not aligned, one by one. Nothing but these: so no activation is moved alone.
 WIDTHS = {
     "batch_norm_statistics": ({"pack", "floats", "float"}, {"floats", "float"}),
-    "batch_norm_apply": ({"pack", "float"}, {"pack"}),
-    "batch_norm_gradient_statistics": ({"pack", "floats", "float"}, {"pack", "floats", "float"}),
+    "batch_norm_apply": ({"pack", "float"}, {"pack", "byte"}),
+    "batch_norm_gradient_statistics": ({"pack", "byte", "floats", "float"}, {"pack", "floats", "float"}),
     "batch_norm_gradient": ({"pack", "float"}, {"pack"}),
     "max_pool": ({"pack"}, {"pack", "taps"}),
     "max_pool_gradient": ({"pack", "taps"}, {"pack"}),
     "average_pool": ({"pack"}, {"pack"}),
     "average_pool_gradient": ({"pack"}, {"pack"}),
     "accumulate": ({"pack"}, {"pack"}),
+    "narrowed": ({"float"}, {"pack"}),
+    "images_in": ({"byte", "float"}, {"pack"}),
 }
 WIDEST = 16                                 # that a GPU before sm_100 moves at a time
 
@@ -100,7 +102,8 @@ def test_activations_are_moved_in_vectors(dtype):
     seen = {}
     for vec in sizes(dtype):
         _, ptx = compiled(source(), "sm_90", *macros(FORMATS[dtype], vec))
-        size = {"pack": vec * FORMATS[dtype].bits // 8, "taps": vec, "floats": min(WIDEST, 4 * vec), "float": 4}
+        size = {"pack": vec * FORMATS[dtype].bits // 8, "taps": vec, "floats": min(WIDEST, 4 * vec), "float": 4,
+                "byte": 1}
         found = {kernel: (moved(ptx, kernel, "ld"), moved(ptx, kernel, "st")) for kernel in {*WIDTHS, *others}}
         assert {kernel: found[kernel] for kernel in WIDTHS} == {
             kernel: tuple({size[thing] for thing in things} for things in both) for kernel, both in WIDTHS.items()}

@@ -37,8 +37,8 @@ def run(name, *arguments, vec=1, grid=(4,), block=(256,), fence="behind", move=0
     x, y = (device.zeros((1024,), np.float32) for _ in range(2))
     device.kernel(name, vec, grid, block, moved(x, move), y, *arguments)()
 """
-NARROWED = "run('narrowed', np.uint32({}), {})"
-APPLIED = "run('batch_norm_apply', None, None, None, None, np.int32(0), np.int32(0), np.int32(0), {})"
+NARROWED = "run('narrowed', np.uint32({}), np.int32(1), np.int32(1), {})"
+APPLIED = "run('batch_norm_apply', None, None, None, None, None, np.int32(0), np.int32(0), np.int32(0), {})"
 WAITING = """
 emulated.source = lambda: 'extern "C" __global__ void waits(float*, float*) { if (threadIdx.x < 200) __syncthreads(); }'
 run("waits")
@@ -115,9 +115,9 @@ class H100(Emulated):
 class Slabs(CuDNN):
     """As many blocks, however few the rows: most have none."""
 
-    def rows(self, rows, channels):
-        vec, (chunks, _), block = super().rows(rows, channels)
-        return vec, (chunks, 264 // chunks), block
+    def rows(self, rows, channels, vec):
+        (chunks, _), block = super().rows(rows, channels, vec)
+        return (chunks, 264 // chunks), block
 
 
 def assert_batch_norm(kernels, dtype, shape, relu, add, launched):

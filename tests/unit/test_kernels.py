@@ -10,6 +10,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, FoldedConvolution, MaxPool, Operation, Tensor
 from dsgd_mpi.kernels.cpu.onednn import OneDNN
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
+from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from dsgd_mpi.kernels.reference import Reference
 from tests.support.kernel_cases import (
     CASES,
@@ -27,12 +28,12 @@ from tests.support.kernel_cases import (
 ORACLE = Reference("float64")
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}        # largest error over largest value
 KINK = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 0.1}      # so close to zero, rounding decides what ReLU does
-HERE = [("onednn", "float32"), ("onednn", "bfloat16"), *(("emulated", dtype) for dtype in TOLERANCE)]
+ON_CPU = [pytest.param(("onednn", dtype), id=f"onednn-{dtype}") for dtype in ("float32", "bfloat16")]
+ON_GPU = [*(pytest.param(("emulated", dtype), id=f"emulated-{dtype}") for dtype in TOLERANCE),
+          *(pytest.param(("cudnn", dtype), id=f"cudnn-{dtype}", marks=pytest.mark.gpu) for dtype in TOLERANCE)]
 
 
-@pytest.fixture(scope="module", params=[
-    *(pytest.param(each, id="-".join(each)) for each in HERE),
-    *(pytest.param(("cudnn", dtype), id=f"cudnn-{dtype}", marks=pytest.mark.gpu) for dtype in TOLERANCE)])
+@pytest.fixture(scope="module", params=[*ON_CPU, *ON_GPU])
 def fast(request):
     return unscaled(*request.param)
 
@@ -68,13 +69,18 @@ def assert_close(fast, found, expected) -> None:
     assert np.abs(found - expected).max() <= TOLERANCE[fast.dtype] * scale
 
 
-def assert_alike(fast, operation, operation_, inputs, inputs_, y, y_, rng, safe=1.0) -> None:
-    """Inference, training, gradient. `safe` is zero where the gradient depends on how a number was rounded."""
+def assert_alike(fast, operation, operation_, inputs, inputs_, y, y_, rng, safe=1.0, term_=None) -> None:
+    """Inference, training, gradient. `safe` is zero where the gradient depends on how a number was rounded.
+
+    `term_`: what the operation under test adds to y's gradient.
+    """
     for training in (False, True):
         operation.forward(training)
         operation_.forward(training)
         assert_close(fast, y.value, y_.value)
     give(fast, y, y_, rng.standard_normal(y_.value.shape) * safe)
+    if term_:
+        y_.grad += term_.value
     operation.backward()
     operation_.backward()
     for x, x_ in zip(inputs, inputs_, strict=True):
@@ -94,6 +100,28 @@ def test_an_operation_that_a_back_end_does_not_compute_is_named_with_the_way_out
 
 @pytest.mark.parametrize(("operation", "shape", "add"), CASES, ids=str)
 def test_an_operation_and_its_gradients_agree_with_the_reference(fast, operation, shape, add):
+    check(fast, operation, shape, add, with_term=False)
+
+
+@pytest.mark.parametrize("fast", ON_GPU, indirect=True)
+@pytest.mark.parametrize(("operation", "shape", "add"), [
+    case for case in CASES if type(case[0]) in CuDNN.takes_term], ids=str)
+def test_an_operation_that_takes_a_term_adds_it_to_the_gradient_of_its_result(fast, operation, shape, add):
+    check(fast, operation, shape, add, with_term=True)
+
+
+@pytest.mark.parametrize(("dtype", "vec"), [(dtype, vec) for dtype in ("float32", "bfloat16")
+                                            for vec in ROW_BUILDS[FORMATS[dtype].bits][1:]])
+def test_each_build_of_batch_norm_that_may_be_chosen_agrees_with_the_reference(dtype, vec, monkeypatch):
+    fast = unscaled("emulated", dtype)
+    monkeypatch.setattr(fast, "chosen", lambda key, builds, prepare: builds[builds.index(vec)])
+    for shape in ((4, 14, 14, 16), (1, 8, 8, 64), (16, 1, 1, 8)):
+        for add in (False, True):
+            check(fast, BatchNorm(relu=True), shape, add, with_term=add)
+
+
+def check(fast, operation, shape, add, with_term) -> None:
+    """An operation and its gradients agree with the reference."""
     rng = fresh()
     x = rng.standard_normal(shape)
     if isinstance(operation, MaxPool):
@@ -104,13 +132,14 @@ def test_an_operation_and_its_gradients_agree_with_the_reference(fast, operation
     p, p_ = parameters(fast, **weights_of(rng, operation, shape))
     other, other_ = pair(fast, rng.standard_normal(output_of(operation, shape))) if add else (None, None)
     y, y_ = outputs(fast, output_of(operation, shape))
-    arrays, arrays_ = Arrays(x, [*p.values()], y, other), Arrays(x_, [*p_.values()], y_, other_)
-    safe = 1.0
+    arrays_, safe = Arrays(x_, [*p_.values()], y_, other_), 1.0
     if getattr(operation, "relu", False):
         ORACLE.bind(replace(operation, relu=False), arrays_).forward(True)
         safe = np.abs(y_.value) > KINK[fast.dtype]
+    term, term_ = pair(fast, rng.standard_normal(y_.value.shape) * safe) if with_term else (Tensor(None), None)
+    arrays = Arrays(x, [*p.values()], y, other, term.value)
     assert_alike(fast, fast.bind(operation, arrays), ORACLE.bind(operation, arrays_),
-                 [x, *p.values(), *add * [other]], [x_, *p_.values(), *add * [other_]], y, y_, rng, safe)
+                 [x, *p.values(), *add * [other]], [x_, *p_.values(), *add * [other_]], y, y_, rng, safe, term_)
 
 
 def test_convolution_of_images_asks_no_gradient_of_them(fast):

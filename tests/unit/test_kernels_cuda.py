@@ -16,11 +16,17 @@ from dsgd_mpi.arrays.flat import Buckets, Layout
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.kernels.api import Arrays, AveragePool, BatchNorm, Bytes, Convolution, Linear, Tensor
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Fetched
 from dsgd_mpi.kernels.gpu.device import PageLocked, Staging, problem
-from dsgd_mpi.kernels.gpu.tools import FORMATS
+from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
+from dsgd_mpi.kernels.gpu.tuner import Choices
+from dsgd_mpi.kernels.reference import Reference
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import resnet
+from dsgd_mpi.nn.activations import image_shape
+from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.nn.model import Model
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
@@ -122,6 +128,23 @@ def test_a_batch_of_another_size_and_predictions_do_not_disturb_a_recording():
     assert [model.loss_and_gradient(images, labels) for _ in range(2)] == first
 
 
+@needs_compiler
+def test_an_activation_with_three_readers_gets_the_sum_of_their_gradients():
+    """Two terms: its batch norm adds one, the other is added before."""
+    graph = Graph((6, 6, 3))
+    x = graph.add("n1", BatchNorm(relu=True), graph.add("c1", Convolution(8, 3, 1, 1), "images"))
+    one = graph.add("n2", BatchNorm(relu=True), graph.add("c2", Convolution(8, 1), x), add=x)
+    two = graph.add("n3", BatchNorm(relu=True), graph.add("c3", Convolution(8, 1), x), add=one)
+    graph.add("fc", Linear(10), graph.add("mean", AveragePool(), two))
+    images, labels = batch((6, 6, 3), 4)
+    model, exact = (Model(graph, 4, k) for k in (CuDNN("float32", device=Emulated), Reference("float64")))
+    bound = model.plan(4).activations.bound
+    assert sum(term is not None for *_, term, _ in bound) == sum(len(sums) for *_, sums in bound) == 1
+    for _ in range(2):
+        assert model.loss_and_gradient(images, labels) == pytest.approx(exact.loss_and_gradient(images, labels))
+        np.testing.assert_allclose(model.flat_gradient, exact.flat_gradient, rtol=1e-4, atol=1e-5)
+
+
 class Counted(Emulated):
     """`recordings`: how often a recording has begun; `launches`: single ones since."""
 
@@ -182,6 +205,53 @@ def test_an_update_of_other_vectors_is_no_replay_and_keeps_only_the_last_alive()
     assert k.device.recordings == 0
     sgd.update(x, gone[-1](), 1.0)
     assert k.device.recordings == 1
+
+
+# builds of the kernels
+
+class Clocked(Emulated):
+    """Takes the seconds that `clock` says, by build; `timed`: those that have been asked for."""
+
+    clock, timed, last = {}, [], None
+
+    def kernel(self, name, vec, *arguments):
+        if name == "batch_norm_apply":
+            self.last = vec
+        return super().kernel(name, vec, *arguments)
+
+    def seconds(self, replay):
+        self.timed.append(self.last)
+        return self.clock[self.last]
+
+
+@needs_compiler
+def test_the_fastest_build_of_batch_norm_is_found_once_for_each_shape_and_used_by_all_ranks(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Clocked, "timed", timed := [])
+    default, other = ROW_BUILDS[32]
+
+    def bound(clock, channels=8):
+        k = CuDNN("float32", device=Clocked)
+        monkeypatch.setattr(k.device, "clock", clock)
+        k.choices = Choices("clocked")
+        tensors = [Tensor(k.empty(shape), k.empty(shape)) for shape in ((2, 3, 3, channels), *4 * [(channels,)])]
+        return k, k.bind(BatchNorm(relu=True), Arrays(tensors[0], tensors[1:], tensors[0], tensors[0]))
+
+    k, first = bound({default: 2.0, other: 1.0})
+    assert (first.vec, set(timed)) == (other, {default, other})
+    assert k.own_bytes == 5 * 4 * 8 + first.signs.nbytes        # nothing is left of what was tried
+    count = len(timed)
+    assert bound({default: 1.0, other: 2.0})[1].vec == other    # a later rank, whose clock says otherwise
+    assert bound({}, channels=7)[1].vec == 1                    # for these there is no choice
+    assert len(timed) == count
+    assert bound({default: 1.0, other: 2.0}, channels=16)[1].vec == default
+
+
+@needs_compiler
+def test_nothing_is_timed_on_what_is_no_gpu():
+    model = emulated()
+    assert model.kernels.choices is None
+    assert {step.operation.vec for step in model.plan(4).steps if hasattr(step.operation, "vec")} == {ROW_BUILDS[32][0]}
 
 
 # loss scaling
@@ -310,6 +380,49 @@ def test_bytes_become_the_images_that_the_host_would_make_of_them(augmented, dty
     found = k.empty(stored.shape)
     k.put(transform.bytes(stored, draws), found)
     np.testing.assert_allclose(k.get(found), expected, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
+
+
+class Padding(CuDNN):
+    """Pads channels, as where cuDNN is there."""
+
+    def padded(self, channels):
+        return -(-channels // 8) * 8
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_images_come_with_zeros_in_the_channels_that_convolutions_like_to_have(channels, dtype):
+    draw, k, shape = np.random.default_rng(0), Padding(dtype, device=Emulated), (3, 5, 7, channels)
+    stored, row = draw.integers(0, 256, shape, np.uint8), np.ones(channels, np.float32)
+    for values in (Bytes(stored, None, row, 0 * row, 0), stored.astype(np.float32)):
+        wide, same = k.empty((*shape[:-1], 8)), k.empty(shape)
+        for into in (wide, same):
+            k.put(values, into)
+            np.testing.assert_array_equal(k.get(into)[..., :channels], stored)
+            assert not k.get(into)[..., channels:].any()
+    with pytest.raises(AssertionError):
+        k.put(stored.astype(np.float32), k.empty((*shape[:-1], 16)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_net_on_images_with_padded_channels_is_the_same_net(dtype):
+    images, labels = batch((12, 12, 1), 4)
+    plain, padding = (resnet("resnet8", 10, (12, 12, 1), 4, k(dtype, device=Emulated)) for k in (CuDNN, Padding))
+    losses = [model.loss_and_gradient(images, labels) for model in (plain, padding)]
+    assert padding.plan(4).images.shape == (4, 12, 12, 8)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    np.testing.assert_allclose(plain.flat_gradient, padding.flat_gradient, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(plain.predict(images[:3]), padding.predict(images[:3]), rtol=1e-6)
+
+
+def test_images_keep_their_channels_where_not_only_convolutions_read_them():
+    k, graph = Padding("float32", device=Emulated), Graph((8, 8, 3))
+    graph.add("c", Convolution(4, 3, 1, 1), "images")
+    assert image_shape(graph, k) == (8, 8, 8)
+    graph.add("b", BatchNorm(relu=True), "images")
+    assert image_shape(graph, k) == (8, 8, 3)
 
 
 @needs_compiler

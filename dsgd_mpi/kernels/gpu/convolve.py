@@ -31,8 +31,9 @@ class Convolution:
         x, (w, *biases), y = arrays.x, arrays.weights, arrays.y
         self.k, self.x, self.w, self.y = k, x, w, y
         self.bias = biases[0] if biases else None
-        n, h, width, c = x.value.shape
+        n, h, width, _ = x.value.shape
         _, oh, ow, o = y.value.shape
+        c = w.value.shape[1]                # of images x may have more (`Kernels.image_channels`)
         self.g = Geometry(n, h, width, k.padded(c), k.padded(o), operation.window, operation.stride,
                           operation.pad, oh, ow)
         self.sizes = (o, c, self.g.window**2, self.g.o, self.g.c)

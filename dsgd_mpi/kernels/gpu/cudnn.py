@@ -24,7 +24,7 @@ from dsgd_mpi.arrays.half import widen
 from dsgd_mpi.kernels import api
 from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Later, Loss, Rule, Step, Tensor, Work
 from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, Linear
-from dsgd_mpi.kernels.gpu.device import Device, Format, Launch
+from dsgd_mpi.kernels.gpu.device import Device, Format, Launch, Vec, width
 from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 
 
@@ -35,6 +35,7 @@ class CuDNN(Tools, Kernels):
     """
 
     name = "cudnn"
+    takes_term = (api.BatchNorm, api.MaxPool)
 
     def __init__(self, dtype: str = "float32", device: Callable[[Format], Device] | None = None) -> None:
         super().__init__(dtype, device)
@@ -60,6 +61,9 @@ class CuDNN(Tools, Kernels):
     def byte_memory(self, shape: Shape) -> Array:
         return self.device.page_locked(shape)
 
+    def image_channels(self, channels: int) -> int:
+        return self.padded(channels)
+
     def spare_bytes(self) -> int:
         return self.device.spare_bytes()
 
@@ -74,11 +78,19 @@ class CuDNN(Tools, Kernels):
             values = self.sent("put", values)    # not where a batch may be that was sent ahead
         if isinstance(values, Sent):
             return self.put_sent(values, into)
-        assert values.shape == into.shape, (values.shape, into.shape)
+        channels, kept = self.image_shapes(values, into)
         values = np.asarray(values, np.float32)
-        if self.storage == np.float32:
+        if self.storage == np.float32 and channels == kept:
             return self.device.put(values, into)
-        return self.each("narrowed", values.size, 1, self.staged("images", values), into, np.uint32(values.size))()
+        return self.each("narrowed", into.size, self.vec(kept), self.staged("images", values), into,
+                         np.uint32(into.size // kept), i32(channels), i32(kept))()
+
+    def image_shapes(self, values: Array, into: Array) -> tuple[int, int]:
+        """The channels of images, and those of the array that they are put into."""
+        (*size, channels), (*room, kept) = values.shape, into.shape
+        assert size == room, (values.shape, into.shape)
+        assert kept in (channels, self.image_channels(channels)), (values.shape, into.shape)
+        return channels, kept
 
     def sent(self, name: str, values: Bytes) -> Sent:
         per_channel = np.stack([values.scale, values.shift]).astype(np.float32)
@@ -90,10 +102,10 @@ class CuDNN(Tools, Kernels):
         return Sent(images, numbers, places, values.pad, self.device.send(copies))
 
     def put_sent(self, values: Sent, into: Array) -> None:
-        assert values.images.shape == into.shape, (values.images.shape, into.shape)
+        channels, kept = self.image_shapes(values.images, into)
         self.device.read(values.arrival, self.each(
-            "images_in", into.size, 1, values.images, values.places, values.numbers[0], values.numbers[1], into,
-            *map(i32, (*into.shape, values.pad))))
+            "images_in", into.size, self.vec(kept), values.images, values.places, values.numbers[0], values.numbers[1],
+            into, *map(i32, (*into.shape[:-1], channels, kept, values.pad))))
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)
@@ -261,7 +273,8 @@ class MaxPool(Simple):
                                   operation.pad)))
         super().__init__(
             k.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
-            x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, winner, x.grad, *numbers))
+            x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, arrays.term, winner, x.grad,
+                                              *numbers))
 
 
 class AveragePool(Simple):
@@ -275,26 +288,45 @@ class AveragePool(Simple):
 
 
 class BatchNorm:
-    """Two passes over x forward, two over x and dy backward; the gradient of `add` is what the ReLU passes of dy."""
+    """Two passes over x forward, two over x and dy backward; the gradient of `add` is what the ReLU passes of dy.
 
-    def __init__(self, k: Tools, operation: api.BatchNorm, arrays: Arrays) -> None:
+    `vec`: which build of the kernels to use, by default the fastest for these sizes.
+    """
+
+    def __init__(self, k: Tools, operation: api.BatchNorm, arrays: Arrays, vec: Vec | None = None) -> None:
         x, (gamma, beta, mean, var), y = arrays.x, arrays.weights, arrays.y
         self.k, self.x, self.y, self.gamma, self.beta, self.mean, self.var = k, x, y, gamma, beta, mean, var
         self.relu, self.add = operation.relu, arrays.add
         channels = gamma.value.size
         rows = x.value.size // channels
         self.numbers = i32(rows), i32(channels)
-        self.vec, self.grid, self.block = k.rows(rows, channels)
+        self.vec = vec or self.fastest(operation, arrays, rows, channels)
+        self.grid, self.block = k.rows(rows, channels, self.vec)
         self.partial = k.scratch("sums", 4 * 2 * self.grid[1] * channels).view(np.float32)
         self.arrived = k.device.zeros((self.grid[0],), np.uint32)       # blocks so far, per group of channels
         self.centre, self.inverse, self.scale, self.offset, self.slope = (
             k.own((channels,), np.float32) for _ in range(5))
-        add = self.add and self.add.value
-        apply = k.affine(x.value, self.centre, self.scale, beta.value, add, y.value, self.relu)
+        self.term = arrays.term
+        self.signs = None                   # of y, unless the backward pass can compute them from x
+        if self.add and self.relu and y.grad is not None:
+            self.signs = k.own((y.value.size // width(self.vec),), np.uint8)
         self.inference_steps = [k.each("batch_norm_running", channels, 1, gamma.value, mean.value, var.value,
-                                       self.centre, self.scale, i32(channels)), apply]
-        self.training_steps = [*self.statistics(), apply] if mean.grad is not None else []
+                                       self.centre, self.scale, i32(channels)), self.apply(None)]
+        self.training_steps = [*self.statistics(), self.apply(self.signs)] if mean.grad is not None else []
         self.backward_steps = self.gradients() if y.grad is not None else []
+
+    def fastest(self, operation: api.BatchNorm, arrays: Arrays, rows: int, channels: int) -> Vec:
+        """The build that takes least for a forward and a backward pass; their results do not matter yet."""
+        def passes(vec: Vec) -> Launch:
+            tried = BatchNorm(self.k, operation, arrays, vec)
+            return lambda: run([*tried.training_steps, *tried.backward_steps])
+
+        builds = self.k.row_builds(channels)
+        if arrays.y.grad is None:           # for inference
+            return builds[0]
+        words = "relu" * self.relu, "add" * bool(self.add), "term" * (arrays.term is not None)
+        key = "-".join(map(str, ("batch_norm", self.k.dtype, rows, channels, *filter(None, words))))
+        return self.k.chosen(key, builds, passes)
 
     def forward(self, training: bool) -> None:
         run(self.training_steps if training else self.inference_steps)
@@ -305,6 +337,10 @@ class BatchNorm:
     def over_rows(self, name: str, *arguments: Any) -> Launch:
         return self.k.device.kernel(name, self.vec, self.grid, self.block, *arguments)
 
+    def apply(self, signs: Array | None) -> Launch:
+        return self.k.affine(self.x.value, self.centre, self.scale, self.beta.value, self.add and self.add.value,
+                             self.y.value, self.relu, signs, self.vec)
+
     def statistics(self) -> list[Launch]:
         return [self.over_rows("batch_norm_statistics", self.x.value, self.gamma.value, self.mean.value, self.var.value,
                                self.mean.grad, self.var.grad, self.centre, self.inverse, self.scale, self.partial,
@@ -312,14 +348,14 @@ class BatchNorm:
 
     def gradients(self) -> list[Launch]:
         per_channel = self.centre, self.scale, self.beta.value
-        dy, y, relu = self.y.grad, None, self.relu
+        kept = self.y.grad if self.term is not None else None       # dy as the ReLU passes it, for the second pass
         if self.add:
-            dy, y, relu = self.add.grad, self.y.value, False       # the first pass writes it there
-        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.x.value, y, *per_channel,
-                                self.inverse, self.k.scaling, self.add and self.add.grad, self.gamma.grad,
-                                self.beta.grad, self.offset, self.slope, self.partial, self.arrived, *self.numbers,
-                                i32(self.relu))]
+            kept = self.add.grad
+        steps = [self.over_rows("batch_norm_gradient_statistics", self.y.grad, self.term, self.x.value, self.signs,
+                                *per_channel, self.inverse, self.k.scaling, kept, self.gamma.grad, self.beta.grad,
+                                self.offset, self.slope, self.partial, self.arrived, *self.numbers, i32(self.relu))]
         if self.x.grad is not None:
+            dy, relu = (self.y.grad, self.relu) if kept is None else (kept, False)
             steps.append(self.over_rows("batch_norm_gradient", dy, self.x.value, *per_channel, self.offset, self.slope,
                                         self.x.grad, *self.numbers, i32(relu)))
         return steps

@@ -27,6 +27,7 @@ WARMING_S = 0.3                             # of work, before the first time is 
 Launch = Callable[[], None]
 Wait = Callable[[], None]
 Dim = tuple[int, ...]
+Vec = int | tuple[int, int]                 # elements that a thread moves at a time [and rows that it fetches ahead]
 
 
 class Format(NamedTuple):
@@ -69,7 +70,7 @@ class Device(Protocol):
     def fetch(self, x: Array, into: PageLocked) -> None:
         """Enqueues a copy to page-locked memory, in order with the kernels."""
 
-    def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
+    def kernel(self, name: str, vec: Vec, grid: Dim, block: Dim, *arguments: Any) -> Launch:
         """One of our kernels for `vec` elements at a time, bound to arrays, NumPy scalars, and None for null."""
 
     def begin(self) -> None:
@@ -94,8 +95,14 @@ def source() -> str:
     return "\n".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
 
 
-def macros(given: Format, vec: int) -> tuple[str, ...]:
-    return "-std=c++17", f"-DBITS={given.bits}", f"-DBFLOAT={given.bfloat}", f"-DVEC={vec}"
+def width(vec: Vec) -> int:
+    """Elements at a time."""
+    return vec if isinstance(vec, int) else vec[0]
+
+
+def macros(given: Format, vec: Vec) -> tuple[str, ...]:
+    ahead = () if isinstance(vec, int) else (f"-DAHEAD={vec[1]}",)
+    return "-std=c++17", f"-DBITS={given.bits}", f"-DBFLOAT={given.bfloat}", f"-DVEC={width(vec)}", *ahead
 
 
 @cache
@@ -191,7 +198,7 @@ class Gpu:
     def __init__(self, given: Format) -> None:
         check()
         self.format = given
-        self.modules: dict[int, Any] = {}
+        self.modules: dict[Vec, Any] = {}
         self.last_read: Any = None          # the event of it; None: unknown
 
     @cached_property
@@ -291,7 +298,7 @@ class Gpu:
     def fetch(self, x: Array, into: PageLocked) -> None:
         x.get(stream=self.stream, out=into, blocking=False)
 
-    def kernel(self, name: str, vec: int, grid: Dim, block: Dim, *arguments: Any) -> Launch:
+    def kernel(self, name: str, vec: Vec, grid: Dim, block: Dim, *arguments: Any) -> Launch:
         if vec not in self.modules:
             self.modules[vec] = self.cupy.RawModule(code=source(), options=macros(self.format, vec))
         function = self.modules[vec].get_function(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu import device as devices
-from dsgd_mpi.kernels.gpu.device import Device, Format, Gpu, Launch
+from dsgd_mpi.kernels.gpu.device import Device, Format, Gpu, Launch, Vec, source, width
 from dsgd_mpi.kernels.gpu.plans import Geometry, Plans
-from dsgd_mpi.kernels.gpu.tuner import NothingRuns
+from dsgd_mpi.kernels.gpu.tuner import Choices, NothingRuns, fastest
 
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
 THREADS = 256                               # per block
-CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first if it divides, the second at least
-ROW_THREADS, BLOCKS_A_PROCESSOR = 512, 2    # THREADS and RESIDENT of cuda/batch_norm.cu
+CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first by default, the second at least
+ROW_THREADS = 512                           # THREADS of cuda/batch_norm.cu
+ROW_BUILDS: dict[int, tuple[Vec, ...]] = {     # by bits, the default first
+    16: (CHANNELS_A_THREAD, (4, 2), 8, (8, 4)), 32: (CHANNELS_A_THREAD, (4, 1))}
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 i32 = np.int32
 log = logging.getLogger("dsgd_mpi")
@@ -110,25 +113,49 @@ class Tools:
         blocks = min(-(-count // (vec * THREADS)), 1 << 16)
         return self.device.kernel(name, vec, (max(1, blocks),), (THREADS,), *arguments)
 
-    def rows(self, rows: int, channels: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        """vec, grid and block of a kernel over (rows, channels): neighbouring threads take neighbouring channels."""
-        vec = 1 if channels % CHANNELS_A_THREAD else CHANNELS_A_THREAD
-        groups = channels // vec
+    @cached_property
+    def choices(self) -> Choices | None:
+        """Which builds of our kernels were found fastest; None where there is nothing to time."""
+        if not isinstance(self.device, Gpu):
+            return None
+        return Choices(*self.device.versions, f"kernels{hashlib.sha256(source().encode()).hexdigest()[:12]}")
+
+    def row_builds(self, channels: int) -> list[Vec]:
+        """Those of kernels over rows that can be used, the default first."""
+        return [vec for vec in ROW_BUILDS[self.format.bits] if channels % width(vec) == 0] or [1]
+
+    def chosen(self, key: str, builds: Sequence[Vec], prepare: Callable[[Vec], Launch]) -> Vec:
+        """The build of kernels that the first process to time `prepare(build)` found fastest."""
+        if self.choices is None or len(builds) == 1:
+            return builds[0]
+        before, names = self.own_bytes, {"x".join(map(str, np.ravel(build))): build for build in builds}
+        trials = [(name, partial(prepare, build)) for name, build in names.items()]
+        try:
+            return names[self.choices.choice(key, names.__contains__, lambda: fastest(self.device, trials))]
+        except NothingRuns:
+            return builds[0]                # which, when it is bound, says what is missing: memory, as a rule
+        finally:
+            self.own_bytes = before         # what was tried is gone
+
+    def rows(self, rows: int, channels: int, vec: Vec) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Grid and block of a kernel over (rows, channels): neighbouring threads take neighbouring channels."""
+        groups = channels // width(vec)
         across = min(32, 1 << (groups - 1).bit_length())
         down = ROW_THREADS // across
         chunks = -(-groups // across)
-        most = BLOCKS_A_PROCESSOR * self.device.processors // chunks
+        resident = 1 if width(vec) > 4 else 2           # RESIDENT of cuda/batch_norm.cu
+        most = resident * self.device.processors // chunks
         slabs = max(1, min(-(-rows // (down * ROWS_A_THREAD)), most))
-        return vec, (chunks, slabs), (across, down)
+        return (chunks, slabs), (across, down)
 
     def affine(self, x: Array, centre: Array | None, scale: Array | None, shift: Array, add: Array | None, y: Array,
-               relu: bool) -> Launch:
-        """y = scale (x - centre) + shift [+ add] [ReLU], per channel."""
+               relu: bool, signs: Array | None = None, vec: Vec | None = None) -> Launch:
+        """y = scale (x - centre) + shift [+ add] [ReLU], per channel; `signs`: a byte for each `vec` of elements."""
         channels = x.shape[-1]
-        rows = x.size // channels
-        vec, grid, block = self.rows(rows, channels)
-        return self.device.kernel("batch_norm_apply", vec, grid, block, x, centre, scale, shift, add, y, i32(rows),
-                                  i32(channels), i32(relu))
+        rows, vec = x.size // channels, vec or self.row_builds(channels)[0]
+        grid, block = self.rows(rows, channels, vec)
+        return self.device.kernel("batch_norm_apply", vec, grid, block, x, centre, scale, shift, add, y, signs,
+                                  i32(rows), i32(channels), i32(relu))
 
     def planned(self, direction: str, g: Geometry, a: Array, b: Array, out: Array) -> Launch | None:
         """cuDNN's convolution; None if it has no plan, which is logged once."""

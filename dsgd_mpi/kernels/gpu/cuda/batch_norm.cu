@@ -10,30 +10,37 @@
 // c: the first of this thread's channels.
 #define CHANNELS const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VEC; const bool mine = c < channels;
 
-// use(i, fetch(i)) for i = first, first + step and so on below `end`, AHEAD of which are fetched before the first is
-// used: it takes many loads in flight to keep memory busy, and registers limit how many.
-#define FEW 2
-#define MANY (sizeof(Pack) > 8 ? 2 : 4)
-template <int AHEAD, class Fetch, class Use>
+// use(i, fetch(i)) for i = first, first + step and so on below `end`, COUNT of which are fetched before the first is
+// used: it takes many loads in flight to keep memory busy, and registers limit how many. The default unless given.
+#ifndef AHEAD
+#define AHEAD (sizeof(Pack) > 8 ? 2 : 4)
+#endif
+#define FEW (AHEAD < 2 ? AHEAD : 2)
+#define MANY AHEAD
+template <int COUNT, class Fetch, class Use>
 __device__ inline void fetched_ahead(int first, int end, int step, Fetch fetch, Use use) {
-    for (int i = first; i < end; i += AHEAD * step) {
-        decltype(fetch(i)) fetched[AHEAD];
+    for (int i = first; i < end; i += COUNT * step) {
+        decltype(fetch(i)) fetched[COUNT];
 #pragma unroll
-        for (int k = 0; k < AHEAD; ++k)
+        for (int k = 0; k < COUNT; ++k)
             if (i + k * step < end) fetched[k] = fetch(i + k * step);
 #pragma unroll
-        for (int k = 0; k < AHEAD; ++k)
+        for (int k = 0; k < COUNT; ++k)
             if (i + k * step < end) use(i + k * step, fetched[k]);
     }
 }
 
 // All rows of this thread.
-template <int AHEAD, class Fetch, class Use>
+template <int COUNT, class Fetch, class Use>
 __device__ inline void over_rows(int rows, Fetch fetch, Use use) {
-    fetched_ahead<AHEAD>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
+    fetched_ahead<COUNT>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
 }
 
 struct alignas(4 * VEC) Floats { float at[VEC]; };
+
+// Which of VEC elements a ReLU has passed: bit v is set if that of element v was positive.
+typedef unsigned char Signs;
+static_assert(VEC <= 8, "a bit for each element");
 
 // Adds `a` over the rows of the block; the threads with threadIdx.y = 0 get the sums.
 __device__ inline void over_block(double* a) {
@@ -129,10 +136,12 @@ extern "C" __global__ void batch_norm_running(
     }
 }
 
-// y = scale (x - centre) + shift [+ add] [ReLU]; y may be x; centre and scale may be null for 0 and 1.
+// y = scale (x - centre) + shift [+ add] [ReLU]; y may be x; centre and scale may be null for 0 and 1. The signs of y
+// are stored too, if there is a place for them.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 batch_norm_apply(const real* x, const float* __restrict__ centre, const float* __restrict__ scale,
-                 const float* __restrict__ shift, const real* add, real* y, int rows, int channels, int relu) {
+                 const float* __restrict__ shift, const real* add, real* y, Signs* __restrict__ signs, int rows,
+                 int channels, int relu) {
     CHANNELS
     if (!mine) return;
     struct Row { Pack in, add; };
@@ -150,27 +159,30 @@ batch_norm_apply(const real* x, const float* __restrict__ centre, const float* _
         return row;
     }, [&](int r, const Row& row) {
         Pack out;
+        Signs positive = 0;
         for (int v = 0; v < VEC; ++v) {
             float value = fmaf(wide(row.in.at[v]) - m[v], s[v], b[v]);
             if (add) value += wide(row.add.at[v]);
             out.at[v] = narrow(relu && value < 0 ? 0 : value);
+            positive |= (value > 0) << v;
         }
         store(y + place(r), out);
+        if (signs) signs[place(r) / VEC] = positive;
     });
 }
 
 // The gradients of beta and gamma, and the two values per channel that `batch_norm_gradient` subtracts, from the sums
-// of g and g (x - centre), where g is dy masked by the ReLU: dy where y > 0, else 0; y is recomputed from x unless
-// given. g is stored in `kept`, if given.
+// of g and g (x - centre), where g is dy [+ term] masked by the ReLU: that where y > 0, else 0; y is recomputed from x
+// unless its signs are given. g is stored in `kept`, if given, which may be dy.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restrict__ x, const real* __restrict__ y,
-                               const float* __restrict__ centre, const float* __restrict__ scale,
-                               const float* __restrict__ shift, const float* __restrict__ inverse,
-                               const float* __restrict__ scaling, real* __restrict__ kept, float* gamma_gradient,
-                               float* beta_gradient, float* offset, float* slope, float* partial, unsigned* arrived,
-                               int rows, int channels, int relu) {
+batch_norm_gradient_statistics(const real* dy, const real* __restrict__ term, const real* __restrict__ x,
+                               const Signs* __restrict__ signs, const float* __restrict__ centre,
+                               const float* __restrict__ scale, const float* __restrict__ shift,
+                               const float* __restrict__ inverse, const float* __restrict__ scaling, real* kept,
+                               float* gamma_gradient, float* beta_gradient, float* offset, float* slope, float* partial,
+                               unsigned* arrived, int rows, int channels, int relu) {
     CHANNELS
-    struct Row { Pack in, g, made; };
+    struct Row { Pack in, g, term; Signs signs; };
     float a[VEC] = {}, b[VEC] = {}, m[VEC], s[VEC], z[VEC];
     for (int v = 0; mine && v < VEC; ++v) {
         m[v] = centre[c + v];
@@ -182,12 +194,14 @@ batch_norm_gradient_statistics(const real* __restrict__ dy, const real* __restri
         Row row;
         row.in = load(x + place(r));
         row.g = load(dy + place(r));
-        if (y) row.made = load(y + place(r));
+        if (term) row.term = load(term + place(r));
+        if (signs) row.signs = signs[place(r) / VEC];
         return row;
     }, [&](int r, Row& row) {
+        if (term) row.g = sum_of(row.g, row.term);
         for (int v = 0; v < VEC; ++v) {
             const float d = wide(row.in.at[v]) - m[v];
-            if (relu && !((y ? wide(row.made.at[v]) : fmaf(d, s[v], z[v])) > 0)) row.g.at[v] = narrow(0);
+            if (relu && !(signs ? row.signs >> v & 1 : fmaf(d, s[v], z[v]) > 0)) row.g.at[v] = narrow(0);
             a[v] += wide(row.g.at[v]);
             b[v] = fmaf(wide(row.g.at[v]), d, b[v]);
         }

@@ -29,6 +29,12 @@ struct alignas(sizeof(real) * VEC) Pack { real at[VEC]; };
 __device__ inline Pack load(const real* from) { return *reinterpret_cast<const Pack*>(from); }
 __device__ inline void store(real* to, const Pack& pack) { *reinterpret_cast<Pack*>(to) = pack; }
 
+// Their sum, rounded.
+__device__ inline Pack sum_of(Pack a, const Pack& b) {
+    for (int v = 0; v < VEC; ++v) a.at[v] = narrow(wide(a.at[v]) + wide(b.at[v]));
+    return a;
+}
+
 // The state of dynamic loss scaling, on the device; 1, 1, 0, 0 without it (Micikevicius et al. 2018).
 enum { SCALE, INVERSE_SCALE, OVERFLOW, GOOD_STEPS };
 

@@ -32,8 +32,9 @@ extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict
     }
 }
 
+// `term`, if given, is added to dy.
 extern "C" __global__ void max_pool_gradient(
-        const real* __restrict__ dy, const unsigned char* __restrict__ winner, real* __restrict__ dx, int n, int h,
+        const real* __restrict__ dy, const real* __restrict__ term, const unsigned char* __restrict__ winner, real* __restrict__ dx, int n, int h,
         int w, int c, int oh, int ow, int window, int stride, int pad) {
     const int groups = c / VEC;
     FOR_EACH(i, (unsigned)n * h * w * groups) {
@@ -45,7 +46,7 @@ extern "C" __global__ void max_pool_gradient(
             const int up = down / stride, left = across / stride;
             if (up >= oh || left >= ow) continue;
             const size_t at = (((size_t)image * oh + up) * ow + left) * c + group * VEC;
-            const Pack in = load(dy + at);
+            const Pack in = term ? sum_of(load(dy + at), load(term + at)) : load(dy + at);
             const Taps won = *reinterpret_cast<const Taps*>(winner + at);
             for (int v = 0; v < VEC; ++v)
                 if (won.at[v] == tap) sum[v] += wide(in.at[v]);

@@ -87,9 +87,7 @@ extern "C" __global__ void adjust_scale(float* scaling) {
 // total += term
 extern "C" __global__ void accumulate(real* __restrict__ total, const real* __restrict__ term, unsigned packs) {
     FOR_EACH(i, packs) {
-        Pack a = load(total + (size_t)i * VEC);
-        const Pack b = load(term + (size_t)i * VEC);
-        for (int v = 0; v < VEC; ++v) a.at[v] = narrow(wide(a.at[v]) + wide(b.at[v]));
-        store(total + (size_t)i * VEC, a);
+        const size_t at = (size_t)i * VEC;
+        store(total + at, sum_of(load(total + at), load(term + at)));
     }
 }
