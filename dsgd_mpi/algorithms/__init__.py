@@ -48,6 +48,7 @@ class Algorithm:
     independent: bool = False               # no step depends on another rank's: ranks may take different numbers
     alone_is_sgd: bool = True               # on a single rank it equals the plain optimizer, step by step
     t = 0                                   # steps taken
+    applied: int | None = None              # gradients that this rank has applied since `start`; None: all its own
 
     net: Net
     optimizer: Optimizer

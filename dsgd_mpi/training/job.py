@@ -173,8 +173,8 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"job": job.described()} if job else {})})
-    record = Record(host, folder, display, training.steps_per_epoch, config.batch, training.ranks_per_step,
-                    config.log_every, first, totals)
+    record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
+                    training.ranks_per_step, config.log_every, first, totals)
     display.begin(first)
     try:
         last = train(training, record, first, stop)

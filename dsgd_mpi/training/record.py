@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
 
-SUMS = ("bytes_sent", "images")             # summed over ranks; all others are averaged
+SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all others are averaged
 SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "eval_s",
-           "images", "bytes_sent", "consensus_distance", "lr")
+           "images", "images_applied", "bytes_sent", "consensus_distance", "lr")
 
 
 class Stopwatch:
@@ -41,12 +42,14 @@ class Stopwatch:
 class Record:
     """This rank's figures of one run. Times are seconds of training and continue when a run is resumed."""
 
-    def __init__(self, host: Host, folder: Path, display: Display, steps_per_epoch: int, batch: int,
-                 ranks_per_step: int, log_every: int, first: int = 0, totals: dict[str, Any] | None = None) -> None:
-        self.host, self.folder, self.display = host, folder, display
+    def __init__(self, host: Host, algorithm: Algorithm, folder: Path, display: Display, steps_per_epoch: int,
+                 batch: int, ranks_per_step: int, log_every: int, first: int = 0,
+                 totals: dict[str, Any] | None = None) -> None:
+        self.host, self.algorithm, self.folder, self.display = host, algorithm, folder, display
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.ranks_per_step = ranks_per_step
         self.before = totals or {}
+        self.before.setdefault("images_applied", self.before.get("images", 0))     # of older versions
         self.rank_steps = int(self.before.get("rank_steps", 0))     # taken by this rank
         counted = self.before.get("staleness_counts", {})
         host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
@@ -68,11 +71,16 @@ class Record:
         return {**self.figures(), "rank_steps": self.rank_steps, "staleness_counts": dict(self.host.traffic.staleness)}
 
     def figures(self) -> dict[str, float]:
-        """This rank's seconds, bytes and images since the start of the run, resumed or not."""
+        """This rank's seconds, bytes and images since the start of the run, resumed or not.
+
+        `images`: from which it computed gradients. `images_applied`: whose gradients it applied, its own or others'.
+        """
         traffic = self.host.traffic
+        applied = self.gradients if self.algorithm.applied is None else self.algorithm.applied
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
                "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.evaluating.seconds,
-               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch}
+               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
+               "images_applied": applied * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
 
     def loss(self, loss: float) -> None:
@@ -121,11 +129,7 @@ class Record:
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
         self.row["staleness_counts"] = " ".join(f"{value}:{stale[value]}" for value in sorted(stale))
         if self.host.rank == 0:
-            with open(self.folder / "summary.csv", "a", newline="") as file:
-                writer = csv.DictWriter(file, list(self.row))
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(self.row)
+            add_row(self.folder / "summary.csv", self.row)
             self.display.epoch(self.row)
 
     def rate(self) -> float:
@@ -162,6 +166,17 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and wanted(line)]
         path.write_text("".join(lines))
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """To a table; columns that its first line does not name, as an older version began it, are left out."""
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore")
+        if columns is None:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -137,6 +137,7 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert 0 < summary["train_loss"] < 3
     serving = algorithms.find(name)().servers
     assert summary["images"] == 12 * 8 * 3 or serving       # who serves computes no gradient
+    assert summary["images_applied"] == (12 * 8 if name == "backup" else summary["images"])
     one_sided = algorithms.find(name).one_sided
     assert (summary["staleness"] is not None) == one_sided
     steps = [0] * serving + [12] * (3 - serving)
@@ -156,7 +157,9 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert all((view > 0).all() for key, view in model_of(folder).items() if key.endswith("running_var"))
     status, _, errors = train("--resume", folder, "--steps", 18, ranks=3)
     assert (status, errors) == (0, "")
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 18
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 18
+    assert summary["images_applied"] == (18 * 8 if name == "backup" else summary["images"])
 
 
 @pytest.mark.parametrize("bn", ["average", "recalibrate", "local"])

@@ -80,7 +80,40 @@ def test_one_run_is_drawn_into_its_own_folder_with_every_point_of_it(tmp_path):
     assert [(int(row["step"]), float(row["epoch"]), float(row["wall_s"]), float(row["value"])) for row in losses] == [
         (step, step / 100, step / 2, 2.3 - step / 1000) for step in range(10, 210, 10)]
     assert [tuple(row.values())[2:] for row in rows if row not in losses] == [
-        ("test_accuracy", "100", "1.0", "51.0", "0.6"), ("test_accuracy", "200", "2.0", "101.0", "0.7")]
+        ("test_accuracy", "100", "1.0", "", "", "51.0", "0.6"), ("test_accuracy", "200", "2.0", "", "", "101.0", "0.7")]
+
+
+def counted(folder, **options):
+    """A run whose evaluations count images, 16 a step, of which every fourth is dropped."""
+    run_folder(folder, lines=25, **options)
+    rows = [f"{row(epoch).rstrip()},{1600 * epoch},{1200 * epoch}\r\n" for epoch in (1, 2)]
+    (folder / "summary.csv").write_text(f"{HEADER.rstrip()},images,images_applied\r\n" + "".join(rows), newline="")
+    return folder
+
+
+def test_curves_over_images_are_those_of_all_ranks(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(module, "draw_run", lambda run, panels, index, column, seconds, draw=module.draw_run: (
+        places.append([getattr(point, column) for point in run.losses]), draw(run, panels, index, column, seconds))[1])
+    folder = counted(tmp_path / "a")
+    for over, images in (("images", 16), ("images-applied", 12)):
+        assert run(folder, "--over", over).exit_code == 0
+        picture_size(folder)
+        assert places.pop() == [step * images for step in range(10, 260, 10)]   # between evaluations and after them
+    rows = table(folder)
+    assert {(row["step"], row["images"], row["images_applied"]) for row in rows if row["kind"] == "test_accuracy"} == {
+        ("100", "1600.0", "1200.0"), ("200", "3200.0", "2400.0")}
+    assert float(rows[24]["images_applied"]) == 250 * 12
+
+
+def test_a_run_that_did_not_count_images_is_left_out_over_images_and_an_error_alone(tmp_path):
+    new, old = counted(tmp_path / "new"), run_folder(tmp_path / "old")
+    result = run(new, old, "--over", "images-applied", "--to", tmp_path)
+    assert (result.exit_code, result.stderr) == (
+        0, f"left out, as no evaluation has counted the images applied in it: {old}\n")
+    assert {row["run"] for row in table(tmp_path)} == {str(new)}
+    mistake(f"{old}: no evaluation has counted the images; use --over epochs", old,
+            "--over", "images")
 
 
 def test_a_folder_of_runs_is_all_of_them_once_drawn_where_asked(tmp_path, monkeypatch):
