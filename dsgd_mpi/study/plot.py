@@ -29,19 +29,20 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
 from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 
-COLUMNS = ("run", "label", "kind", "step", "epoch", "images", "images_applied", "wall_s", "value")
+COLUMNS = ("run", "label", "kind", "step", "epoch", "images", "images_applied", "training_s", "value")
 OVER = {"epochs": "epoch", "images": "images", "images-applied": "images_applied"}      # axis, and its column
 
 
 class Point(NamedTuple):
-    """A value at one moment of a run; the wall-clock time is that of training, in seconds.
+    """A value at one moment of a run. Time is that of training, in seconds: without evaluations, but with the averaging
+    that makes the model to be evaluated. Old runs counted that as evaluation.
 
     Images are those of all ranks so far: whose gradients were computed, and whose were applied; nan: not known.
     """
 
     step: int
     epoch: float
-    wall_s: float
+    training_s: float
     images_per_s: float
     value: float
     images: float = math.nan
@@ -79,9 +80,9 @@ def plot(runs: tuple[Path, ...], to: Path | None, over: str) -> None:
 
     RUN is a run folder, or a folder that holds run folders and counts as all of them. Runs under way are drawn as far
     as they are. Writes curves.png, and curves.csv with every point of it: run, label, kind (train_loss or
-    test_accuracy, 0 to 1), step, epoch, images (whose gradients were computed), images_applied, wall_s (seconds of
-    training) and value. Beside them, where ranks differ, scaling.png and scaling.csv: label, ranks, runs, images_per_s
-    (mean, least, most of equal runs) and efficiency.
+    test_accuracy, 0 to 1), step, epoch, images (whose gradients were computed), images_applied, training_s (seconds,
+    without evaluations) and value. Beside them, where ranks differ, scaling.png and scaling.csv: label, ranks, runs,
+    images_per_s (mean, least, most of equal runs) and efficiency.
     """
     require_matplotlib()
     found = [read(folder) for folder in run_folders(runs)]
@@ -217,7 +218,9 @@ def points(path: Path, parse: Callable[[str], Any], value: str, first: int = 0) 
             row = parse(line)
             if row[value] is None:          # this rank has no loss: it only serves
                 continue
-            point = Point(int(row["step"]), *(float(row[key]) for key in ("epoch", "wall_s", "images_per_s", value)),
+            training_s = float(row["wall_s"]) - float(row.get("eval_s", 0))
+            point = Point(int(row["step"]), float(row["epoch"]), training_s,
+                          *(float(row[key]) for key in ("images_per_s", value)),
                           *(float(row.get(key, math.nan)) for key in ("images", "images_applied")))
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
@@ -298,7 +301,7 @@ def write_table(runs: list[Run], path: Path) -> None:
             for kind, curve in (("train_loss", run.losses), ("test_accuracy", run.accuracies)):
                 writer.writerows((run.folder, run.label, kind, point.step, point.epoch,
                                   *("" if math.isnan(each) else each for each in (point.images, point.images_applied)),
-                                  point.wall_s, point.value) for point in curve)
+                                  point.training_s, point.value) for point in curve)
 
 
 def overview(runs: list[Run]) -> Table:
@@ -313,13 +316,13 @@ def overview(runs: list[Run]) -> Table:
         last = run.last()
         accuracy = f"{last.value:.2%}" if run.accuracies else "-"
         table.add_row(run.label, run.status, f"{last.epoch:.3g}", accuracy, f"{last.images_per_s:,.0f}",
-                      f"{last.wall_s / seconds:.3g}")
+                      f"{last.training_s / seconds:.3g}")
     return table
 
 
 def time_unit(runs: list[Run]) -> tuple[float, str]:
     """In seconds and by name, so that the longest run is an easy number of them."""
-    longest = max(point.wall_s for run in runs for point in (*run.losses, *run.accuracies))
+    longest = max(point.training_s for run in runs for point in (*run.losses, *run.accuracies))
     return (1, "s") if longest < 300 else (60, "min") if longest < 7200 else (3600, "h")
 
 
@@ -344,7 +347,7 @@ def draw(runs: list[Run], path: Path, over: str) -> None:
         lines = [draw_run(run, panels, index, OVER[over], time_unit(runs)[0]) for index, run in enumerate(runs)]
         set_limits(runs, panels)
         panels[1, 0].set_xlabel(over.replace("-", " "))
-        panels[1, 1].set_xlabel(f"wall-clock time ({time_unit(runs)[1]})")
+        panels[1, 1].set_xlabel(f"time of training, without evaluations ({time_unit(runs)[1]})")
         panels[0, 0].set_ylabel("training loss")
         panels[1, 0].set_ylabel("test accuracy (%)")
         figure.align_ylabels()
@@ -363,7 +366,7 @@ def draw_run(run: Run, panels: Any, index: int, column: str, seconds: float) -> 
     losses = [point.value for point in run.losses]
     accuracies = [100 * point.value for point in run.accuracies]
     for above, below, place in ((*panels[:, 0], lambda point: getattr(point, column)),
-                                (*panels[:, 1], lambda point: point.wall_s / seconds)):
+                                (*panels[:, 1], lambda point: point.training_s / seconds)):
         at = [place(point) for point in run.losses]
         above.plot(at, losses, color=colour, alpha=0.25, linewidth=0.8, zorder=1.9)      # below all smooth ones
         above.plot(at, smooth(losses), dash, color=colour, marker=marker if len(at) == 1 else "")

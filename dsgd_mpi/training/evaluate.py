@@ -10,16 +10,18 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.data import evaluation_batches
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.parts import Training
+from dsgd_mpi.training.record import Record
 
 RECALIBRATION_STEPS = 16                    # batches per rank from which statistics are computed
 
 
-def take_answer(run: Training, step: int) -> None:
+def take_answer(run: Training, step: int, record: Record) -> None:
     """Collective: x becomes the model that the algorithm offers, with the batch norm statistics requested."""
     model, x = run.model, run.model.flat
     statistics = slice(model.parameters, None)
     own = x[statistics].copy()
-    x[:] = run.algorithm.answer(x)
+    with record.answering:
+        x[:] = run.algorithm.answer(x)
     if run.bn == "local":
         x[statistics] = own
     elif run.bn == "recalibrate":           # the gradient of running statistics is their difference from a batch's
@@ -30,12 +32,12 @@ def take_answer(run: Training, step: int) -> None:
         x[statistics] -= run.host.mean(distance).wait()
 
 
-def evaluate(run: Training, step: int) -> dict[str, Any]:
+def evaluate(run: Training, step: int, record: Record) -> dict[str, Any]:
     """Collective: evaluates the algorithm's answer on the test set, each rank on its share; x is left unchanged."""
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
-    take_answer(run, step)
+    take_answer(run, step, record)
     predict = model.predictor()
     right = seen = 0
     for images, labels in evaluation_batches(run.test, model.batch, host.rank, host.size, model.kernels.byte_memory):

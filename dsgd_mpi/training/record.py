@@ -22,8 +22,8 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
 
 SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all others are averaged
-SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "eval_s",
-           "images", "images_applied", "bytes_sent", "consensus_distance", "lr")
+SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s",
+           "eval_s", "images", "images_applied", "bytes_sent", "consensus_distance", "lr")
 
 
 class Stopwatch:
@@ -55,7 +55,8 @@ class Record:
         host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
         self.told = host.traffic.staleness.copy()   # the part of it already logged
         self.begin = host.now()
-        self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
+        self.data, self.compute = Stopwatch(), Stopwatch()
+        self.evaluating, self.answering = Stopwatch(), Stopwatch()      # the latter runs within the former
         self.losses: list[float] = []       # since the last step with a line
         self.epoch_losses: list[float] = []     # since the last evaluation
         self.gradients, self.stepping_s = 0, 0.0
@@ -78,10 +79,18 @@ class Record:
         traffic = self.host.traffic
         applied = self.gradients if self.algorithm.applied is None else self.algorithm.applied
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
-               "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.evaluating.seconds,
-               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
+               "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "answer_s": self.answering.seconds,
+               "eval_s": self.eval_s(), "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
                "images_applied": applied * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
+
+    def eval_s(self) -> float:
+        """Seconds of evaluation, without those that the answer takes.
+
+        To make it, a mean of all models for example, is a part of training: the method needs it to have one model, as
+        another needs to average gradients.
+        """
+        return self.evaluating.seconds - self.answering.seconds
 
     def loss(self, loss: float) -> None:
         self.gradients += 1
@@ -91,7 +100,7 @@ class Record:
     def step(self, step: int, lr: float) -> None:
         """After each step of this rank."""
         self.rank_steps += 1
-        self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
+        self.stepping_s = self.host.now() - self.begin - self.eval_s()
         self.line(step, lr)
 
     def line(self, step: int, lr: float) -> None:

@@ -77,7 +77,7 @@ def test_one_run_is_drawn_into_its_own_folder_with_every_point_of_it(tmp_path):
     rows = table(folder)
     assert {(row["run"], row["label"]) for row in rows} == {(str(folder), "a")}
     losses = [row for row in rows if row["kind"] == "train_loss"]
-    assert [(int(row["step"]), float(row["epoch"]), float(row["wall_s"]), float(row["value"])) for row in losses] == [
+    assert [tuple(float(row[key]) for key in ("step", "epoch", "training_s", "value")) for row in losses] == [
         (step, step / 100, step / 2, 2.3 - step / 1000) for step in range(10, 210, 10)]
     assert [tuple(row.values())[2:] for row in rows if row not in losses] == [
         ("test_accuracy", "100", "1.0", "", "", "51.0", "0.6"), ("test_accuracy", "200", "2.0", "", "", "101.0", "0.7")]
@@ -104,6 +104,15 @@ def test_curves_over_images_are_those_of_all_ranks(tmp_path, monkeypatch):
     assert {(row["step"], row["images"], row["images_applied"]) for row in rows if row["kind"] == "test_accuracy"} == {
         ("100", "1600.0", "1200.0"), ("200", "3200.0", "2400.0")}
     assert float(rows[24]["images_applied"]) == 250 * 12
+
+
+def test_time_is_that_of_training_without_evaluations(tmp_path):
+    folder = run_folder(tmp_path / "a")
+    lines = [{**json.loads(metric(step)), "eval_s": 2.0} for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.csv").write_text(f"{HEADER.rstrip()},eval_s\r\n{row(1).rstrip()},11.5\r\n", newline="")
+    assert run(folder).exit_code == 0
+    assert [float(row["training_s"]) for row in table(folder)] == [5 - 2, 10 - 2, 51 - 11.5]
 
 
 def test_a_run_that_did_not_count_images_is_left_out_over_images_and_an_error_alone(tmp_path):

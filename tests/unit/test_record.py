@@ -8,9 +8,11 @@ import pytest
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.algorithms.backup import Backup
+from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.training import loop
+from dsgd_mpi.training import record as record_module
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record, add_row
 from tests.support.runs import training
@@ -46,6 +48,28 @@ def test_only_gradients_that_are_applied_count_as_applied_after_a_resume_too(tmp
 def test_one_rank_with_backups_applies_its_own(tmp_path):
     summary = simulated(tmp_path, Backup, 6, size=1)
     assert summary["images"] == summary["images_applied"] == 6 * BATCH
+
+
+def test_the_answer_takes_time_of_training_and_not_of_evaluation(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    class Slow(Gossip):
+        def answer(self, x):
+            clock[0] += 5
+            return super().answer(x)
+
+    def main(host):
+        run = training(host, tmp_path, Slow(), 6)
+        predictor = run.model.predictor
+        run.model.predictor = lambda: (clock.__setitem__(0, clock[0] + 7), predictor())[1]
+        record = Record(host, run.algorithm, tmp_path, Display(False), 1000, BATCH, 1, 5)
+        loop.train(run, record, 0, lambda: False)
+        return record.finish("", 6, {})
+
+    monkeypatch.setattr(record_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    summary = Cluster(1).run(main)[0]
+    assert (summary["answer_s"], summary["eval_s"]) == (5, 7)
+    assert summary["images_per_s"] == summary["images"] / (summary["wall_s"] - 7)
 
 
 def test_totals_of_an_older_version_count_all_images_as_applied(tmp_path):
