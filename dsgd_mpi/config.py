@@ -55,9 +55,10 @@ class Config:
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
     compress: Literal["none", "float16", "bfloat16"] = option(
         "Experiment", "none", "Send gradients and models as 16-bit numbers.")
-    bn: Literal["average", "recalibrate", "local"] = option(
-        "Experiment", "average", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
-        "algorithm, recomputed on training images, or each rank's own.")
+    bn: Literal["auto", "average", "recalibrate", "local"] = option(
+        "Experiment", "auto", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
+        "algorithm, recomputed on training images, or each rank's own; auto: average where all ranks have the same "
+        "model, else recalibrate.")
     slow_rank: str | None = option("Experiment", None, "Delay each gradient of one rank by this much, to simulate a "
                                    "straggler.", unit="RANK:SECONDS")
     seed: int = option("Experiment", 0, "Seed of weights, shuffling and augmentation.", least=0)
@@ -127,6 +128,14 @@ class Config:
         if wrong:
             raise UsageError(f"--{name.replace('_', '-')} expects KEY=VALUE, found {wrong[0]!r}")
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def statistics(self, replicated: bool) -> Literal["average", "recalibrate", "local"]:
+        """`bn`, for an algorithm that does or does not keep the same model on all ranks.
+
+        The mean of the ranks' statistics is not what the mean of their models gives, so that is measured on images, as
+        Izmailov et al. 2018 (arXiv:1803.05407) do for an average of models.
+        """
+        return ("average" if replicated else "recalibrate") if self.bn == "auto" else self.bn
 
     def milestone_epochs(self) -> tuple[float, ...] | None:
         """`milestones` as numbers, in order."""

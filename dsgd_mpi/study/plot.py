@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -166,6 +166,9 @@ def read(folder: Path) -> Run:
         return dict(zip(header, line.split(","), strict=True))
 
     accuracies = list(points(folder / "summary.csv", parse_row, "accuracy", first=1))
+    with suppress(UsageError):              # of an algorithm unknown to this version
+        if config.bn == Config().statistics(algorithms.find(config.algorithm).replicated):
+            config = replace(config, bn="auto")     # which is what it means, and no difference
     return Run(folder, config, ranks, summary.get("status", "unfinished"), all_options(config),
                placed(points(folder / "metrics.jsonl", json.loads, "loss"), accuracies), accuracies)
 

@@ -42,7 +42,8 @@ class Prepared:
         """What was run, for a summary."""
         return {"algorithm": self.config.algorithm, "options": self.options(),
                 "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
-                "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed}
+                "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed,
+                "bn": self.config.statistics(self.algorithm.replicated)}
 
 
 def prepare(config_: Config, ranks: int) -> Prepared:
@@ -131,4 +132,4 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
-        bn=chosen.bn, delay_s=seconds if host.rank == slow_rank else 0.0)
+        bn=chosen.statistics(parts.algorithm.replicated), delay_s=seconds if host.rank == slow_rank else 0.0)

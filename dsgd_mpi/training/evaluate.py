@@ -16,7 +16,10 @@ RECALIBRATION_STEPS = 16                    # batches per rank from which statis
 
 
 def take_answer(run: Training, step: int, record: Record) -> None:
-    """Collective: x becomes the model that the algorithm offers, with the batch norm statistics requested."""
+    """Collective: x becomes the model that the algorithm offers, with the batch norm statistics requested.
+
+    To recalibrate costs each rank RECALIBRATION_STEPS gradients.
+    """
     model, x = run.model, run.model.flat
     statistics = slice(model.parameters, None)
     own = x[statistics].copy()
@@ -25,11 +28,12 @@ def take_answer(run: Training, step: int, record: Record) -> None:
     if run.bn == "local":
         x[statistics] = own
     elif run.bn == "recalibrate":           # the gradient of running statistics is their difference from a batch's
-        distance = 0 * own
-        for batch in range(step, step + RECALIBRATION_STEPS):
-            model.loss_and_gradient(*run.batches.at(batch), between=run.host.progress)
-            distance += model.flat_gradient[statistics] / RECALIBRATION_STEPS
-        x[statistics] -= run.host.mean(distance).wait()
+        with record.recalibrating:
+            distance = 0 * own
+            for batch in range(step, step + RECALIBRATION_STEPS):
+                model.loss_and_gradient(*run.batches.at(batch), between=run.host.progress)
+                distance += model.flat_gradient[statistics] / RECALIBRATION_STEPS
+            x[statistics] -= run.host.mean(distance).wait()
 
 
 def evaluate(run: Training, step: int, record: Record) -> dict[str, Any]:

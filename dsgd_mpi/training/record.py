@@ -23,7 +23,7 @@ from dsgd_mpi.training.display import Display
 
 SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all others are averaged
 SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s",
-           "eval_s", "images", "images_applied", "bytes_sent", "consensus_distance", "lr")
+           "eval_s", "recalibrate_s", "images", "images_applied", "bytes_sent", "consensus_distance", "lr")
 
 
 class Stopwatch:
@@ -56,7 +56,8 @@ class Record:
         self.told = host.traffic.staleness.copy()   # the part of it already logged
         self.begin = host.now()
         self.data, self.compute = Stopwatch(), Stopwatch()
-        self.evaluating, self.answering = Stopwatch(), Stopwatch()      # the latter runs within the former
+        self.evaluating = Stopwatch()
+        self.answering, self.recalibrating = Stopwatch(), Stopwatch()   # these run while it runs
         self.losses: list[float] = []       # since the last step with a line
         self.epoch_losses: list[float] = []     # since the last evaluation
         self.gradients, self.stepping_s = 0, 0.0
@@ -80,7 +81,8 @@ class Record:
         applied = self.gradients if self.algorithm.applied is None else self.algorithm.applied
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
                "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "answer_s": self.answering.seconds,
-               "eval_s": self.eval_s(), "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
+               "eval_s": self.eval_s(), "recalibrate_s": self.recalibrating.seconds,
+               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
                "images_applied": applied * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
 

@@ -156,6 +156,15 @@ def test_an_option_given_as_it_is_by_default_makes_no_difference(tmp_path):
     assert labels(a, b)[0] == ["resnet8", "resnet20"]
 
 
+def test_statistics_that_are_named_do_not_differ_from_the_same_by_default(tmp_path):
+    a, b = run_folder(tmp_path / "a", bn="average"), run_folder(tmp_path / "b")
+    c = run_folder(tmp_path / "c", bn="recalibrate")
+    d = run_folder(tmp_path / "d", algorithm="gossip")
+    assert labels(a, b)[0] == ["a", "b"]
+    assert labels(b, c)[0] == ["bn auto", "bn recalibrate"]
+    assert labels(b, d)[0] == ["allreduce", "gossip"]
+
+
 def test_runs_that_are_alike_are_told_apart_by_their_folders(tmp_path):
     folders = [run_folder(tmp_path / path) for path in ("x/a", "x/b", "y/b")]
     assert labels(*folders)[0] == ["a", str(folders[1]), str(folders[2])]
