@@ -100,6 +100,8 @@ class Config:
 
     eval_every: float = option("Output", 1, "Epochs between evaluations on the test set; may be fractional.", least=0,
                                unit="EPOCHS")
+    eval_own: int = option("Output", 1000, "Test images, evenly spaced, on which each rank also evaluates its own "
+                           "model where the ranks' models differ; 0: none.", least=0, unit="IMAGES")
     log_every: int = option("Output", 10, "Steps between lines of metrics.jsonl.", least=1, unit="STEPS")
     checkpoint_every: int = option("Output", 0, "Steps between checkpoints; 0: only one, at the end.", least=0,
                                    unit="STEPS")

@@ -131,5 +131,6 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         optimizer=optimizer, schedule=Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones),
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
+        eval_own=chosen.eval_own,
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
         bn=chosen.statistics(parts.algorithm.replicated), delay_s=seconds if host.rank == slow_rank else 0.0)

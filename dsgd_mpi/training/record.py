@@ -22,8 +22,9 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
 
 SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all others are averaged
-SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s",
-           "eval_s", "recalibrate_s", "images", "images_applied", "bytes_sent", "consensus_distance", "lr")
+SUMMARY = ("train_loss", "accuracy", "own_accuracy_min", "own_accuracy_mean", "own_accuracy_max", "images_per_s",
+           "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s", "eval_s", "recalibrate_s", "images",
+           "images_applied", "bytes_sent", "consensus_distance", "lr")
 
 
 class Stopwatch:
@@ -125,16 +126,16 @@ class Record:
         self.metrics.flush()
         self.display.step(line)
 
-    def evaluation(self, step: int, lr: float, accuracy: float, consensus_distance: float) -> None:
-        """Collective, after an evaluation: a line of summary.csv."""
+    def evaluation(self, step: int, lr: float, **found: float | None) -> None:
+        """Collective, after an evaluation that found these figures: a line of summary.csv."""
         own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.figures()}
         self.epoch_losses.clear()
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
         everyone = self.host.allgather((self.rank_steps, self.host.traffic.staleness))
         stale: Counter[int] = sum((counter for _, counter in everyone), Counter())
-        self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "accuracy": accuracy,
-                    "train_loss": means.pop("loss") / means.pop("losses"), "consensus_distance": consensus_distance,
-                    **means, **{key: round(means[key] * self.host.size) for key in SUMS}}
+        self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, **found,
+                    "train_loss": means.pop("loss") / means.pop("losses"), **means,
+                    **{key: round(means[key] * self.host.size) for key in SUMS}}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         self.row["rank_steps"] = " ".join(str(steps) for steps, _ in everyone)
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
