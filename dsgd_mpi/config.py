@@ -74,7 +74,8 @@ class Config:
         "straight line to 0.")
     milestones: str | None = option("Schedule", None, "Epochs at which --schedule step drops the rate, e.g. 30,60,80.  "
                                     "[default: 1/2 and 3/4 of the run]", unit="EPOCHS,...")
-    warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak.", least=0,
+    warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak, from that peak "
+                           "divided by the ranks that train.", least=0,
                            unit="EPOCHS")
     momentum: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, 0.9 "
                                     "for sgd]", least=0)

@@ -122,13 +122,14 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
     epochs = chosen.milestone_epochs()
     milestones = epochs and tuple(each * epoch for each in epochs)
+    schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / workers)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
     return Training(
         host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
-        optimizer=optimizer, schedule=Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones),
+        optimizer=optimizer, schedule=schedule,
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
         eval_own=chosen.eval_own,
