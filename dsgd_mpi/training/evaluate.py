@@ -41,10 +41,10 @@ def evaluate(run: Training, step: int, record: Record) -> dict[str, Any]:
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
-    alone = own_accuracy(run)
-    take_answer(run, step, record)
+    take_answer(run, step, record)          # soon after all have met: no rank waits for another in it
     right, seen = counted(run, host.rank, host.size)
     x[:] = own
+    alone = own_accuracy(run)
     share = host.mean(np.array([right, seen], np.float64)).wait()
     return {"accuracy": float(share[0] / share[1]), **spread(host.allgather(alone)), "consensus_distance": distance}
 
