@@ -22,7 +22,8 @@ from dsgd_mpi import algorithms as known
 
 LR = 0.2
 FACTORS = (0.5, 1.0, 2.0)                   # of the base rate
-METHODS = (*ALGORITHMS, "local_sgd slow_momentum=0.6", "local_sgd post_local=200", "parameter_server max_staleness=4",
+METHODS = (*ALGORITHMS, "local_sgd slow_momentum=0.6", "local_sgd post_local=200", "gossip order=combine-then-adapt",
+           "gossip mode=push order=combine-then-adapt", "parameter_server max_staleness=4",
            "parameter_server staleness=scale", "parameter_server staleness=compensate")
 
 
@@ -79,8 +80,7 @@ def base_rate(algorithm: str, ranks: int) -> float:
     """
     name, *settings = algorithm.split()
     found = known.build(name, dict(setting.partition("=")[::2] for setting in settings if setting[:2] != "--"))
-    divides = found.options().get("staleness") == "scale"
-    return LR / (ranks - known.serving(found, ranks)) if found.updates_add_up and not divides else LR
+    return LR / (ranks - known.serving(found, ranks)) if found.updates_add_up else LR
 
 
 def run_once(algorithm: str, seed: int, rate: float, ranks: int, epochs: int, data: str, model: str,
