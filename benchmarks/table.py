@@ -145,24 +145,48 @@ def feeding() -> str:
 
 
 def convergence() -> str:
-    head = ["task", "algorithm", "seeds", "test accuracy", "spread", "less than allreduce, points",
-            "target", "steps to it", "time to it, s"]
+    head = ["task", "algorithm", "best rate", "seeds", "test accuracy", "spread", "less than allreduce, points",
+            "ranks' own models: mean (range)", "target", "steps to it", "time to it, s"]
     return rst((row for result in files("convergence") for row in convergence_rows(result)), head)
 
 
 def convergence_rows(result: dict[str, Any]) -> Iterable[list[str]]:
-    """A line for each algorithm, compared with all-reduce on the same seeds."""
+    """A line for each algorithm at its best rate, compared with all-reduce at its own on the same seeds."""
     task = "{data}, {model}, {ranks} ranks, epochs: {epochs}".format(**result)
-    reference = [run["accuracy"] for run in result["runs"]["allreduce"]]
-    for algorithm, runs in result["runs"].items():
+    reference = {run["seed"]: run["accuracy"] for run in at_best_rate(result["runs"].get("allreduce", []))[0]}
+    for algorithm, every in result["runs"].items():
+        runs, rate = at_best_rate(every)
         accuracies = [run["accuracy"] for run in runs]
-        less = 100 * (np.mean(reference[: len(runs)]) - np.mean(accuracies))
+        less = [100 * (reference[run["seed"]] - run["accuracy"]) for run in runs if run["seed"] in reference]
         there = [row for run in runs if (row := arrival(run, TARGET[result["data"]]))]
         steps, seconds = ([f"{np.median([row[i] for row in there]):,.0f}" for i in (0, 1)] if there else ("", ""))
         reached = f" ({len(there)} of {len(runs)} runs)" if len(there) < len(runs) else ""
-        yield [task, algorithm, str(len(runs)), f"{np.mean(accuracies):.2%}",
-               f"{min(accuracies):.2%} to {max(accuracies):.2%}", f"{less:+.2f}", f"{TARGET[result['data']]:.0%}",
-               steps + reached, seconds]
+        yield [task, algorithm, rate, str(len(runs)), f"{np.mean(accuracies):.2%}",
+               f"{min(accuracies):.2%} to {max(accuracies):.2%}", f"{np.mean(less):+.2f}" if less else "",
+               own_models(runs), f"{TARGET[result['data']]:.0%}", steps + reached, seconds]
+
+
+def at_best_rate(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The runs at the rate whose mean accuracy is highest, among the rates with most seeds; that rate, of all tried.
+
+    Runs of older versions name no rate: all had the same, which was not tuned.
+    """
+    by_rate: dict[float, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_rate.setdefault(run.get("rate", 0.0), []).append(run)
+    if not by_rate:
+        return [], ""
+    best = max(by_rate, key=lambda rate: (len(by_rate[rate]), np.mean([run["accuracy"] for run in by_rate[rate]])))
+    return by_rate[best], f"{best:g} of {', '.join(f'{rate:g}' for rate in sorted(by_rate))}" if best else "not tuned"
+
+
+def own_models(runs: list[dict[str, Any]]) -> str:
+    """Accuracies of the models that the ranks train, at the end of the runs, where they differ."""
+    known = [run for run in runs if run.get("own_accuracy_mean") is not None]
+    if not known:
+        return ""
+    least, most = (of(run[f"own_accuracy_{of.__name__}"] for run in known) for of in (min, max))
+    return f"{np.mean([run['own_accuracy_mean'] for run in known]):.2%} ({least:.2%} to {most:.2%})"
 
 
 def arrival(run: dict[str, Any], target: float) -> tuple[float, float] | None:

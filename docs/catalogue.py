@@ -29,12 +29,21 @@ class Catalogue(Directive):
 
     def section(self, name: str) -> list[str]:
         module = importlib.import_module(f"{self.room.__name__}.{name}")
-        return [name, "-" * len(name), "", *as_rst(inspect.getdoc(module) or ""), "",
-                *options(self.room.find(name), self.flag), ""]
+        found = self.room.find(name)
+        return [name, "-" * len(name), "", *as_rst(inspect.getdoc(module) or ""), "", *self.facts(found), "",
+                *options(found, self.flag), ""]
+
+    def facts(self, found: typing.Any) -> list[str]:
+        """Lines about a class besides its module's docstring."""
+        return []
 
 
 class Algorithms(Catalogue):
     room, flag = algorithms, "--set"
+
+    def facts(self, found: typing.Any) -> list[str]:
+        return [f":Communication per step: {found.traffic}", f":Model evaluated and saved: {found.offers}",
+                f":Speed, all-reduce being 1: {found.drift}"]
 
 
 class Optimizers(Catalogue):

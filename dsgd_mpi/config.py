@@ -55,9 +55,10 @@ class Config:
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
     compress: Literal["none", "float16", "bfloat16"] = option(
         "Experiment", "none", "Send gradients and models as 16-bit numbers.")
-    bn: Literal["average", "recalibrate", "local"] = option(
-        "Experiment", "average", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
-        "algorithm, recomputed on training images, or each rank's own.")
+    bn: Literal["auto", "average", "recalibrate", "local"] = option(
+        "Experiment", "auto", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
+        "algorithm, recomputed on training images, or each rank's own; auto: average where all ranks have the same "
+        "model, else recalibrate.")
     slow_rank: str | None = option("Experiment", None, "Delay each gradient of one rank by this much, to simulate a "
                                    "straggler.", unit="RANK:SECONDS")
     seed: int = option("Experiment", 0, "Seed of weights, shuffling and augmentation.", least=0)
@@ -73,7 +74,8 @@ class Config:
         "straight line to 0.")
     milestones: str | None = option("Schedule", None, "Epochs at which --schedule step drops the rate, e.g. 30,60,80.  "
                                     "[default: 1/2 and 3/4 of the run]", unit="EPOCHS,...")
-    warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak.", least=0,
+    warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak, from that peak "
+                           "divided by the ranks that train.", least=0,
                            unit="EPOCHS")
     momentum: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, 0.9 "
                                     "for sgd]", least=0)
@@ -100,6 +102,8 @@ class Config:
 
     eval_every: float = option("Output", 1, "Epochs between evaluations on the test set; may be fractional.", least=0,
                                unit="EPOCHS")
+    eval_own: int = option("Output", 1000, "Test images, evenly spaced, on which each rank also evaluates its own "
+                           "model where the ranks' models differ; 0: none.", least=0, unit="IMAGES")
     log_every: int = option("Output", 10, "Steps between lines of metrics.jsonl.", least=1, unit="STEPS")
     checkpoint_every: int = option("Output", 0, "Steps between checkpoints; 0: only one, at the end.", least=0,
                                    unit="STEPS")
@@ -128,6 +132,14 @@ class Config:
         if wrong:
             raise UsageError(f"--{name.replace('_', '-')} expects KEY=VALUE, found {wrong[0]!r}")
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def statistics(self, replicated: bool) -> Literal["average", "recalibrate", "local"]:
+        """`bn`, for an algorithm that does or does not keep the same model on all ranks.
+
+        The mean of the ranks' statistics is not what the mean of their models gives, so that is measured on images, as
+        Izmailov et al. 2018 (arXiv:1803.05407) do for an average of models.
+        """
+        return ("average" if replicated else "recalibrate") if self.bn == "auto" else self.bn
 
     def milestone_epochs(self) -> tuple[float, ...] | None:
         """`milestones` as numbers, in order."""

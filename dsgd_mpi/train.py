@@ -86,6 +86,7 @@ def catalogue() -> str:
         text.append(f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n\n"
                     f"    communication per step     {found.traffic}\n"
                     f"    model evaluated and saved  {found.offers}\n"
+                    f"    moves, all-reduce being 1  {found.drift}\n"
                     f"    --steps-total              {shared_out}\n")
     return "\n".join(text)
 

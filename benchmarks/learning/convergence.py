@@ -1,14 +1,16 @@
-"""What each algorithm learns from the same number of images, and how soon it reaches a given accuracy, over seeds.
+"""What each algorithm learns from the same number of images at the best of several rates, and how soon, over seeds.
 
-If the updates of all ranks add up one by one (the parameter server), the learning rate is divided by the number of
-ranks, so that n of its steps amount to one of all-reduce's. Otherwise all settings are the same. Each run is saved as
-soon as it ends, and is not repeated once it has been saved.
+The rates are those factors times a base rate (`base_rate`) that does not depend on the algorithm, but where updates add
+up. Otherwise all settings are the same. Each run is saved as soon as it ends, and is not repeated once it has been
+saved; the table chooses the best rate of those that have been run.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ import click
 
 from benchmarks.shared import provenance
 from benchmarks.shared.trainings import ALGORITHMS, trained
+from dsgd_mpi import algorithms as known
 
 LR = 0.2
-SUMMING = ("parameter_server",)
+FACTORS = (0.5, 1.0, 2.0)                   # of the base rate
+METHODS = (*ALGORITHMS, "local_sgd slow_momentum=0.6", "local_sgd post_local=200", "gossip order=combine-then-adapt",
+           "gossip mode=push order=combine-then-adapt", "parameter_server max_staleness=4",
+           "parameter_server staleness=scale", "parameter_server staleness=compensate")
 
 
 @click.command()
@@ -28,38 +34,60 @@ SUMMING = ("parameter_server",)
 @click.option("--data", default="fashion-mnist", show_default=True)
 @click.option("--model", default="resnet8", show_default=True)
 @click.option("--batch", default=16, show_default=True, help="Images per rank.")
-@click.option("--algorithms", default=",".join(ALGORITHMS), help="Comma-separated, each with its options.")
+@click.option("--algorithms", default=",".join(METHODS), help="Comma-separated, each with its options.")
+@click.option("--factors", default=",".join(map(str, FACTORS)), show_default=True,
+              help="Of the base rate, comma-separated.")
 @click.option("--most", default=1000, help="Stop after this many runs; call it again to continue.")
+@click.option("--max-minutes", default=float("inf"), help="Start no run later than this; call it again to continue.")
 @provenance.saving
-def main(most: int, seeds: int, algorithms: str, save: bool, **settings: Any) -> None:
+def main(most: int, max_minutes: float, seeds: int, algorithms: str, factors: str, save: bool, **settings: Any) -> None:
     """Run whatever is not in the result yet, and save it."""
     name = "convergence-{data}-{model}-{ranks}".format(**settings)
     runs = kept(provenance.RESULTS / f"{name}.json", settings)
-    for seed in range(seeds):
-        for algorithm in algorithms.split(","):
-            done = [run for run in runs.setdefault(algorithm, []) if run["seed"] == seed]
-            if done or not most:
-                continue
-            most -= 1
-            found = {**run_once(algorithm, seed, **settings), "commit": provenance.commit() if save else None}
-            runs[algorithm].append(found)
-            if save:
-                provenance.save(name, {**settings, "runs": runs})
-            print(f"{name} seed {seed}  {algorithm:24} {found['accuracy']:7.2%} {found['wall_s']:6.1f} s", flush=True)
+    end = time.monotonic() + 60 * max_minutes
+    for seed, algorithm, factor in product(range(seeds), algorithms.split(","), map(float, factors.split(","))):
+        rate = factor * base_rate(algorithm, settings["ranks"])
+        if any((run["seed"], run["rate"]) == (seed, rate) for run in runs.get(algorithm, [])):
+            continue
+        if not most or time.monotonic() > end:
+            break
+        most -= 1
+        found = {**run_once(algorithm, seed, rate, **settings), "commit": provenance.commit() if save else None}
+        runs.setdefault(algorithm, []).append(found)
+        if save:
+            provenance.save(name, {**settings, "runs": runs})
+        print(f"{name} seed {seed}  {algorithm:40} rate {rate:6g} {found['accuracy']:7.2%} {found['wall_s']:6.1f} s",
+              flush=True)
 
 
 def kept(path: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs with these settings that have been saved already."""
+    """The runs with these settings that have been saved already, by algorithm.
+
+    Those without a rate are of a version that had one rate for all, another warm-up and other batch norm statistics.
+    """
     result = json.loads(path.read_text()) if path.exists() else {}
-    same = all(result.get(key) == value for key, value in settings.items())
-    return dict(result["runs"]) if same else {}
+    if any(result.get(key) != value for key, value in settings.items()):
+        return {}
+    rated = {algorithm: [run for run in runs if "rate" in run] for algorithm, runs in result["runs"].items()}
+    return {algorithm: runs for algorithm, runs in rated.items() if runs}
 
 
-def run_once(algorithm: str, seed: int, ranks: int, epochs: int, data: str, model: str, batch: int) -> dict[str, Any]:
-    lr = LR / ranks if algorithm.split()[0] in SUMMING else LR
+def base_rate(algorithm: str, ranks: int) -> float:
+    """LR, divided by the ranks that train if n of them move the model by the sum of their updates.
+
+    Then n of its steps amount to one of all-reduce's. Updates that the algorithm itself divides by their staleness,
+    which is about n, add up to one already.
+    """
+    name, *settings = algorithm.split()
+    found = known.build(name, dict(setting.partition("=")[::2] for setting in settings if setting[:2] != "--"))
+    return LR / (ranks - known.serving(found, ranks)) if found.updates_add_up else LR
+
+
+def run_once(algorithm: str, seed: int, rate: float, ranks: int, epochs: int, data: str, model: str,
+             batch: int) -> dict[str, Any]:
     found = trained(algorithm, ranks, "--seed", seed, "--epochs", epochs, "--data", data, "--model", model, "--batch",
-                    batch, "--lr", lr, "--eval-every", 0.25)
-    return {**found, "load": os.getloadavg()[0]}
+                    batch, "--lr", rate, "--eval-every", 0.25)
+    return {**found, "rate": rate, "load": os.getloadavg()[0]}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ALGORITHMS = ("allreduce", "local_sgd", "backup", "dpsgd", "gossip", "gossip mode=push", "sgp",
-              "gosgd", "parameter_server", "easgd", "adpsgd", "topk")
+              "gosgd", "parameter_server", "easgd", "adpsgd", "topk", "dgc")
 EVALUATION = ("step", "epoch", "accuracy", "train_loss", "consensus_distance", "wall_s", "eval_s")
 
 

@@ -38,19 +38,23 @@ class Algorithm:
     default_optimizer: ClassVar[str] = "sgd"
     traffic: ClassVar[str]                  # what a rank communicates per step
     offers: ClassVar[str] = "the mean of all models"    # which model `answer` returns
+    drift: ClassVar[str] = "1"              # its speed under a constant gradient, in units of all-reduce's
     keeps: ClassVar[tuple[str, ...]] = ("t",)   # attributes that a checkpoint holds besides x and the optimizer's state
     replicated: ClassVar[bool] = False      # x and all of `keeps` are the same on all ranks after each step
     one_sided: ClassVar[bool] = False       # it uses memory that the ranks share
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
-    updates_add_up: ClassVar[bool] = False  # n ranks move the model by the sum of their updates: laws lower the rate
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested
     servers: int = 0                        # this many ranks, the first ones, only serve the others and have no data
+    updates_add_up: bool = False            # n ranks move the model by the sum of their updates, not by the mean
     independent: bool = False               # no step depends on another rank's: ranks may take different numbers
     alone_is_sgd: bool = True               # on a single rank it equals the plain optimizer, step by step
     t = 0                                   # steps taken
+    applied: int | None = None              # gradients that this rank has applied since `start`; None: all its own
 
     net: Net
     optimizer: Optimizer
+    trained: slice                          # of x: the trained parameters,
+    statistics: slice                       # and batch norm's running statistics
 
     @property
     def ordered(self) -> bool:
@@ -63,6 +67,7 @@ class Algorithm:
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         """Collective, once. x is the same on all ranks, or comes from a checkpoint; then `keeps` are already set."""
         self.net, self.optimizer = net, optimizer
+        self.trained, self.statistics = optimizer.trained, slice(optimizer.trained.stop, None)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         """One step, in place."""
@@ -81,6 +86,12 @@ def serving(algorithm: Algorithm, size: int) -> int:
     if size > 1 and algorithm.servers >= size:
         raise UsageError(f"{algorithm.servers} servers leave no worker among {size} ranks; expected at most {size - 1}")
     return algorithm.servers if size > 1 else 0
+
+
+def mean_of_workers(net: Net, x: Array, servers: int) -> Array:
+    """Collective: the mean of x over all ranks but the first `servers`."""
+    weight = net.size / (net.size - servers) if net.rank >= servers else 0
+    return net.mean(weight * x).wait()
 
 
 def independent() -> list[str]:

@@ -3,7 +3,10 @@
     d = (x_i - x_j) / 2;   x_j <- x_j + d;   x_i <- x_i - d - eta v_i          j a random other rank, which does nothing
 
 The models are in shared memory. The same d is subtracted from one model and added to the other, so the sum of all
-models is preserved whatever happens in between; the paper averages the pair atomically, which one-sided memory cannot.
+models is preserved whatever happens in between. A pair is averaged only if nobody else is averaging either of the two,
+as the paper requires: three at once would leave a model with a negative weight of its own. Where the paper's ranks then
+wait, and are split into active and passive ones lest they wait for each other, ours leave that average out. Batch
+norm's running statistics are each rank's own, and the answer has their mean.
 """
 
 from __future__ import annotations
@@ -23,30 +26,45 @@ class AsynchronousDecentralised(Algorithm):
 
     one_sided = True
     independent = True
-    traffic = "a one-sided read of a random rank's model and a one-sided addition to it"
+    traffic = "a one-sided read of a random rank's model and a one-sided addition to it, if nobody else is at it"
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.models = net.share(x)
+        self.models, self.busy = net.share(x[self.trained]), net.counters(net.size)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         me = self.net.rank
         peer = random_peer(self.t, me, self.net.size, self.seed)
-        change = self.optimizer.change(x, gradient(x), lr)      # -eta v_i
-        if peer != me:
+        change = self.optimizer.change(x, gradient(x), lr)[self.trained]        # -eta v_i
+        pair = (me, peer) if peer != me and self.hold(me, peer) else ()
+        if pair:
             d = (self.models.read(me) - self.models.read(peer)) / 2
             self.models.add(peer, d)
             change -= d
         self.models.add(me, change)
-        x[:] = self.models.read(me)
+        self.let_go(*pair)
+        x[self.trained] = self.models.read(me)
         self.t += 1
+
+    def hold(self, *ranks: int) -> bool:
+        """Keeps others from averaging the models of all these ranks; of none if another has hold of one already."""
+        for held, rank in enumerate(ranks):
+            if self.busy.add(rank):
+                self.let_go(*ranks[: held + 1])
+                return False
+        return True
+
+    def let_go(self, *ranks: int) -> None:
+        for rank in ranks:
+            self.busy.add(rank, -1)
 
     def rest(self, x: Array) -> None:
         self.net.settle()                   # nobody adds any more
-        x[:] = self.models.read(self.net.rank)
+        x[self.trained] = self.models.read(self.net.rank)
         self.net.settle()                   # nobody continues before all have read
 
     def answer(self, x: Array) -> Array:
+        answer = x.copy()
         self.net.settle()
-        mean: Array = self.net.mean(self.models.read(self.net.rank)).wait()
-        return mean
+        answer[self.trained] = self.models.read(self.net.rank)
+        return self.net.mean(answer).wait()

@@ -33,6 +33,7 @@ class Backup(Algorithm):
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
         self.needed = max(1, net.size - 1 - self.backups)       # n
+        self.applied = 0 if net.size > 1 else None              # the workers' gradients, by rank 0
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         if self.net.size == 1:
@@ -54,6 +55,7 @@ class Backup(Algorithm):
                     g += letter.array
                     arrived += 1
         self.optimizer.update(x, g / arrived, lr)
+        self.applied = (self.applied or 0) + arrived
         for worker in range(1, self.net.size):
             self.net.post(x, worker, note=self.t + 1)
 

@@ -3,7 +3,8 @@
     x_i <- sum_j W_ij x_j - eta v_i          the gradient taken at x_i before the mixing
 
 W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d (Metropolis weights), W_ii the remainder to 1: symmetric and
-doubly stochastic, so mixing preserves the mean of all models; on the complete graph all weights are 1/n.
+doubly stochastic, so mixing preserves the mean of all models; on the complete graph all weights are 1/n. Batch norm's
+moving averages move on from where mixing has put them: from x_i they could become negative where W_ii is small.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ class Decentralised(Algorithm):
         weights = self.weights(self.net.rank)
         met = {peer: self.net.exchange(x, peer) for peer in weights}    # in flight while we compute
         g = gradient(x)
+        seen = x[self.statistics].copy()
         arrived = {peer: exchange.wait() for peer, exchange in met.items()}     # only then may x change
         x *= 1 - sum(weights.values())
         for peer, weight in weights.items():
             x += weight * arrived[peer]
+        g[self.statistics] += x[self.statistics] - seen
         self.optimizer.update(x, g, lr)
         self.t += 1
 

@@ -4,7 +4,8 @@
     x_i <- x_i - eta v_i                      its gradient taken before the elastic pull
 
 The centre c is in shared memory, a part of it on every rank; nobody waits. beta is the pull of all ranks together:
-the paper's alpha is beta/n, since a fixed alpha makes c overshoot once n alpha exceeds 1.
+the paper's alpha is beta/n, since a fixed alpha makes c overshoot once n alpha exceeds 1. c takes part in the mean of
+all models without a gradient of its own: under a constant one it moves at n / (n + 1) of all-reduce's rate.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Elastic(Algorithm):
     alone_is_sgd = False                    # the centre pulls
     traffic = "a one-sided read of the centre and a one-sided addition to it every `period` steps"
     offers = "c, the centre"
+    drift = "n / (n + 1)"
     variants = {}, {"period": 1}
     c = np.zeros(0)                         # the centre as of the last rest
 

@@ -1,9 +1,11 @@
 """Gossip by push-sum (GoSGD; Blot et al. 2016, arXiv:1611.09726), to random ranks at random steps; nobody waits.
 
-    z_i <- z_i - eta v_i;  y_i = w_i z_i;  with probability p send (y_i, w_i) / 2 to a random k, keep half
-    add what has arrived;  z_i = y_i / w_i
+    z_i <- z_i - eta v_i;  y_i = w_i z_i;  add what has arrived
+    with probability p send (y_i, w_i) / 2 to a random k, keep half;  z_i = y_i / w_i
 
-Models are sent with a weight, so that one-way messages preserve the weighted mean (Kempe et al. 2003).
+Models are sent with a weight, so that one-way messages preserve the weighted mean (Kempe et al. 2003). The order, step,
+merge, send, is that of Theano-MPI's implementation, where p = 0.01. What arrives is a step old, and pulls back by its
+weight: the mean moves at 1 - p/2 to 1 - p/3 of all-reduce's rate.
 """
 
 from __future__ import annotations
@@ -27,19 +29,20 @@ class GossipPush(Algorithm):
     independent = True
     traffic = "one model sent with `probability` and, on average, as many received"
     offers = "the weighted mean of all models, sum w x / sum w"
+    drift = "1 - p/2 where all ranks are in step, about 1 - p/3 with 10 % jitter"
     variants = {}, {"probability": 0.5}
     w = 1.0                                 # this rank's weight; all weights, of ranks and letters, sum to n
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.optimizer.update(x, gradient(x), lr)       # x is z
         x *= self.w                         # and now y
+        self.add_letters(x)
         peer = self.peer()
         self.t += 1
         if peer != self.net.rank:
             x /= 2
             self.w /= 2
             self.net.post(x, peer, note=self.w)
-        self.add_letters(x)
         x /= self.w
 
     def peer(self) -> int:

@@ -7,7 +7,9 @@ corrected to the current c, g + lambda g g (c - x) (DC-ASGD; Zheng et al. 2016, 
 worker that is that many steps ahead of the slowest waits for it (stale-synchronous parallel; Ho et al. 2013).
 
 Every rank holds a part of c and is also a worker; or the first `servers` ranks hold it and only serve. Each worker has
-its own momentum v_i, so a single worker does plain SGD.
+its own momentum v_i, so a single worker does plain SGD. The updates of n workers add up, so eta is an n-th of that of
+all-reduce; with `scale` it is that of all-reduce, since s is about n - 1. Batch norm's running statistics do not pass
+through the server, where they would move at n times their rate: each worker keeps its own, and the answer has the mean.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Algorithm, Gradient, serving
+from dsgd_mpi.algorithms import Algorithm, Gradient, mean_of_workers, serving
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.clocks import Clocks
@@ -36,48 +38,48 @@ class ParameterServer(Algorithm):
 
     keeps = "t", "c"
     one_sided = True
-    updates_add_up = True
     traffic = "a one-sided read of the model every pull_every steps, a one-sided addition every push_every"
     offers = "c, the model in shared memory"
+    drift = "n, the number of workers; staleness=scale: 1.1 to 1.3, more where they are in step"
     variants = ({}, {"servers": 1}, {"pull_every": 3, "push_every": 2}, {"staleness": "scale"},
                 {"staleness": "compensate"}, {"max_staleness": 1})
-    c = np.zeros(0)                         # the model as of the last rest
+    c = np.zeros(0)                         # the trained parameters as of the last rest
 
     def __post_init__(self) -> None:
         self.independent = not self.max_staleness
+        self.updates_add_up = self.staleness != "scale"
         self.alone_is_sgd = self.pull_every == 1        # else stale by design
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
         self.holders = serving(self, net.size)
-        self.model = Sharded(net, self.c if len(self.c) else x, self.holders)
+        self.model = Sharded(net, (self.c if len(self.c) else x)[self.trained], self.holders)
         self.clocks = Clocks(net, int(self.t), self.holders, self.max_staleness)
-        self.update = 0 * x                 # this rank's, not yet added to c
+        self.update = 0 * x[self.trained]   # this rank's, not yet added to c
+        self.weigh = (lambda stale: 1 / max(1, stale)) if self.staleness == "scale" else None
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1
         if self.net.rank < self.holders:
             self.clocks.wait_for_all(self.t)
-        else:
-            self.work(x, gradient, lr)
-            self.clocks.tick()
-
-    def work(self, x: Array, gradient: Gradient, lr: float) -> None:
+            return
         if (self.t - 1) % self.pull_every == 0:
-            self.model.read(x)
+            self.model.read(x[self.trained])
         g = gradient(x)
         if self.staleness == "compensate":
-            g += self.compensation * g * g * (self.model.read(np.empty_like(x)) - x)
-        if self.staleness == "scale":
-            lr /= max(1, self.model.age())
-        self.update += self.optimizer.change(x, g, lr)
+            h = g[self.trained]
+            h += self.compensation * h * h * (self.model.read(np.empty_like(h), glance=True) - x[self.trained])
+        self.update += self.optimizer.change(x, g, lr)[self.trained]
         if self.t % self.push_every == 0:
-            self.model.flush(self.update)
+            self.model.flush(self.update, self.weigh)
+        self.clocks.tick()
 
     def rest(self, x: Array) -> None:
         if self.update.any():
-            self.model.flush(self.update)
-        self.c = self.model.whole(x)
+            self.model.flush(self.update, self.weigh)
+        self.c = self.model.whole(x[self.trained])
 
     def answer(self, x: Array) -> Array:
-        return self.model.whole(x)
+        answer = mean_of_workers(self.net, x, self.holders)     # for the statistics
+        answer[self.trained] = self.model.whole(x[self.trained])
+        return answer

@@ -1,11 +1,12 @@
 """Stochastic gradient push (SGP; Assran et al. 2019, arXiv:1811.10792): push-sum on the directed exponential graph.
 
-    z_i <- z_i - eta v_i;  y_i = w_i z_i;  send (y_i, w_i) / 2 to k, keep half;  add what arrives;  z_i = y_i / w_i
+    y_i <- y_i - eta v_i(z_i);  send (y_i, w_i) / 2 to k, keep half;  add what arrives;  z_i = y_i / w_i
 
 k = i + 1, i + 2, i + 4 ... in turn. Models are sent with a weight, so that one-way messages preserve the weighted mean
-(Kempe et al. 2003). The local step is taken at z, as in GoSGD; SGP's y_i <- y_i - eta v_i makes large steps of z where
-w is small. Letters are added in the order of the steps at which they were sent, none before this rank has taken that
-step. A rank continues once only those of the last `overlap` steps are missing; without overlap, runs are deterministic.
+(Kempe et al. 2003); it moves at the rate of all-reduce, whatever is under way. Batch norm's running statistics move at
+their own rate, whatever w is. Letters are added in the order of the steps at which they were sent, none before this
+rank has taken that step. A rank continues once only those of the last `overlap` steps are missing; without overlap,
+runs are deterministic.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class StochasticGradientPush(Algorithm):
         self.letters = Letters(net)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
-        self.optimizer.update(x, gradient(x), lr)       # x is z
-        x *= self.w                         # and now y
+        change = self.optimizer.change(x, gradient(x), lr)      # x is z
+        x *= self.w                         # and now y, where the parameters have yet to move by the rest of it
+        x[self.trained] += (1 - self.w) * change[self.trained]
         peer = exponential_peer(self.t, self.net.rank, self.net.size)
         self.t += 1
         if peer != self.net.rank:

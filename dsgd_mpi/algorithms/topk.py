@@ -1,10 +1,11 @@
-"""Sparsified SGD with memory (Stich et al. 2018, arXiv:1809.07599): only the largest entries of a gradient are sent.
+"""Sparsified SGD with memory (Stich et al. 2018, arXiv:1809.07599): only the largest entries of an update are sent.
 
-    u_i = g_i(x) + e_i;   s_i = the k entries of u_i largest in magnitude, else 0;   e_i <- u_i - s_i
-    g = 1/n sum_i s_i;   v <- mu v + g;   x <- x - eta (g + mu v)
+    u_i = e_i + eta v_i;   s_i = the k entries of u_i largest in magnitude, else 0;   e_i <- u_i - s_i
+    x <- x - 1/n sum_i s_i
 
-Lin et al. 2018 (arXiv:1712.01887) also correct the momentum and clip; here momentum is applied to the mean, so that
-with all of u sent it equals `allreduce`. Batch norm's statistics are averaged in full: with memory they overshoot.
+The memory e holds steps, each at the rate of its own time, as in the paper; that has no momentum, and here each rank
+has its own, so that with all of u sent it equals `allreduce`. For momentum that knows of what was sent, see `dgc`.
+Batch norm's statistics are averaged in full: with memory they would overshoot.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.net.compression import topk
-from dsgd_mpi.net.letters import Letters
+from dsgd_mpi.net.sparse import Sparse, largest_share
 from dsgd_mpi.optim.api import Optimizer
 
 
@@ -27,8 +27,7 @@ class TopK(Algorithm):
     share: Annotated[float, 0] = 0.01       # k as a fraction of the trained parameters; at least one is sent
 
     keeps = "t", "error"                    # x is the same on all ranks, but the error memory is not
-    may_skip_step = False                   # the error memory would keep what overflows
-    traffic = "a fraction of the gradient's entries, with their indices, to each other rank"
+    traffic = "a fraction of the update's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
     variants = {"share": 0.1}, {"share": 1.0}
     error = np.zeros(0)                     # e
@@ -38,31 +37,23 @@ class TopK(Algorithm):
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.trained = optimizer.trained
-        size = x[self.trained].size
-        self.k = min(max(1, round(self.share * size)), size)
-        self.letters = Letters(net)
+        self.sparse, self.moved = Sparse(net), x.copy()
         if not len(self.error):
             self.error = 0 * x[self.trained]
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
-        g = gradient(x)
-        statistics = self.net.mean(g[self.trained.stop :])
-        u = g[self.trained]
+        self.moved[:] = x
+        self.optimizer.update(self.moved, gradient(x), lr)
+        self.moved -= x                     # -eta v_i, and what the statistics change by
+        u = self.moved[self.trained]
+        statistics = self.net.mean(self.moved[self.statistics])
         u += self.error
-        places = topk.largest(u, self.k)
-        own = topk.pack(u, places)
-        others = [peer for peer in range(self.net.size) if peer != self.net.rank]
-        for peer in others:
-            self.net.post(own, peer)
+        places = largest_share(u, self.share)
         self.error[:] = u
         self.error[places] = 0
-        u[:] = 0
-        for rank in range(self.net.size):   # the sums are bitwise the same on all ranks
-            topk.add(own if rank == self.net.rank else self.letters.next_from(rank).array, into=u)
-        u /= self.net.size
+        self.sparse.mean(u, places)
         statistics.wait()
-        self.optimizer.update(x, g, lr)
+        x += self.moved
         self.t += 1
 
     def rest(self, x: Array) -> None:

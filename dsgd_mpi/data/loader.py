@@ -161,15 +161,17 @@ def _check(batch: int, size: int, images: int) -> None:
 
 
 def evaluation_batches(split: Split, batch: int, rank: int = 0, size: int = 1,
-                       byte_memory: ByteMemory | None = None) -> Iterator[tuple[Array | Bytes, Array]]:
+                       byte_memory: ByteMemory | None = None,
+                       most: int | None = None) -> Iterator[tuple[Array | Bytes, Array]]:
     """Images float32 (B, H, W, C) and labels int64 (B,), normalised only: over all ranks each image of `split` once.
 
     B is `batch` but for the last; a rank may get none where there are more ranks than images. `byte_memory` as with
-    `Batches`.
+    `Batches`. `most`: of only so many images, evenly spaced in `split`, which may be sorted by class.
     """
     transform = Transform(0, split.image, split.mean, split.std)
-    first, last = (len(split) * r // size for r in (rank, rank + 1))
+    count = min(len(split), most or len(split))
+    first, last = (count * r // size for r in (rank, rank + 1))
     for start in range(first, last, batch):
-        indices = np.arange(start, min(start + batch, last))
+        indices = np.arange(start, min(start + batch, last)) * len(split) // count
         buffers = _buffers(split, len(indices), byte_memory)
         yield _fill(split, indices, None, transform, buffers), buffers.labels

@@ -19,17 +19,20 @@ class Letter(NamedTuple):
     note: float
 
 
+Weigh = Callable[[int], float]              # what an addition of that staleness counts for
+
+
 class Shared(Protocol):
     """Memory that every rank may read and add to without its owner's involvement, atomically for each element."""
 
-    def read(self, owner: int, out: Array | None = None) -> Array:
-        """A copy of the owner's part, in `out` (contiguous) if it is given."""
+    def read(self, owner: int, out: Array | None = None, glance: bool = False) -> Array:
+        """A copy of the owner's part, in `out` (contiguous) if it is given. Staleness does not count a `glance`."""
 
-    def add(self, owner: int, delta: Array) -> int:
-        """part += delta; complete on return. Returns how many additions there have been since this rank's last read."""
+    def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
+        """part += delta; complete on return. Its staleness: additions by others since this rank's last read.
 
-    def age(self, owner: int) -> int:
-        """Additions to the owner's part since this rank last read it: what `add` would return now."""
+        With `weigh`, weigh(staleness) times delta is added; the staleness is then that at which it is applied.
+        """
 
 
 class Counters(Protocol):

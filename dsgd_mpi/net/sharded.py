@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.api import Net, Weigh
 
 
 class Sharded:
@@ -17,24 +17,21 @@ class Sharded:
         self.parts = [slice(bounds[rank], bounds[rank + 1]) for rank in range(owners)]
         self.net, self.shared = net, net.share(x[bounds[net.rank] : bounds[net.rank + 1]])
 
-    def read(self, out: Array) -> Array:
-        """One-sided: fills `out` (the whole vector) and returns it."""
+    def read(self, out: Array, glance: bool = False) -> Array:
+        """One-sided: fills `out` (the whole vector) and returns it. Staleness does not count a `glance`."""
         for owner, part in enumerate(self.parts):
-            self.shared.read(owner, out[part])
+            self.shared.read(owner, out[part], glance)
         return out
 
-    def add(self, delta: Array) -> int:
-        """One-sided: adds `delta` (the whole vector); the largest staleness over its parts."""
-        return max(self.shared.add(owner, delta[part]) for owner, part in enumerate(self.parts))
+    def add(self, delta: Array, weigh: Weigh | None = None) -> None:
+        """One-sided: adds `delta` (the whole vector), each part weighed by its own staleness, if at all."""
+        for owner, part in enumerate(self.parts):
+            self.shared.add(owner, delta[part], weigh)
 
-    def flush(self, delta: Array) -> None:
+    def flush(self, delta: Array, weigh: Weigh | None = None) -> None:
         """Adds `delta` and sets it to zero."""
-        self.add(delta)
+        self.add(delta, weigh)
         delta[:] = 0
-
-    def age(self) -> int:
-        """The largest number of additions to any part since this rank last read it."""
-        return max(self.shared.age(owner) for owner in range(len(self.parts)))
 
     def whole(self, like: Array) -> Array:
         """Collective: a copy of the vector after all additions are complete; the same on all ranks."""

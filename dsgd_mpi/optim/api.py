@@ -134,6 +134,11 @@ def trust_ratio(above: Array, below: Array) -> Array:
     return np.where(usable, above, one) / np.where(usable, below, one)
 
 
+def decays(optimizer: Any, are_weights: bool) -> bool:
+    """Whether a layer decays, by the options `decay` and `adapt`: weights always do."""
+    return are_weights or (optimizer.adapt if optimizer.decay == "adapted" else optimizer.decay) == "all"
+
+
 def check_betas(optimizer: Any) -> None:
     """UsageError unless both are in [0, 1)."""
     for key in ("beta1", "beta2"):

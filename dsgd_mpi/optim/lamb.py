@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.optim.api import Optimizer, bias_corrections, check_betas, trust_ratio
+from dsgd_mpi.optim.api import Optimizer, bias_corrections, check_betas, decays, trust_ratio
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Lamb(Optimizer):
     beta2: float = 0.999
     epsilon: Annotated[float, 0] = 1e-6
     weight_decay: Annotated[float, 0] = 0.01    # lambda
-    adapt: Literal["all", "weights"] = "weights"    # what is adapted and decayed; all includes biases and batch norm
+    adapt: Literal["all", "weights"] = "weights"    # what is adapted; all includes biases and batch norm's parameters
+    decay: Literal["adapted", "all", "weights"] = "adapted"     # what decays; adapted: what is adapted
 
     vectors: ClassVar[tuple[str, ...]] = ("m", "v")
     counts: ClassVar[bool] = True
@@ -40,8 +41,9 @@ class Lamb(Optimizer):
         self.first, self.second = bias_corrections(t, self.beta1, self.beta2, x.dtype)
         for layer, are_weights in self.layers:
             w, r, adapted = x[layer], np.empty_like(x[layer]), are_weights or self.adapt == "all"
+            decay = self.weight_decay if decays(self, are_weights) else 0.0
             self.in_parts(r.size, partial(self.direction, r, w, g[layer], self.state["m"][layer],
-                                          self.state["v"][layer], self.weight_decay if adapted else 0.0))
+                                          self.state["v"][layer], decay))
             rate = lr * trust_ratio(np.linalg.norm(w), np.linalg.norm(r)) if adapted else lr
             self.in_parts(r.size, partial(self.move, w, r, rate))
 

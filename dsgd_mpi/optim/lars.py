@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.optim.api import Optimizer, trust_ratio
+from dsgd_mpi.optim.api import Optimizer, decays, trust_ratio
 
 
 @dataclass
@@ -24,16 +24,17 @@ class Lars(Optimizer):
     trust: Annotated[float, 0] = 0.001      # length of a step at rate 1, as a fraction of ||x||
     momentum: Annotated[float, 0] = 0.9     # mu
     weight_decay: Annotated[float, 0] = 5e-4    # lambda
-    adapt: Literal["all", "weights"] = "weights"    # what is adapted and decayed; all includes biases and batch norm
+    adapt: Literal["all", "weights"] = "weights"    # what is adapted; all includes biases and batch norm's parameters
+    decay: Literal["adapted", "all", "weights"] = "adapted"     # what decays; adapted: what is adapted
 
     vectors: ClassVar[tuple[str, ...]] = ("v",)
 
     def step(self, x: Array, g: Array, lr: float) -> None:
         for layer, are_weights in self.layers:
             w, dw, v = x[layer], g[layer], self.state["v"][layer]
-            rate, decay = lr, 0.0
+            rate, decay = lr, self.weight_decay if decays(self, are_weights) else 0.0
             if are_weights or self.adapt == "all":
-                size, decay = np.linalg.norm(w), self.weight_decay
+                size = np.linalg.norm(w)
                 rate = lr * trust_ratio(self.trust * size, np.linalg.norm(dw) + decay * size)
             self.in_parts(w.size, partial(self.move, w, dw, v, rate, decay))
 

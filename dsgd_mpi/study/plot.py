@@ -1,4 +1,4 @@
-"""`plot`: loss and accuracy of runs over epochs and over time, in one picture, as in Jin et al. 2016.
+"""`plot`: loss and accuracy of runs over epochs (or images) and over time, in one picture, as in Jin et al. 2016.
 
 Runs on several numbers of ranks get a second picture (`scaling`).
 
@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -29,17 +29,24 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
 from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 
-COLUMNS = ("run", "label", "kind", "step", "epoch", "wall_s", "value")
+COLUMNS = ("run", "label", "kind", "step", "epoch", "images", "images_applied", "training_s", "value")
+OVER = {"epochs": "epoch", "images": "images", "images-applied": "images_applied"}      # axis, and its column
 
 
 class Point(NamedTuple):
-    """A value at one moment of a run; the wall-clock time is that of training, in seconds."""
+    """A value at one moment of a run. Time is that of training, in seconds: without evaluations, but with the averaging
+    that makes the model to be evaluated. Old runs counted that as evaluation.
+
+    Images are those of all ranks so far: whose gradients were computed, and whose were applied; nan: not known.
+    """
 
     step: int
     epoch: float
-    wall_s: float
+    training_s: float
     images_per_s: float
     value: float
+    images: float = math.nan
+    images_applied: float = math.nan
 
 
 @dataclass
@@ -64,15 +71,18 @@ class Run:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--to", metavar="FOLDER", type=click.Path(path_type=Path),
               help="Where to write.  [default: the run folder if it is one run, else the current folder]")
-def plot(runs: tuple[Path, ...], to: Path | None) -> None:
-    """Draw the curves of one run or several: training loss and test accuracy, over epochs and over time.
+@click.option("--over", type=click.Choice(list(OVER)), default="epochs", show_default=True,
+              help="What the left panels are drawn over: images-applied leaves out those whose gradients were dropped.")
+def plot(runs: tuple[Path, ...], to: Path | None, over: str) -> None:
+    """Draw the curves of one run or several: training loss and test accuracy, over epochs or images and over time.
 
     Runs on several numbers of ranks are drawn once more: images/s and efficiency against ranks.
 
     RUN is a run folder, or a folder that holds run folders and counts as all of them. Runs under way are drawn as far
     as they are. Writes curves.png, and curves.csv with every point of it: run, label, kind (train_loss or
-    test_accuracy, 0 to 1), step, epoch, wall_s (seconds of training) and value. Beside them, where ranks differ,
-    scaling.png and scaling.csv: label, ranks, runs, images_per_s (mean, least, most of equal runs) and efficiency.
+    test_accuracy, 0 to 1), step, epoch, images (whose gradients were computed), images_applied, training_s (seconds,
+    without evaluations) and value. Beside them, where ranks differ, scaling.png and scaling.csv: label, ranks, runs,
+    images_per_s (mean, least, most of equal runs) and efficiency.
     """
     require_matplotlib()
     found = [read(folder) for folder in run_folders(runs)]
@@ -82,17 +92,31 @@ def plot(runs: tuple[Path, ...], to: Path | None) -> None:
         raise UsageError(f"{empty}: nothing to plot yet; metrics.jsonl and summary.csv hold no whole line")
     if empty:
         click.echo(f"left out, as there are no figures in it yet: {empty}", err=True)
+    drawn = with_places(drawn, over)
     name(drawn)
     to = to or (drawn[0].folder if len(found) == 1 else Path())
     try:
         to.mkdir(parents=True, exist_ok=True)
         write_table(drawn, to / "curves.csv")
-        draw(drawn, to / "curves.png")
+        draw(drawn, to / "curves.png", over)
         written = ["curves.png", "curves.csv", *scaling(drawn, to)]
     except OSError as error:
         raise UsageError(f"{to}: cannot be written ({error.strerror}); choose another --to") from None
     click.echo("\n".join(str(to / file) for file in written))
     Console(soft_wrap=True, markup=False, highlight=False).print(overview(drawn))
+
+
+def with_places(runs: list[Run], over: str) -> list[Run]:
+    """Those that have a place along the axis of data; UsageError if none has."""
+    unknown = [math.isnan(getattr(run.last(), OVER[over])) for run in runs]
+    found = [run for run, without in zip(runs, unknown, strict=True) if not without]
+    others = ", ".join(str(run.folder) for run, without in zip(runs, unknown, strict=True) if without)
+    why = f"no evaluation has counted the {over.replace('-', ' ')}"
+    if not found:
+        raise UsageError(f"{others}: {why}; use --over epochs")
+    if others:
+        click.echo(f"left out, as {why} in it: {others}", err=True)
+    return found
 
 
 def scaling(runs: list[Run], to: Path) -> list[str]:
@@ -141,9 +165,27 @@ def read(folder: Path) -> Run:
     def parse_row(line: str) -> dict[str, str]:
         return dict(zip(header, line.split(","), strict=True))
 
+    accuracies = list(points(folder / "summary.csv", parse_row, "accuracy", first=1))
+    with suppress(UsageError):              # of an algorithm unknown to this version
+        if config.bn == Config().statistics(algorithms.find(config.algorithm).replicated):
+            config = replace(config, bn="auto")     # which is what it means, and no difference
     return Run(folder, config, ranks, summary.get("status", "unfinished"), all_options(config),
-               list(points(folder / "metrics.jsonl", json.loads, "loss")),
-               list(points(folder / "summary.csv", parse_row, "accuracy", first=1)))
+               placed(points(folder / "metrics.jsonl", json.loads, "loss"), accuracies), accuracies)
+
+
+def placed(losses: Iterator[Point], accuracies: list[Point]) -> list[Point]:
+    """Losses with the images of all ranks at their steps, of which their lines, rank 0's, hold its own only.
+
+    Between evaluations, and after the last, images are taken to be proportional to steps.
+    """
+    far = 10**12
+    steps = [0, *(point.step for point in accuracies), far]
+
+    def at(step: int, counts: list[float]) -> float:
+        return float(np.interp(step, steps, [0, *counts, counts[-1] * far / steps[-2]])) if counts else math.nan
+
+    images, applied = [point.images for point in accuracies], [point.images_applied for point in accuracies]
+    return [point._replace(images=at(point.step, images), images_applied=at(point.step, applied)) for point in losses]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -179,7 +221,10 @@ def points(path: Path, parse: Callable[[str], Any], value: str, first: int = 0) 
             row = parse(line)
             if row[value] is None:          # this rank has no loss: it only serves
                 continue
-            point = Point(int(row["step"]), *(float(row[key]) for key in ("epoch", "wall_s", "images_per_s", value)))
+            training_s = float(row["wall_s"]) - float(row.get("eval_s", 0))
+            point = Point(int(row["step"]), float(row["epoch"]), training_s,
+                          *(float(row[key]) for key in ("images_per_s", value)),
+                          *(float(row.get(key, math.nan)) for key in ("images", "images_applied")))
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 return
@@ -257,8 +302,9 @@ def write_table(runs: list[Run], path: Path) -> None:
         writer.writerow(COLUMNS)
         for run in runs:
             for kind, curve in (("train_loss", run.losses), ("test_accuracy", run.accuracies)):
-                writer.writerows((run.folder, run.label, kind, point.step, point.epoch, point.wall_s, point.value)
-                                 for point in curve)
+                writer.writerows((run.folder, run.label, kind, point.step, point.epoch,
+                                  *("" if math.isnan(each) else each for each in (point.images, point.images_applied)),
+                                  point.training_s, point.value) for point in curve)
 
 
 def overview(runs: list[Run]) -> Table:
@@ -273,13 +319,13 @@ def overview(runs: list[Run]) -> Table:
         last = run.last()
         accuracy = f"{last.value:.2%}" if run.accuracies else "-"
         table.add_row(run.label, run.status, f"{last.epoch:.3g}", accuracy, f"{last.images_per_s:,.0f}",
-                      f"{last.wall_s / seconds:.3g}")
+                      f"{last.training_s / seconds:.3g}")
     return table
 
 
 def time_unit(runs: list[Run]) -> tuple[float, str]:
     """In seconds and by name, so that the longest run is an easy number of them."""
-    longest = max(point.wall_s for run in runs for point in (*run.losses, *run.accuracies))
+    longest = max(point.training_s for run in runs for point in (*run.losses, *run.accuracies))
     return (1, "s") if longest < 300 else (60, "min") if longest < 7200 else (3600, "h")
 
 
@@ -290,8 +336,8 @@ def smooth(values: list[float]) -> np.ndarray:
     return np.array([np.mean(values[start : 2 * at - start + 1]) for at, start in enumerate(starts)])
 
 
-def draw(runs: list[Run], path: Path) -> None:
-    """The picture: loss above accuracy, epochs next to time, and one legend below."""
+def draw(runs: list[Run], path: Path, over: str) -> None:
+    """The picture: loss above accuracy, epochs or images next to time, and one legend below."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # log-in nodes have no display
     from matplotlib.figure import Figure
@@ -301,10 +347,10 @@ def draw(runs: list[Run], path: Path) -> None:
         figure = Figure((WIDTH, 6.6 + 0.22 * math.ceil(len(runs) / columns)), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(2, 2, sharex="col", sharey="row")
-        lines = [draw_run(run, panels, index, time_unit(runs)[0]) for index, run in enumerate(runs)]
+        lines = [draw_run(run, panels, index, OVER[over], time_unit(runs)[0]) for index, run in enumerate(runs)]
         set_limits(runs, panels)
-        panels[1, 0].set_xlabel("epochs")
-        panels[1, 1].set_xlabel(f"wall-clock time ({time_unit(runs)[1]})")
+        panels[1, 0].set_xlabel(over.replace("-", " "))
+        panels[1, 1].set_xlabel(f"time of training, without evaluations ({time_unit(runs)[1]})")
         panels[0, 0].set_ylabel("training loss")
         panels[1, 0].set_ylabel("test accuracy (%)")
         figure.align_ylabels()
@@ -316,14 +362,14 @@ def draw(runs: list[Run], path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def draw_run(run: Run, panels: Any, index: int, seconds: float) -> Any:
+def draw_run(run: Run, panels: Any, index: int, column: str, seconds: float) -> Any:
     """One run into all four panels; a line for the legend."""
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     dash = DASHES[index // len(COLOURS) % len(DASHES)]
     losses = [point.value for point in run.losses]
     accuracies = [100 * point.value for point in run.accuracies]
-    for above, below, place in ((*panels[:, 0], lambda point: point.epoch),
-                                (*panels[:, 1], lambda point: point.wall_s / seconds)):
+    for above, below, place in ((*panels[:, 0], lambda point: getattr(point, column)),
+                                (*panels[:, 1], lambda point: point.training_s / seconds)):
         at = [place(point) for point in run.losses]
         above.plot(at, losses, color=colour, alpha=0.25, linewidth=0.8, zorder=1.9)      # below all smooth ones
         above.plot(at, smooth(losses), dash, color=colour, marker=marker if len(at) == 1 else "")

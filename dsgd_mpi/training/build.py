@@ -42,7 +42,8 @@ class Prepared:
         """What was run, for a summary."""
         return {"algorithm": self.config.algorithm, "options": self.options(),
                 "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
-                "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed}
+                "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed,
+                "bn": self.config.statistics(self.algorithm.replicated)}
 
 
 def prepare(config_: Config, ranks: int) -> Prepared:
@@ -121,14 +122,16 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
     epochs = chosen.milestone_epochs()
     milestones = epochs and tuple(each * epoch for each in epochs)
+    schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / workers)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": at_once < workers}
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
     return Training(
         host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
-        optimizer=optimizer, schedule=Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones),
+        optimizer=optimizer, schedule=schedule,
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
+        eval_own=chosen.eval_own,
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
-        bn=chosen.bn, delay_s=seconds if host.rank == slow_rank else 0.0)
+        bn=chosen.statistics(parts.algorithm.replicated), delay_s=seconds if host.rank == slow_rank else 0.0)

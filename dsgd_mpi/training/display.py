@@ -53,8 +53,10 @@ class Display:
         """A line of summary.csv."""
         if self.progress:
             self.progress.update(self.task, completed=row["step"])
+        own = (f" (ranks' own {row['own_accuracy_min']:.2%} to {row['own_accuracy_max']:.2%})"
+               if row["own_accuracy_mean"] is not None else "")
         self.console.print(f"epoch {row['epoch']:g}   train loss {row['train_loss']:.4f}   "
-                           f"test accuracy {row['accuracy']:.2%}   {row['images_per_s']:,.0f} images/s   "
+                           f"test accuracy {row['accuracy']:.2%}{own}   {row['images_per_s']:,.0f} images/s   "
                            f"{row['wall_s']:.1f} s")
 
     def table(self, title: str, rows: dict[str, Any]) -> None:
@@ -71,6 +73,8 @@ class Display:
 
 def shown(key: str, value: Any) -> str:
     """A value, formatted for reading."""
+    if key.startswith("own_accuracy"):
+        return UNITS["accuracy"].format(value)
     if key in UNITS:
         return UNITS[key].format(value)
     if isinstance(value, float):

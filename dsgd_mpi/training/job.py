@@ -124,14 +124,15 @@ def made_folder(config: Config, rank: int) -> Path | None:
 def same_run(config: Config, folder: Path) -> bool:
     """Whether the run in a folder differs only in where and how it runs.
 
-    Optimizers are compared as built: an option that is not given equals its default.
+    Optimizers are compared as built: an option that is not given equals its default. So does --bn auto what it means.
     """
     there = Config(**from_toml(folder / "config.toml"))
     if any(getattr(config, key) != getattr(there, key) for key, item in FIELDS.items()
-           if item.metadata["group"] in ("Experiment", "Schedule") and key not in OF_OPTIMIZER):
+           if item.metadata["group"] in ("Experiment", "Schedule") and key not in (*OF_OPTIMIZER, "bn")):
         return False
     algorithm = algorithms.build(config.algorithm, config.algorithm_options())
-    return optimizer_of(config, algorithm) == optimizer_of(there, algorithm)
+    return (optimizer_of(config, algorithm) == optimizer_of(there, algorithm)
+            and config.statistics(algorithm.replicated) == there.statistics(algorithm.replicated))
 
 
 def told(host: Host, problem: UsageError | None) -> bool:
@@ -173,8 +174,8 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"job": job.described()} if job else {})})
-    record = Record(host, folder, display, training.steps_per_epoch, config.batch, training.ranks_per_step,
-                    config.log_every, first, totals)
+    record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
+                    training.ranks_per_step, config.log_every, first, totals)
     display.begin(first)
     try:
         last = train(training, record, first, stop)
@@ -233,6 +234,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
+        "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,
         "run folder": folder,
     }

@@ -68,13 +68,14 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             stopped = reached < goal
             if not stopped and due(reached, run.eval_every, run.steps):
                 with record.evaluating:
-                    found = evaluate(run, reached)
+                    found = evaluate(run, reached, record)
                 record.evaluation(reached, run.schedule(reached - 1), **found)
             if stopped or due(reached, run.checkpoint_every, run.steps):
                 run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
             if stopped:
                 return reached
-    take_answer(run, run.steps)
+    with record.evaluating:
+        take_answer(run, run.steps, record)
     return run.steps
 
 

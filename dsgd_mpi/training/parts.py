@@ -31,6 +31,7 @@ class Training:
     steps_per_epoch: int
     ranks_per_step: int                     # that compute a gradient in it; 1 if steps are distributed
     eval_every: int                         # steps
+    eval_own: int = 0                       # test images on which each rank evaluates its own model as well
     checkpoint_every: int = 0               # steps; 0: none but the last
     threads: int = 1                        # that this rank computes with
     workers: int                            # ranks that train a model; the others only serve

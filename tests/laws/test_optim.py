@@ -259,8 +259,9 @@ def paper(step, options, layout=LAYOUT, steps=5):
         w, dw = layout.views(x), layout.views(g)
         for name, state in states.items():
             adapted = w[name].ndim > 1 or options["adapt"] == "all"
+            decays = adapted if options["decay"] == "adapted" else w[name].ndim > 1 or options["decay"] == "all"
             w[name][...] = step(w[name], dw[name], state, 0.1 / (1 + place),
-                                options["weight_decay"] if adapted else 0, adapted)
+                                options["weight_decay"] if decays else 0, adapted)
     return x[: layout.parameters]
 
 

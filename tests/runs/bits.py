@@ -20,7 +20,8 @@ import numpy as np
 
 from tests.support.jobs import run, train
 
-SHORT = ("--steps", 8, "--batch", 4, "--log-every", 1, "--threads", 1, "--lr", 0.05, "--warmup", 0.02)
+SHORT = ("--steps", 8, "--batch", 4, "--log-every", 1, "--threads", 1, "--lr", 0.05, "--warmup", 0,
+         "--bn", "average")
 EVERY = ("adpsgd", "allreduce", "backup", "dpsgd", "easgd", "gossip", "local_sgd", "parameter_server", "topk")
 
 

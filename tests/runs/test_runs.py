@@ -111,6 +111,7 @@ def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_i
     assert " 0 to 12" in train(*again, ranks=2)[1]
     assert same(model_of(tmp_path / "run"), before)
     assert steps_of(tmp_path / "run") == [4, 8, 12]
+    assert "already finished" in train(*again, "--bn", "average", ranks=2)[1]      # what it is by default
     status, _, errors = train(*again, "--lr", 0.01, ranks=2)
     assert status == 2
     assert f"{tmp_path / 'run'} already holds another run" in errors
@@ -135,8 +136,11 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert (status, errors) == (0, "")
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 < summary["train_loss"] < 3
+    own = [summary[f"own_accuracy_{each}"] for each in ("min", "mean", "max")]
+    assert own == ([None] * 3 if algorithms.find(name).replicated else sorted(own))
     serving = algorithms.find(name)().servers
     assert summary["images"] == 12 * 8 * 3 or serving       # who serves computes no gradient
+    assert summary["images_applied"] == (12 * 8 if name == "backup" else summary["images"])
     one_sided = algorithms.find(name).one_sided
     assert (summary["staleness"] is not None) == one_sided
     steps = [0] * serving + [12] * (3 - serving)
@@ -156,14 +160,23 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert all((view > 0).all() for key, view in model_of(folder).items() if key.endswith("running_var"))
     status, _, errors = train("--resume", folder, "--steps", 18, ranks=3)
     assert (status, errors) == (0, "")
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 18
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 18
+    assert summary["images_applied"] == (18 * 8 if name == "backup" else summary["images"])
 
 
-@pytest.mark.parametrize("bn", ["average", "recalibrate", "local"])
-def test_the_statistics_of_the_answer_are_those_asked_for(tmp_path, bn):
+@pytest.mark.parametrize(("algorithm", "asked", "bn"), [
+    ("allreduce", "average", "average"), ("allreduce", "recalibrate", "recalibrate"), ("allreduce", "local", "local"),
+    ("allreduce", "auto", "average"), ("gossip", "auto", "recalibrate"), ("gossip", "average", "average")])
+def test_the_statistics_of_the_answer_are_those_asked_for(tmp_path, algorithm, asked, bn):
     """Over so few steps the running averages are still near their start, the measured ones are not."""
-    status, _, errors = train("--steps", 2, "--batch", 32, "--lr", 0, "--bn", bn, "--out", tmp_path / "run", ranks=2)
+    status, output, errors = train("--algorithm", algorithm, "--steps", 2, "--batch", 32, "--lr", 0, "--bn", asked,
+                                   "--out", tmp_path / "run", ranks=2)
     assert (status, errors) == (0, "")
+    assert f"batch norm statistics: {bn}" in output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bn"] == bn
+    assert (0 < summary["recalibrate_s"] < summary["eval_s"]) == (bn == "recalibrate")
     own = model_of(tmp_path / "run")["layer3.0.bn2.running_var"].mean()
     start = resnet("resnet8", 10, (28, 28, 1), 32, "reference").state["layer3.0.bn2.running_var"].mean()
     assert (abs(own - start) < 0.25) == (bn != "recalibrate")

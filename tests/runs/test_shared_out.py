@@ -27,7 +27,7 @@ def simulated(folder, name, options, steps, ask=None, resume=False):
     def main(host):
         run = training(host, folder, algorithms.find(name)(**options), steps, shared_out=True)
         first, totals = run.checkpoints.restore(run.model.flat, run.optimizer, run.algorithm) if resume else (0, None)
-        record = Record(host, folder, Display(False), 1000, 2, 1, 5, first, totals)
+        record = Record(host, run.algorithm, folder, Display(False), 1000, 2, 1, 5, first, totals)
         reached = loop.train(run, record, first, lambda: host.rank == 1 and record.rank_steps == ask)
         return reached, record.finish("", reached, {}), run.model.flat.copy()
     costs = Costs(gradient_s=lambda rank, step: 5.0 if rank == SLOW else 1.0)

@@ -115,7 +115,8 @@ class Array(np.ndarray):
         return wrapped(device, getattr(ufunc, method)(*map(raw, inputs), **kwargs))
 
     def __array_function__(self, function, types, args, kwargs):
-        device = device_of((*args, *kwargs.values()))
+        given = [*args, *kwargs.values()]
+        device = device_of([part for each in given for part in (each if isinstance(each, list) else [each])])
         device.current.run()
         return wrapped(device, function(*map(raw, args), **{key: raw(value) for key, value in kwargs.items()}))
 
@@ -160,6 +161,8 @@ def poisoned(size, dtype):
 
 
 def raw(x):
+    if isinstance(x, list):
+        return list(map(raw, x))
     return x.view(np.ndarray) if isinstance(x, Array) else x
 
 

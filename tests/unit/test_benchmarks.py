@@ -102,6 +102,75 @@ def test_nothing_is_saved_from_a_dirty_tree(monkeypatch, repository):
     assert saved["seconds"] == [1.0]
 
 
+@pytest.mark.parametrize(("algorithm", "ranks", "rate"), [
+    ("allreduce", 8, 0.2), ("allreduce --compress=bfloat16", 8, 0.2), ("gossip mode=push", 8, 0.2), ("easgd", 8, 0.2),
+    ("local_sgd post_local=200", 4, 0.2), ("backup", 4, 0.2),
+    ("parameter_server", 8, 0.025), ("parameter_server max_staleness=4", 8, 0.025),
+    ("parameter_server staleness=compensate", 8, 0.025), ("parameter_server servers=1", 5, 0.05),
+    ("parameter_server staleness=scale", 8, 0.2), ("parameter_server", 1, 0.2)])
+def test_a_rate_is_divided_by_the_ranks_once_at_most(algorithm, ranks, rate):
+    assert convergence.base_rate(algorithm, ranks) == pytest.approx(rate)
+
+
+def test_every_method_that_is_compared_has_a_base_rate():
+    assert len(set(convergence.METHODS)) == len(convergence.METHODS) == 20
+    assert {convergence.base_rate(method, 4) for method in convergence.METHODS} == {0.2, 0.05}
+
+
+def curve(rate, seed, accuracy, own=None):
+    """A run as it is saved; where a rank's own model has another accuracy, they are within 0.1 of `own`."""
+    models = {"own_accuracy_min": own and own - 0.1, "own_accuracy_mean": own, "own_accuracy_max": own and own + 0.1}
+    evaluation = {"accuracy": accuracy, "step": 40.0, "wall_s": 9.0, "eval_s": 2.0}
+    return {"rate": rate, "seed": seed, "accuracy": accuracy, **models, "evaluations": [evaluation]}
+
+
+def test_convergence_goes_on_where_it_was_and_runs_each_rate_and_seed_once(monkeypatch, tmp_path):
+    def trained(algorithm, ranks, *options):
+        words = dict(zip(options[::2], options[1::2], strict=True))
+        asked.append((algorithm, words["--seed"], words["--lr"]))
+        return {"seed": words["--seed"], "accuracy": 0.5, "wall_s": 1.0}
+    asked = []
+    monkeypatch.setattr(convergence, "trained", trained)
+    monkeypatch.setattr(provenance, "commit", lambda: "abc")
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path)
+    old = {"ranks": 4, "epochs": 1, "data": "cifar10", "model": "resnet8", "batch": 16, "runs": {
+        "gossip": [{"seed": 0, "accuracy": 0.9}], "allreduce": [curve(0.1, 0, 0.8)]}}     # the first without a rate
+    (tmp_path / "convergence-cifar10-resnet8-4.json").write_text(json.dumps(old))
+
+    def go_on(*words):
+        done = CliRunner().invoke(convergence.main, ["--data", "cifar10", "--seeds", "2", "--algorithms",
+                                                     "allreduce,gossip", *words], catch_exceptions=False)
+        assert done.exit_code == 0
+    go_on("--max-minutes", "0")
+    assert asked == []
+    go_on("--most", "1")
+    assert asked == [("allreduce", 0, 0.2)]
+    go_on()
+    whole = [(name, seed, rate) for seed in (0, 1) for name in ("allreduce", "gossip") for rate in (0.1, 0.2, 0.4)]
+    assert asked == whole[1:]               # but the one that was there
+    go_on()
+    assert len(asked) == 11
+    runs = json.loads((tmp_path / "convergence-cifar10-resnet8-4.json").read_text())["runs"]
+    assert [len(runs[name]) for name in ("allreduce", "gossip")] == [6, 6]
+    go_on("--batch", "8", "--most", "1")    # other settings are another result
+    assert list(json.loads((tmp_path / "convergence-cifar10-resnet8-4.json").read_text())["runs"]) == ["allreduce"]
+
+
+def test_the_table_shows_the_best_rate_of_each_method_and_own_models():
+    runs = {"allreduce": [curve(rate, seed, accuracy + seed / 100) for seed in (0, 1) for rate, accuracy in (
+                (0.1, 0.5), (0.2, 0.6), (0.4, 0.4))],
+            "gossip": [curve(0.1, 0, 0.5, 0.3), curve(0.2, 0, 0.4, 0.2), curve(0.1, 1, 0.53, 0.4),
+                       curve(0.4, 0, 0.9, 0.8)],        # fewer seeds do not compare
+            "old": [{key: value for key, value in curve(0, 0, 0.5).items() if not key.startswith(("rate", "own"))}]}
+    rows = {row[1]: row[2:] for row in table.convergence_rows(
+        {"data": "cifar10", "model": "resnet8", "ranks": 4, "epochs": 1, "runs": runs})}
+    assert rows["allreduce"] == ["0.2 of 0.1, 0.2, 0.4", "2", "60.50%", "60.00% to 61.00%", "+0.00", "", "55%", "40",
+                                 "7"]
+    assert rows["gossip"] == ["0.1 of 0.1, 0.2, 0.4", "2", "51.50%", "50.00% to 53.00%", "+9.00",
+                              "35.00% (20.00% to 50.00%)", "55%", " (0 of 2 runs)", ""]
+    assert rows["old"][:5] == ["not tuned", "1", "50.00%", "50.00% to 50.00%", "+10.00"]
+
+
 def test_programs_are_found_by_name():
     """Without a search path that is set for them."""
     for program in (*PROGRAMS, once, first):

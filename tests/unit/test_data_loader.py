@@ -191,3 +191,13 @@ def test_evaluation_sees_each_test_image_once_over_all_ranks(images_, batch, siz
             np.testing.assert_allclose(out, (images(images_)[labels] / 255 - x.mean) / x.std, atol=1e-6)
             seen += labels.tolist()
     assert seen == list(range(images_))
+
+
+@pytest.mark.parametrize(("most", "expected"), [
+    (4, [0, 2, 5, 7]), (10, list(range(10))), (99, list(range(10))), (None, list(range(10))), (1, [0])])
+def test_evaluation_on_a_few_takes_them_evenly_spaced(most, expected):
+    """Test sets may be sorted by class."""
+    for size in (1, 3):
+        seen = [label for rank in range(size) for _, labels in evaluation_batches(split(10), 3, rank, size, most=most)
+                for label in labels]
+        assert seen == expected

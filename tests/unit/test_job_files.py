@@ -39,7 +39,7 @@ def test_a_job_file_is_for_a_model_or_for_an_algorithm_or_whole():
     for path in ALGORITHMS:
         values = read_toml(path)
         assert values["algorithm"] == path.stem
-        assert values.keys() <= {"algorithm", "lr", "set"}
+        assert values.keys() <= {"algorithm", "lr", "warmup", "set"}
     for path in MODELS:
         assert read_toml(path).keys().isdisjoint({"algorithm", "set"})
         assert read_toml(path).keys() == read_toml(MODELS[0]).keys()
@@ -55,18 +55,20 @@ def test_a_model_and_an_algorithm_make_a_run_that_there_can_be(model, algorithm)
     assert values["data"] in ("cifar10", "imagenet.h5")
     assert table == {key: str(value) for key, value in read_toml(algorithm).get("set", {}).items()}
     assert values["algorithm"] == algorithm.stem
-    for key, value in read_toml(model).items():
-        assert values[key] == (read_toml(algorithm).get("lr", value) if key == "lr" else value)
+    for key, value in {**read_toml(model), **read_toml(algorithm)}.items():
+        assert key == "set" or values[key] == value
 
 
 @pytest.mark.parametrize(("model", "ranks"), [("resnet20_cifar10", 8), ("resnet50_imagenet", 128)])
 def test_learning_rates_follow_their_rule(model, ranks):
-    """Linear in the images of a step where updates are averaged, that of a rank alone where they add up."""
+    """The model's file has the rate of a step of all ranks; an n-th of it is for a rank alone, or if ranks add up."""
     found = {path.stem: resolved(ROOT / "jobs" / f"{model}.toml", path) for path in ALGORITHMS}
     whole = found["allreduce"]["lr"]
     assert found["gossip"]["lr"] == found["sgp"]["lr"] == whole
-    assert found["parameter_server"]["lr"] == pytest.approx(whole / ranks)
-    assert found["easgd"]["lr"] == 0.1
+    assert found["easgd"]["lr"] == pytest.approx(whole / ranks)
+    server = found["parameter_server"]
+    adds_up = algorithms.build("parameter_server", server["set"]).updates_add_up
+    assert server["lr"] == pytest.approx(whole / ranks if adds_up else whole)
 
 
 def test_a_file_on_the_command_line_wins_key_by_key():

@@ -28,7 +28,7 @@ def test_a_gradient_taken_elsewhere_leaves_the_model_alone(tmp_path):
     def main(host):
         algorithm = Elsewhere()
         run = training(host, tmp_path, algorithm, steps=1)
-        record = Record(host, tmp_path, Display(False), 1000, 2, 1, 5)
+        record = Record(host, algorithm, tmp_path, Display(False), 1000, 2, 1, 5)
         loop.train(run, record, 0, lambda: False)
         record.finish("", 1, {})
         other = training(host, tmp_path, algorithm, steps=1)

@@ -77,10 +77,52 @@ def test_one_run_is_drawn_into_its_own_folder_with_every_point_of_it(tmp_path):
     rows = table(folder)
     assert {(row["run"], row["label"]) for row in rows} == {(str(folder), "a")}
     losses = [row for row in rows if row["kind"] == "train_loss"]
-    assert [(int(row["step"]), float(row["epoch"]), float(row["wall_s"]), float(row["value"])) for row in losses] == [
+    assert [tuple(float(row[key]) for key in ("step", "epoch", "training_s", "value")) for row in losses] == [
         (step, step / 100, step / 2, 2.3 - step / 1000) for step in range(10, 210, 10)]
     assert [tuple(row.values())[2:] for row in rows if row not in losses] == [
-        ("test_accuracy", "100", "1.0", "51.0", "0.6"), ("test_accuracy", "200", "2.0", "101.0", "0.7")]
+        ("test_accuracy", "100", "1.0", "", "", "51.0", "0.6"), ("test_accuracy", "200", "2.0", "", "", "101.0", "0.7")]
+
+
+def counted(folder, **options):
+    """A run whose evaluations count images, 16 a step, of which every fourth is dropped."""
+    run_folder(folder, lines=25, **options)
+    rows = [f"{row(epoch).rstrip()},{1600 * epoch},{1200 * epoch}\r\n" for epoch in (1, 2)]
+    (folder / "summary.csv").write_text(f"{HEADER.rstrip()},images,images_applied\r\n" + "".join(rows), newline="")
+    return folder
+
+
+def test_curves_over_images_are_those_of_all_ranks(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(module, "draw_run", lambda run, panels, index, column, seconds, draw=module.draw_run: (
+        places.append([getattr(point, column) for point in run.losses]), draw(run, panels, index, column, seconds))[1])
+    folder = counted(tmp_path / "a")
+    for over, images in (("images", 16), ("images-applied", 12)):
+        assert run(folder, "--over", over).exit_code == 0
+        picture_size(folder)
+        assert places.pop() == [step * images for step in range(10, 260, 10)]   # between evaluations and after them
+    rows = table(folder)
+    assert {(row["step"], row["images"], row["images_applied"]) for row in rows if row["kind"] == "test_accuracy"} == {
+        ("100", "1600.0", "1200.0"), ("200", "3200.0", "2400.0")}
+    assert float(rows[24]["images_applied"]) == 250 * 12
+
+
+def test_time_is_that_of_training_without_evaluations(tmp_path):
+    folder = run_folder(tmp_path / "a")
+    lines = [{**json.loads(metric(step)), "eval_s": 2.0} for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.csv").write_text(f"{HEADER.rstrip()},eval_s\r\n{row(1).rstrip()},11.5\r\n", newline="")
+    assert run(folder).exit_code == 0
+    assert [float(row["training_s"]) for row in table(folder)] == [5 - 2, 10 - 2, 51 - 11.5]
+
+
+def test_a_run_that_did_not_count_images_is_left_out_over_images_and_an_error_alone(tmp_path):
+    new, old = counted(tmp_path / "new"), run_folder(tmp_path / "old")
+    result = run(new, old, "--over", "images-applied", "--to", tmp_path)
+    assert (result.exit_code, result.stderr) == (
+        0, f"left out, as no evaluation has counted the images applied in it: {old}\n")
+    assert {row["run"] for row in table(tmp_path)} == {str(new)}
+    mistake(f"{old}: no evaluation has counted the images; use --over epochs", old,
+            "--over", "images")
 
 
 def test_a_folder_of_runs_is_all_of_them_once_drawn_where_asked(tmp_path, monkeypatch):
@@ -112,6 +154,15 @@ def test_an_option_given_as_it_is_by_default_makes_no_difference(tmp_path):
     a = run_folder(tmp_path / "a", algorithm="gossip", set=("mode=pull", "period=1"))
     b = run_folder(tmp_path / "b", algorithm="gossip", model="resnet20")
     assert labels(a, b)[0] == ["resnet8", "resnet20"]
+
+
+def test_statistics_that_are_named_do_not_differ_from_the_same_by_default(tmp_path):
+    a, b = run_folder(tmp_path / "a", bn="average"), run_folder(tmp_path / "b")
+    c = run_folder(tmp_path / "c", bn="recalibrate")
+    d = run_folder(tmp_path / "d", algorithm="gossip")
+    assert labels(a, b)[0] == ["a", "b"]
+    assert labels(b, c)[0] == ["bn auto", "bn recalibrate"]
+    assert labels(b, d)[0] == ["allreduce", "gossip"]
 
 
 def test_runs_that_are_alike_are_told_apart_by_their_folders(tmp_path):

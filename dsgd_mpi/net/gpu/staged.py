@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half
-from dsgd_mpi.net.api import Counters, Done, Host, Letter, Pending, Shared
+from dsgd_mpi.net.api import Counters, Done, Host, Letter, Pending, Shared, Weigh
 from dsgd_mpi.net.places import Place
 
 
@@ -338,13 +338,10 @@ class StagedMemory:
     def __init__(self, host: StagedHost, shared: Shared, dtype: Any) -> None:
         self.host, self.shared, self.dtype = host, shared, dtype
 
-    def read(self, owner: int, out: Array | None = None) -> Array:
-        values = self.shared.read(owner)
+    def read(self, owner: int, out: Array | None = None, glance: bool = False) -> Array:
+        values = self.shared.read(owner, glance=glance)
         return self.host.to_device(values, self.host.device.empty(values.size, self.dtype) if out is None else out)
 
-    def add(self, owner: int, delta: Array) -> int:
+    def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
         with self.host.on_host(delta) as copy:
-            return self.shared.add(owner, copy)
-
-    def age(self, owner: int) -> int:
-        return self.shared.age(owner)
+            return self.shared.add(owner, copy, weigh)

@@ -12,7 +12,7 @@ from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.api import Traffic
+from dsgd_mpi.net.api import Traffic, Weigh
 
 COUNT_BYTES = 64                            # the counter is an int64; the part starts on a cache line of its own
 NOTHING = [None, 0, MPI.BYTE]               # what MPI.NO_OP adds
@@ -33,25 +33,37 @@ class Window:
         comm.Barrier()                      # nobody reads before all have written
         self.window.Lock_all(MPI.MODE_NOCHECK)
 
-    def read(self, owner: int, out: Array | None = None) -> Array:
+    def read(self, owner: int, out: Array | None = None, glance: bool = False) -> Array:
         part = np.empty(self.lengths[owner], self.dtype) if out is None else out
         assert (part.size, part.dtype) == (self.lengths[owner], self.dtype), "MPI would read beyond the end of a window"
-        self.seen[owner] = fetch(self.window, owner, 0)
+        if not glance:
+            self.seen[owner] = fetch(self.window, owner, 0)
         self.window.Get_accumulate(NOTHING, part, owner, (COUNT_BYTES, part.size, self.datatype), MPI.NO_OP)
         self.window.Flush(owner)
         return part
 
-    def add(self, owner: int, delta: Array) -> int:
+    def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
         assert delta.size == self.lengths[owner], "MPI would silently write beyond the end of a window"
-        self.window.Accumulate(np.ascontiguousarray(delta, self.dtype), owner, (COUNT_BYTES,), MPI.SUM)
-        stale = fetch(self.window, owner, 0, add=1) - self.seen[owner]      # its flush completes the addition too
+        if weigh:
+            stale = self.counted(owner)     # first: the count is its place in the order of all additions
+            self.accumulate(owner, weigh(stale) * delta)
+            self.window.Flush(owner)
+        else:
+            self.accumulate(owner, delta)
+            stale = self.counted(owner)     # its flush completes the addition too
         self.traffic.staleness[stale] += 1
         if owner != self.comm.rank:
             self.traffic.bytes_sent += delta.nbytes
         return stale
 
-    def age(self, owner: int) -> int:
-        return fetch(self.window, owner, 0) - self.seen[owner]
+    def counted(self, owner: int) -> int:
+        """Counts an addition by this rank; how many by others came before it since this rank's last read."""
+        stale = fetch(self.window, owner, 0, add=1) - self.seen[owner]
+        self.seen[owner] += 1
+        return stale
+
+    def accumulate(self, owner: int, delta: Array) -> None:
+        self.window.Accumulate(np.ascontiguousarray(delta, self.dtype), owner, (COUNT_BYTES,), MPI.SUM)
 
     def free(self) -> None:
         """Collective."""

@@ -17,7 +17,7 @@ import simpy
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half, rounded, wire_bytes
-from dsgd_mpi.net.api import Letter, Traffic
+from dsgd_mpi.net.api import Letter, Traffic, Weigh
 from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.wires import Wires
@@ -97,25 +97,25 @@ class SharedMemory:
         self.host, self.parts, self.counts = host, parts, counts
         self.seen = [0] * host.size
 
-    def read(self, owner: int, out: Array | None = None) -> Array:
+    def read(self, owner: int, out: Array | None = None, glance: bool = False) -> Array:
         out = np.empty_like(self.parts[owner]) if out is None else out
         self.host.travel(self.host.rank, owner)
-        out[:], self.seen[owner] = self.parts[owner], self.counts[owner]
+        out[:] = self.parts[owner]
+        if not glance:
+            self.seen[owner] = self.counts[owner]
         self.host.travel(owner, self.host.rank, out.nbytes)
         return out
 
-    def add(self, owner: int, delta: Array) -> int:
+    def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
         delta = delta.copy()
         self.host.travel(self.host.rank, owner, delta.nbytes)
-        stale = self.age(owner)
-        self.parts[owner] += delta
+        stale = self.counts[owner] - self.seen[owner]
+        self.parts[owner] += weigh(stale) * delta if weigh else delta
         self.counts[owner] += 1
+        self.seen[owner] += 1
         self.host.traffic.staleness[stale] += 1
         self.host.traffic.bytes_sent += round(delta.nbytes * self.host.cluster.costs.scale) * (owner != self.host.rank)
         return stale
-
-    def age(self, owner: int) -> int:
-        return self.counts[owner] - self.seen[owner]
 
 
 class Numbers:

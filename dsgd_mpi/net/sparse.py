@@ -1,0 +1,54 @@
+"""Vectors of which only some entries are sent, with their indices, in one array of integers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.letters import Letters
+
+
+class Sparse:
+    """Means of such vectors. Nothing else may collect letters from `net` meanwhile."""
+
+    def __init__(self, net: Net) -> None:
+        self.net, self.letters = net, Letters(net)
+
+    def mean(self, u: Array, places: Array) -> None:
+        """Collective: u becomes the mean of all ranks' u, 0 but at each one's own `places`; bitwise equal on all.
+
+        `places`: int (k,), no index twice; k may differ from rank to rank.
+        """
+        own = pack(u, places)
+        for peer in range(self.net.size):
+            if peer != self.net.rank:
+                self.net.post(own, peer)
+        u[:] = 0
+        for rank in range(self.net.size):   # in this order everywhere
+            add(own if rank == self.net.rank else self.letters.next_from(rank).array, into=u)
+        u /= self.net.size
+
+
+def largest(u: Array, k: int) -> Array:
+    """The indices of the k entries of u that are largest in magnitude: int (k,), in no particular order."""
+    return np.argpartition(abs(u), u.size - k)[u.size - k :]
+
+
+def largest_share(u: Array, share: float) -> Array:
+    """The indices of that share of u's entries, of at least one."""
+    return largest(u, min(max(1, round(share * u.size)), u.size))
+
+
+def pack(u: Array, places: Array) -> Array:
+    """The entries of u at those indices, to be sent: int32 or int64 (2 k,), as wide as u's; indices first."""
+    k = places.size
+    packed = np.empty_like(u, dtype=f"int{8 * u.itemsize}", shape=2 * k)
+    packed[:k], packed[k:] = places, u[places].view(packed.dtype)
+    return packed
+
+
+def add(packed: Array, into: Array) -> None:
+    """into[places] += values."""
+    k = packed.size // 2
+    into[packed[:k]] += packed[k:].view(into.dtype)

@@ -1,0 +1,91 @@
+"""What is counted in a run, and where it stays when the run is resumed."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from dsgd_mpi.algorithms import Algorithm
+from dsgd_mpi.algorithms.backup import Backup
+from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.kernels.api import Known
+from dsgd_mpi.net.simulated.costs import Costs
+from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.training import loop
+from dsgd_mpi.training import record as record_module
+from dsgd_mpi.training.display import Display
+from dsgd_mpi.training.record import Record, add_row
+from tests.support.runs import training
+
+SLOW = Costs(gradient_s=lambda rank, step: 3.0 if rank == 3 else 1.0)
+BATCH = 2
+
+
+def simulated(folder, algorithm, steps, resume=False, size=5):
+    """summary.json of a run whose rank 3 is slow, as rank 0 knows it."""
+    def main(host):
+        run = training(host, folder, algorithm(), steps)
+        first, totals = run.checkpoints.restore(run.model.flat, run.optimizer, run.algorithm) if resume else (0, None)
+        record = Record(host, run.algorithm, folder, Display(False), 1000, BATCH, 4, 5, first, totals)
+        return record.finish("", loop.train(run, record, first, lambda: False), {})
+    return Cluster(size, SLOW).run(main)[0]
+
+
+@pytest.mark.parametrize("backups", [0, 1, 2])
+def test_only_gradients_that_are_applied_count_as_applied_after_a_resume_too(tmp_path, backups):
+    for steps in (12, 20):
+        summary = simulated(tmp_path, lambda: Backup(backups), steps, resume=steps == 20)
+        assert summary["images_applied"] == steps * (4 - backups) * BATCH
+        assert (summary["images"] > summary["images_applied"]) == (backups > 0)
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert [int(row["images_applied"]) for row in csv.DictReader(file)] == [
+            steps * (4 - backups) * BATCH for steps in (12, 20)]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["images"], line["images_applied"]) for line in lines] == [
+        (0, line["step"] * (4 - backups) * BATCH) for line in lines]        # of rank 0, which only serves
+
+
+def test_one_rank_with_backups_applies_its_own(tmp_path):
+    summary = simulated(tmp_path, Backup, 6, size=1)
+    assert summary["images"] == summary["images_applied"] == 6 * BATCH
+
+
+def test_the_answer_takes_time_of_training_and_not_of_evaluation(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    class Slow(Gossip):
+        def answer(self, x):
+            clock[0] += 5
+            return super().answer(x)
+
+    def main(host):
+        run = training(host, tmp_path, Slow(), 6)
+        predictor = run.model.predictor
+        run.model.predictor = lambda: (clock.__setitem__(0, clock[0] + 7), predictor())[1]
+        record = Record(host, run.algorithm, tmp_path, Display(False), 1000, BATCH, 1, 5)
+        loop.train(run, record, 0, lambda: False)
+        return record.finish("", 6, {})
+
+    monkeypatch.setattr(record_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    summary = Cluster(1).run(main)[0]
+    assert (summary["answer_s"], summary["eval_s"]) == (5, 7)
+    assert summary["images_per_s"] == summary["images"] / (summary["wall_s"] - 7)
+
+
+def test_totals_of_an_older_version_count_all_images_as_applied(tmp_path):
+    host = SimpleNamespace(rank=1, now=lambda: 0.0, traffic=SimpleNamespace(
+        staleness={}, comm_s=0.0, wait_s=0.0, bytes_sent=0))
+    record = Record(host, Algorithm(), tmp_path, Display(False), 10, BATCH, 1, 1, totals={"images": 30})
+    record.loss(Known(1.0))
+    assert record.figures()["images_applied"] == record.figures()["images"] == 32
+
+
+def test_a_table_that_an_older_version_began_keeps_its_columns(tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text("step,accuracy\r\n10,0.5\r\n")
+    add_row(path, {"step": 20, "new": 1, "accuracy": 0.6})
+    assert path.read_text() == "step,accuracy\n10,0.5\n20,0.6\n"
+    add_row(tmp_path / "other.csv", {"step": 20, "new": 1})
+    add_row(tmp_path / "other.csv", {"step": 30, "new": 2})
+    assert (tmp_path / "other.csv").read_text() == "step,new\n20,1\n30,2\n"
