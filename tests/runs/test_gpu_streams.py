@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dsgd_mpi.kernels.gpu.tools import FORMATS
+from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from tests.runs.bits import small_data
 from tests.support import ROOT
 from tests.support.emulation.emulated import COMPILED, COMPILER, FOLDER, library
@@ -47,11 +47,11 @@ def losses(folder):
 def test_all_work_of_a_run_is_on_its_own_streams_and_a_graph_holds_every_launch(tmp_path, ranks, options):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT), folder=tmp_path)))
-    for vec in (1, 4):
+    for vec in (1, *ROW_BUILDS[32]):
         library(FORMATS["float32"], vec)
     words = (*SHORT, *options, "--data", small_data(tmp_path))
     status, output, errors = run(program, *words, "--device", "gpu", "--out", tmp_path / "gpu", ranks=ranks,
-                                 limit_s=120, env={COMPILED: FOLDER.name})
+                                 limit_s=120, env={COMPILED: FOLDER.name, "XDG_CACHE_HOME": str(tmp_path)})
     assert status == 0, output + errors
     for rank in range(ranks or 1):
         found = json.loads((tmp_path / f"streams-{rank}.json").read_text())
@@ -61,6 +61,7 @@ def test_all_work_of_a_run_is_on_its_own_streams_and_a_graph_holds_every_launch(
             assert {stream for each, stream in seen if each == what} == {found["kernels"]}, (what, seen)
         assert seen["graph", found["kernels"]] > 3
         assert min(found["graphs"]) > 0
+    assert [*tmp_path.glob("**/a-fake-*-kernels*/batch_norm-*")]        # builds were chosen, on these streams too
     status, output, errors = train(*words, "--device", "cpu", "--out", tmp_path / "cpu", ranks=ranks)
     assert status == 0, output + errors
     assert len(set(losses(tmp_path / "gpu"))) == 4
