@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu clean
+.PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu gpu-first gpu-wheels clean
 
 # For GPUs: a separate environment, or an existing one, as in make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= .venv-gpu/bin/python
@@ -75,6 +75,12 @@ bench: .venv-bench/ready ## our kernels against PyTorch's, into benchmarks/resul
 
 bench-gpu: $(GPU_READY) ## ResNet-18 and 50 on an NVIDIA GPU against PyTorch's: about an hour
 	$(GPU_PYTHON) -m benchmarks.gpu.step $(ARGS)
+
+gpu-first:              ## the first hour on a GPU, stage by stage: docs/gpu.rst; --list prints the commands
+	$(PYTHON) -m benchmarks.gpu.first --python $(GPU_PYTHON) $(ARGS)
+
+gpu-wheels: $(READY)    ## all that a machine with a GPU and without a network needs, into wheels/
+	$(BIN)/python packaging/wheels.py $(ARGS)
 
 clean:                  ## remove the environments and what tools have left behind
 	rm -rf .venv .venv-openmpi .venv-system .venv-bench .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

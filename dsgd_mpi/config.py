@@ -94,7 +94,8 @@ class Config:
 
     gpu_comm: Literal["auto", "staged", "direct", "nccl"] = option(
         "Machine", "auto", "How data on GPUs is sent: staged through pinned host memory, directly by a GPU-aware MPI, "
-        "or averages by NCCL; auto: direct if a trial shows that it works.")
+        "or averages by NCCL; auto: NCCL if all ranks have it and a GPU of their own, else direct if a trial shows "
+        "that it works.")
     share_gpu: bool = option("Machine", False, "Allow several ranks per GPU.", flag=True)
 
     eval_every: float = option("Output", 1, "Epochs between evaluations on the test set; may be fractional.", least=0,

@@ -30,7 +30,7 @@ from benchmarks.shared.cases import (
     ours,
     weights,
 )
-from benchmarks.shared.contest import Contestant, Work, summary, take_turns, timing
+from benchmarks.shared.contest import Contestant, Work, compare, summary, take_turns, timing
 from dsgd_mpi.nn import models
 
 TORCH = {"eager channels_last": (True, False), "eager contiguous": (False, False), "torch.compile": (True, True)}
@@ -80,13 +80,13 @@ def measure(case: Case, threads: int, training: bool, dtype: str, rivals: tuple[
                 Contestant(name, threads, torchs, case, training, dtype, *TORCH[name])))
         working = [contestant for contestant in everyone if not contestant.failure]
         for contestant in working[1:]:
-            for found, expected, limit in zip(contestant.check, working[0].check, limits(training, dtype), strict=True):
-                assert abs(found - expected) <= limit * abs(expected), (contestant.name, found, expected)
+            compare(contestant, working[0], limits(training, dtype))
+        seconds = take_turns(working, "step", case.rounds, case.times)
         return {"case": asdict(case), "threads": threads, "mode": "training" if training else "inference",
                 "dtype": dtype, "processor": provenance.vectors(),
                 "failed": {contestant.name: contestant.failure for contestant in everyone if contestant.failure},
-                "peak_bytes": {contestant.name: contestant.peak_bytes() for contestant in working},
-                "seconds": take_turns(working, "step", case.rounds, case.times),
+                "peak_bytes": {each.name: each.peak_bytes() for each in working if not each.failure},
+                "seconds": seconds,
                 "gflop": 2e-9 * models.graph(case.name, case.classes, case.image).macs * case.batch
                 * (3 if training else 1)}
 

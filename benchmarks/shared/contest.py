@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,15 @@ Work = Mapping[str, Callable[[], object]]
 Make = Callable[..., tuple[Work, list[float]]]
 
 
+class Failed(Exception):
+    """A contestant cannot go on, in one line. It drops out and the others continue."""
+
+
 class Contestant:
     """A process that sets up its work by `make(*args)` and then does it, piece by piece, on request.
 
     `make` returns the pieces by name, and numbers by which the contestants can be compared. `threads`: of OpenMP.
+    `failure`: why it cannot go on, if so; to ask it for anything then is Failed.
     """
 
     def __init__(self, name: str, threads: int, make: Make, *args: Any, blas: int = 1) -> None:
@@ -37,15 +42,27 @@ class Contestant:
         with environment(threads, blas):
             self.process.start()
         theirs.close()
-        self.failure, self.check = self.ask()
+        self.failure: str | None = None
+        self.check: list[float] = []
+        with suppress(Failed):
+            self.check = self.reply()
 
     def ask(self, *request: Any) -> Any:
-        if request:
+        if self.failure:
+            raise Failed(f"{self.name}: {self.failure}")
+        with suppress(OSError):             # of a process that has ended: there is no reply then
             self.pipe.send(request)
+        return self.reply()
+
+    def reply(self) -> Any:
         try:
-            return self.pipe.recv()
-        except EOFError:
-            return "its process ended", []
+            self.failure, value = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(10)
+            self.failure = f"its process ended with status {self.process.exitcode}"
+        if self.failure:
+            raise Failed(f"{self.name}: {self.failure}")
+        return value
 
     def time(self, piece: str, times: int) -> float:
         """Seconds for one of `times` in a row.
@@ -96,17 +113,23 @@ def serve(pipe: Connection, make: Make, args: tuple[Any, ...]) -> None:
         for piece in work.values():
             piece()
     except Exception as reason:             # whatever it is, it goes into the table
-        return pipe.send((f"{type(reason).__name__}: {reason}".splitlines()[0], []))
+        return pipe.send((in_a_line(reason), None))
     pipe.send((None, check))
-    try:
-        while True:
+    while True:
+        try:
             name, times = pipe.recv()
-            if name == "peak":
-                pipe.send(memory("VmHWM") - before[0])
-            else:
-                pipe.send(clocked(work[name], times) if times else work[name]())
-    except EOFError:
-        return None
+        except EOFError:
+            return None
+        try:
+            value = (memory("VmHWM") - before[0] if name == "peak" else
+                     clocked(work[name], times) if times else work[name]())
+        except Exception as reason:
+            return pipe.send((in_a_line(reason), None))
+        pipe.send((None, value))
+
+
+def in_a_line(reason: Exception) -> str:
+    return f"{type(reason).__name__}: {reason}".splitlines()[0]
 
 
 def clocked(work: Callable[[], object], times: int) -> tuple[float, float]:
@@ -123,16 +146,34 @@ def memory(what: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def compare(contestant: Contestant, first: Contestant, limits: list[float]) -> None:
+    """The contestant fails, with both numbers, where one is farther, relatively, from the first's than its limit."""
+    if contestant.failure:
+        return
+    for found, expected, limit in zip(contestant.check, first.check, limits, strict=True):
+        if not abs(found - expected) <= limit * abs(expected):      # not a number is too far
+            contestant.failure = (f"disagrees: {found:.6g} where {first.name} has {expected:.6g}, "
+                                  f"{limit:.0e} of which is allowed")
+            return
+
+
 def take_turns(contestants: list[Contestant], piece: str, rounds: int, times: int,
                limit_s: float = 60) -> dict[str, list[float]]:
-    """Contestant -> seconds, one sample a round; fewer rounds, but three at least, where `limit_s` would be passed."""
-    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    """Contestant -> seconds, one sample a round; fewer rounds, but three at least, where `limit_s` would be passed.
+
+    One that fails drops out.
+    """
+    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants if not contestant.failure}
     start = time.monotonic()
     for done in range(rounds):
         if done >= 3 and time.monotonic() - start > limit_s:
             break
         for contestant in contestants:
-            samples[contestant.name].append(contestant.time(piece, times))
+            if contestant.name in samples:
+                try:
+                    samples[contestant.name].append(contestant.time(piece, times))
+                except Failed:
+                    del samples[contestant.name]
     return samples
 
 
@@ -203,7 +244,6 @@ def gemm_peak(threads: int, dtype: str = "float32") -> float:
     rows, inner, columns = GEMM
     pieces = ("oneDNN", "NumPy") if dtype == "float32" else ("oneDNN",)
     with Contestant("gemm", threads, gemm, dtype, blas=threads) as contestant:
-        assert not contestant.failure, contestant.failure
         best = min(contestant.time(piece, 2) for piece in pieces for _ in range(8))
     return 2e-9 * rows * inner * columns / best
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).parents[2]            # of the checkout
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.shared import tree
+
+RESULTS = Path(os.environ.get("DSGD_RESULTS") or tree.ROOT / "benchmarks" / "results")
 PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp", "cupy-cuda12x", "cupy-cuda13x",
             "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend")
 
@@ -38,19 +38,12 @@ def saving(command: Callable[..., Any]) -> Callable[..., Any]:
                         help="Keep the figures in benchmarks/results; needs all changes committed.")(command)
 
 
-def commit(root: Path = ROOT) -> str:
+def commit(root: Path = tree.ROOT) -> str:
     """The commit that the working tree equals, results aside; Unsaved where there is none."""
-    head, status = (subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True) for words in (
-        ["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!benchmarks/results"]))
-    changed = [line[3:] for line in status.stdout.splitlines()]
-    if head.returncode or status.returncode:
-        found = f"no commit ({(head.stderr or status.stderr).strip()})"
-    elif changed:
-        found = f"{len(changed)} changed or new: {', '.join(changed[:3])}{', ...' if changed[3:] else ''}"
-    else:
-        return head.stdout.strip()
-    raise Unsaved(f"a result names the commit that was measured; expected a working tree without changes, "
-                  f"found {found}; commit first, or run with --no-save")
+    try:
+        return tree.commit(root)
+    except ValueError as reason:
+        raise Unsaved(str(reason)) from None
 
 
 def about() -> dict[str, Any]:
@@ -91,7 +84,7 @@ def vectors() -> str:
 def save(name: str, result: dict[str, Any]) -> Path:
     """Writes a result beside the others; one of the same name is replaced. Unsaved where no commit vouches for it."""
     said = about()
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**said, **result}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -8,6 +8,7 @@ so n ranks with batches of b see together what one rank with batches of n b sees
 from __future__ import annotations
 
 import atexit
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from itertools import count
@@ -24,6 +25,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
 
 AHEAD = 2                                   # batches prefetched
+LATE = 1                                    # that a device may still copy when the next is asked for
 STOP_S = 5.0                                # a file system that hangs must not keep the process alive
 
 
@@ -85,13 +87,16 @@ class Batches:
     def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
         """What `at` gives for first_step, first_step + 1 and so on, endlessly, prefetched by one thread.
 
-        A batch stays as it is until the next one is asked for. What fails in the thread is raised here. The thread ends
+        A batch stays as it is until the next one is asked for or, with `byte_memory`, the next but one: a device may
+        copy one while the host prepares the next. What fails in the thread is raised here. The thread ends
         with the generator (`close()`, or no more references to it) or with the process.
         """
         free: SimpleQueue[_Buffers | None] = SimpleQueue()
         ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException] = SimpleQueue()
         stop = Event()
-        for _ in range(1 + AHEAD):
+        held: deque[_Buffers] = deque()
+        late = LATE if self.byte_memory else 0
+        for _ in range(1 + late + AHEAD):
             free.put(_buffers(self.split, self.batch, self.byte_memory))
         thread = Thread(target=self._work, args=(first_step, free, ready, stop), name="batches", daemon=True)
 
@@ -110,7 +115,9 @@ class Batches:
                     raise batch
                 buffers, images = batch
                 yield images, buffers.labels
-                free.put(buffers)
+                held.append(buffers)
+                if len(held) > late:
+                    free.put(held.popleft())
         finally:
             atexit.unregister(end)
             end()

@@ -15,6 +15,7 @@ from dsgd_mpi.errors import UsageError
 EPSILON = 1e-5                              # of batch norm, as in torchvision
 STATISTICS_RATE = 0.1                       # of the moving averages: torchvision's `momentum` of a batch norm
 Initial = Callable[[np.random.Generator, Shape], Array]     # draws a weight's initial values
+Between = Callable[[], None]
 
 
 @dataclass
@@ -244,6 +245,28 @@ class Folded(Bound, Protocol):
         """Folds the current weights, for all forward passes until the next call; must be called first."""
 
 
+class Later(Protocol):
+    """A number that a device may still be computing."""
+
+    def done(self) -> bool: ...
+
+    def wait(self, between: Between | None = None) -> float:
+        """Calls `between()` until it is known."""
+
+
+@dataclass
+class Known:
+    """`Later` that is known already."""
+
+    value: float
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self, between: Between | None = None) -> float:
+        return self.value
+
+
 class Loss(Protocol):
     def put(self, labels: Array) -> None:
         """The labels for the next passes: int (batch,), in host memory."""
@@ -253,6 +276,9 @@ class Loss(Protocol):
 
     def get(self) -> float:
         """The mean loss, once all work on it is done."""
+
+    def later(self) -> Later:
+        """`get`, but without waiting: it stays that of the pass before, whatever follows."""
 
 
 class Rule(Protocol):
@@ -269,7 +295,6 @@ class Rule(Protocol):
 
 
 Step = Callable[[Array, Array, float], None]    # updates x in place, along g, at a rate; the running statistics too
-Between = Callable[[], None]
 Work = Callable[[Buckets | None, Between | None], None]
 
 
@@ -289,7 +314,8 @@ class Kernels(Protocol):
     dtype: str                              # of activations: "float32", "float64", "bfloat16" or "float16"
 
     # None, unless `put` takes `Bytes` too, and prefers them to floats: then allocates their images, uint8 of a shape,
-    # which are copied asynchronously and must not change until a loss, or the result of `get`, has been returned
+    # which are copied asynchronously and must not change before a loss, or the result of `get`, computed from them is
+    # known
     byte_memory: Callable[[Shape], Array] | None
 
     def bind(self, operation: Operation, arrays: Arrays) -> Bound:
@@ -335,9 +361,16 @@ class Kernels(Protocol):
 
         `ready` is called with parts of the flat gradient, in order, once the work that fills a part is enqueued on the
         current stream and nothing beyond it is: to read it from another stream, make that wait for an event recorded
-        now; to read it on the CPU, wait for the event. CPU kernels have no stream: the part is final. `between()` is
-        called until all is done.
+        now; to read it on the CPU, wait for the event. CPU kernels have no stream: the part is final. They call
+        `between()` between operations; a GPU leaves that to who waits for the loss (`Later.wait`).
         """
+
+    def send(self, images: Array | Bytes) -> Any:
+        """Begins to copy the images of a later `put`, which takes what this returns, while other work runs.
+
+        No more than one batch at a time: it is to be put before the next is sent.
+        """
+        return images
 
     def put(self, values: Array | Bytes, into: Array) -> None:
         """Copies a float32 NumPy array to an activation array, converting its dtype.

@@ -15,7 +15,7 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import api
-from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Loss, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Known, Loss, Rule, Step, Tensor, Work
 
 BLOCK = 1 << 14                             # elements of each vector of an update, so that all fit in a level 2 cache
 PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
@@ -304,6 +304,9 @@ class CrossEntropy:
 
     def get(self) -> float:
         return self.mean
+
+    def later(self) -> Known:
+        return Known(self.mean)
 
 
 Reference.operations = {

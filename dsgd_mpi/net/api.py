@@ -127,6 +127,9 @@ class Host(Net, Protocol):
     def progress(self) -> None:
         """Lets messages progress; called between layers, since most MPIs make no progress unless they are entered."""
 
+    def before_waiting(self, act: Callable[[], None]) -> None:
+        """From now on `act()` is called before this rank waits for its own device, for work that it may still do."""
+
     def now(self) -> float:
         """Seconds since some fixed time, by this rank's clock."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Buckets, Layout, fill, to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Tensor
+from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Later, Tensor
 from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
@@ -66,11 +66,20 @@ class Model:
         `ready` is called with parts of flat_gradient that are final, from the back to the front (`Kernels.program`).
         `between()` is called repeatedly, so that communication can progress.
         """
+        return self.begin(images, labels, ready, between).wait(between)
+
+    def begin(self, images: Array | Bytes, labels: Array, ready: Buckets | None = None,
+              between: Between | None = None) -> Later:
+        """`loss_and_gradient`, of which a device may still be computing both: what is enqueued later comes after it.
+
+        The images may be what `kernels.send` has returned. Their memory, if it is the kernels' `byte_memory`, must not
+        change before the loss is known.
+        """
         plan = self.plan(len(images))
         self.kernels.put(images, plan.images)
         plan.loss.put(labels)
         plan.program(ready, between)
-        return plan.loss.get()
+        return plan.loss.later()
 
     def predict(self, images: Array | Bytes) -> Array:
         """Logits, float32 (N, classes), with the running statistics; any number of images, float32 NHWC."""

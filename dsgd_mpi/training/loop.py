@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from dsgd_mpi.arrays.flat import Array, Buckets, Hear
 from dsgd_mpi.training.evaluate import evaluate, take_answer
@@ -24,19 +25,32 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
     """Collective, from step `first` on: the step reached, earlier if all agreed to stop. Saved in a checkpoint."""
     host, model, x = run.host, run.model, run.model.flat
     run.algorithm.start(run.net, x, run.optimizer)
+    host.before_waiting(record.settle)
+    sent: list[tuple[Any, Array]] = []      # the next batch, once it is on its way to a device
 
     with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
+        def following() -> tuple[Any, Array]:
+            images, labels = next(batches)
+            return model.kernels.send(images), labels
+
         def gradient(at: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
             own = None if at is x else x.copy()
             if own is not None:             # the network is bound to x
                 x[:] = at
             with record.data:
-                images, labels = next(batches)
+                images, labels = sent.pop() if sent else following()
             g = model.flat_gradient
             ready = Buckets(least, partial(hear, g)) if hear else None
             with record.compute:
-                record.loss(host.compute(model.loss_and_gradient, images, labels, ready, host.progress))
-                linger(run.delay_s, host.progress)
+                loss = host.compute(model.begin, images, labels, ready, host.progress)
+            record.loss(loss)
+            if model.kernels.byte_memory:   # the next batch is copied to the device while that computes
+                with record.data:
+                    sent.append(following())
+            if run.delay_s:
+                record.settle()
+                with record.compute:
+                    linger(run.delay_s, host.progress)
             if own is not None:
                 x[:] = own
             return g
@@ -50,6 +64,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
         while reached < run.steps:
             goal = next_meeting(run, reached)
             reached = walk(reached, goal, take, stop_asked)
+            record.settle()
             stopped = reached < goal
             if not stopped and due(reached, run.eval_every, run.steps):
                 with record.evaluating:

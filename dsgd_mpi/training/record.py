@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
 
@@ -55,6 +56,8 @@ class Record:
         self.data, self.compute, self.evaluating = Stopwatch(), Stopwatch(), Stopwatch()
         self.losses: list[float] = []       # since the last step with a line
         self.epoch_losses: list[float] = []     # since the last evaluation
+        self.later: Later | None = None     # the last loss, if it was not known yet
+        self.unwritten: dict[str, Any] = {}     # the line that waits for it
         self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
         self.row: dict[str, Any] = {}
@@ -75,10 +78,26 @@ class Record:
                "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
 
-    def loss(self, loss: float) -> None:
+    def loss(self, later: Later) -> None:
+        """Of the gradient just begun. That of the one before is waited for: no more than these two are under way."""
+        self.settle()
         self.gradients += 1
+        self.later = later
+        if later.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits for the last loss, while messages progress, and writes the line that needs it."""
+        later, self.later = self.later, None
+        if later is None:
+            return
+        with self.compute:
+            loss = later.wait(self.host.progress)
         self.losses.append(loss)
         self.epoch_losses.append(loss)
+        self.stepping_s = self.host.now() - self.begin - self.evaluating.seconds
+        if self.unwritten:
+            self.write()
 
     def step(self, step: int, lr: float) -> None:
         """After each step of this rank."""
@@ -91,20 +110,27 @@ class Record:
         then, earlier = self.last_line
         if step // self.log_every <= earlier // self.log_every:
             return
+        if self.unwritten:
+            self.settle()
         now = self.host.now()
         self.last_line = (now, step)
-        losses, self.losses = self.losses, []
-        if self.host.rank != 0:
-            return
         stale = self.host.traffic.staleness - self.told
         self.told = self.host.traffic.staleness.copy()
-        line = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr,
-                "loss": float(np.mean(losses)) if losses else None,       # a rank may only serve
-                "images_per_s": (step - earlier) * self.batch * self.ranks_per_step / (now - then), **self.figures(),
-                "rank_steps": self.rank_steps, "staleness_counts": dict(sorted(stale.items()))}
-        self.metrics.write(json.dumps(line) + "\n")
-        self.metrics.flush()
-        self.display.step(line)
+        self.unwritten = {
+            "step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "loss": None,
+            "images_per_s": (step - earlier) * self.batch * self.ranks_per_step / (now - then), **self.figures(),
+            "rank_steps": self.rank_steps, "staleness_counts": dict(sorted(stale.items()))}
+        if self.later is None:
+            self.write()
+
+    def write(self) -> None:
+        """The line that was waiting, with the losses since the one before; by rank 0."""
+        line, self.unwritten, losses, self.losses = self.unwritten, {}, self.losses, []
+        line["loss"] = float(np.mean(losses)) if losses else None       # a rank may only serve
+        if self.host.rank == 0:
+            self.metrics.write(json.dumps(line) + "\n")
+            self.metrics.flush()
+            self.display.step(line)
 
     def evaluation(self, step: int, lr: float, accuracy: float, consensus_distance: float) -> None:
         """Collective, after an evaluation: a line of summary.csv."""

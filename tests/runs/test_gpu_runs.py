@@ -49,8 +49,9 @@ def test_the_banner_says_which_gpu_each_rank_has_and_how_its_arrays_travel(start
     assert "rank 1 on node: GPU-1, cores " in output
     machine = json.loads((tmp_path / "run" / "env.json").read_text())
     assert [(own["device"], own["uuid"]) for own in machine["ranks"]] == [("NumPy", "GPU-0"), ("NumPy", "GPU-1")]
-    # where there is no GPU, no MPI can show that it knows one
-    assert "staged through pinned host memory (GPU-aware MPI not trusted: rank 0: the trial" in machine["mpi"]
+    # where there is no GPU there is no NCCL, and no MPI can show that it knows one
+    assert "staged through pinned host memory (rank 0 on node has no NCCL: " in machine["mpi"]
+    assert "; GPU-aware MPI not trusted: rank 0: the trial" in machine["mpi"]
 
 
 @pytest.mark.parametrize(("options", "without", "message"), [

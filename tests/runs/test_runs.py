@@ -193,7 +193,7 @@ def test_a_network_learns_the_real_images(tmp_path):
 
 FAULTS = {
     "before training": "import dsgd_mpi.training.job as m; m.assemble = on_rank(m.assemble)",
-    "in a gradient": "import dsgd_mpi.nn.model as m; m.Model.loss_and_gradient = on_rank(m.Model.loss_and_gradient, 3)",
+    "in a gradient": "import dsgd_mpi.nn.model as m; m.Model.begin = on_rank(m.Model.begin, 3)",
     "in the data thread": "import dsgd_mpi.data.loader as m; m.Batches._filled = on_rank(m.Batches._filled, 3)",
     "in evaluation": "import dsgd_mpi.nn.model as m; m.Model.predictor = on_rank(m.Model.predictor)",
     "in another thread": """

@@ -4,16 +4,19 @@ Its bookkeeping of streams is CuPy's (cupy/cuda/stream.pyx, version 14.2). A thr
 null stream, and a stack of those entered by `with`. `use` changes the current one alone; leaving a `with` makes the new
 top of the stack current, whatever was used before. A stream that nobody holds any more is gone: null takes its place.
 
-Work on a stream is done at once, unless that stream is being captured: then it is noted, and done when the graph is
-launched. What other streams are given meanwhile is done, and is missing from the graph.
+Work on a stream is done as late as it may: when the host waits for it, asks for it often enough, or needs a value. With
+`EAGER_COPIES` that holds for streams of kernels alone, and the others do theirs as early as they may. So a missing
+wait, either way, is a wrong number. What a stream is given while it is captured is done when the graph is launched;
+what other streams are given meanwhile is missing from the graph.
 """
 
 import ctypes
+import os
 import sys
 import threading
 import types
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from itertools import count
 
 import numpy as np
@@ -21,7 +24,10 @@ import numpy as np
 from dsgd_mpi.kernels.gpu.device import Format
 from tests.support.emulation.emulated import cell, fenced, library
 
+EAGER_COPIES = bool(os.environ.get("EAGER_COPIES"))
+NOT_READY, POLLS = 600, 3                   # cudaErrorNotReady; questions that are answered so, if nobody waits
 SEEN = Counter()                            # (what, name of the stream) -> how often
+LOG = []                                    # (what, name of the stream, a number), in the order of the host's calls
 GRAPHS = []                                 # how many launches of kernels each captured graph holds
 
 
@@ -37,6 +43,7 @@ class Stream:
         self.ptr = 0 if null else next(self.numbers)
         self.name = f"stream {self.ptr}" if self.ptr else "null"
         self.captured = None
+        self.queue, self.graphs, self.has_kernels = deque(), 0, False
 
     def use(self):
         STATE.current = weakref.ref(self)
@@ -50,20 +57,45 @@ class Stream:
         STATE.stack.pop()
         STATE.stack[-1].use()
 
-    def do(self, what, work):
+    def do(self, what, work, size=0):
         SEEN[what, self.name] += 1
+        LOG.append((what, self.name, size))
+        self.has_kernels |= what in ("launch", "graph")
         if self.captured is None:
-            return work()
-        assert not what.startswith("copy"), "a copy from pageable memory would fail while a graph is captured"
-        self.captured.append((what, work))
-        return None
+            self.enqueue(work)
+        else:
+            assert not what.startswith("copy"), "a copy from pageable memory would fail while a graph is captured"
+            self.captured.append((what, work))
+
+    def now(self, what, work):
+        """Its result."""
+        assert self.captured is None, "a value is asked for while a graph is captured"
+        SEEN[what, self.name] += 1
+        self.run()
+        return work()
+
+    def enqueue(self, work):
+        self.queue.append(work)
+        if EAGER_COPIES and not self.has_kernels:
+            while self.queue and not (isinstance(self.queue[0], Point) and not self.queue[0].reached):
+                self.next()
 
     def wait_event(self, event):
-        assert event.recorded, "an event that was not recorded holds up nothing"
+        assert event.point, "an event that was not recorded holds up nothing"
         SEEN["wait", self.name] += 1
+        self.enqueue(event.point)
+
+    def run(self, until=None):
+        while self.queue and not (until and until.reached):
+            self.next()
+
+    def next(self):
+        self.queue.popleft()()
 
     def synchronize(self):
         assert self.captured is None
+        LOG.append(("host waits", self.name, 0))
+        self.run()
 
     def begin_capture(self):
         assert self.ptr, "the null stream cannot be captured"
@@ -90,23 +122,58 @@ class Graph:
         self.captured = captured
 
     def launch(self, stream=None):
-        SEEN["graph", (stream or current()).name] += 1
-        for _, work in self.captured:
-            work()
+        def work():
+            for _, each in self.captured:
+                each()
+        stream = stream or current()
+        stream.graphs += 1
+        stream.do("graph", work)
+
+
+class Point:
+    """A place in a stream. In another's queue: that one waits for it."""
+
+    def __init__(self, stream):
+        self.stream, self.graphs, self.reached, self.polls = stream, stream.graphs, False, POLLS
+        stream.enqueue(self.reach)
+
+    def reach(self):
+        self.reached = True
+
+    def __call__(self):
+        self.stream.run(until=self)
+
+    def host_waits(self):
+        """Noted with how many graphs have been launched behind it."""
+        if not self.reached:
+            LOG.append(("host waits", self.stream.name, self.stream.graphs - self.graphs))
 
 
 class Event:
-    numbers = count(1)
+    numbers, all = count(1), weakref.WeakValueDictionary()
 
     def __init__(self, disable_timing=False):
-        self.ptr, self.recorded = next(self.numbers), False
+        self.ptr, self.point = next(self.numbers), None
+        self.all[self.ptr] = self
 
     def record(self, stream=None):
-        self.recorded = True
-        SEEN["event", (stream or current()).name] += 1
+        stream = stream or current()
+        SEEN["event", stream.name] += 1
+        self.point = Point(stream)
 
     def synchronize(self):
-        assert self.recorded
+        self.point.host_waits()
+        self.point()
+
+    @classmethod
+    def query(cls, ptr):
+        point = cls.all[ptr].point
+        if point.polls == 1:                # who asks as often as this is waiting
+            point.host_waits()
+        point.polls -= 1
+        if point.polls < 0:
+            point()
+        return 0 if point.reached else NOT_READY
 
 
 class Array(np.ndarray):
@@ -123,35 +190,42 @@ class Array(np.ndarray):
         if out:
             current().do("arithmetic", lambda: call(*plain, out=tuple(map(raw, out)), **kwargs))
             return out[0]
-        assert current().captured is None, "an allocation while a graph is captured"
-        return wrapped(current().do("arithmetic", lambda: call(*plain, **kwargs)))
+        return wrapped(current().now("arithmetic", lambda: call(*plain, **kwargs)))
 
     def __array_function__(self, function, of_types, args, kwargs):
         refuse_numpy((*args, *kwargs.values()))
         plain = {key: raw(value) for key, value in kwargs.items()}
-        return wrapped(current().do("arithmetic", lambda: function(*map(raw, args), **plain)))
+        return wrapped(current().now("arithmetic", lambda: function(*map(raw, args), **plain)))
+
+    def __getitem__(self, index):
+        part = super().__getitem__(index)
+        return part if isinstance(part, Array) else wrapped(current().now("arithmetic", lambda: raw(self)[index]))
 
     def __setitem__(self, index, value):
         refuse_numpy((value,))
         current().do("arithmetic", lambda: raw(self).__setitem__(index, raw(value)))
 
     def get(self, stream=None, out=None, blocking=True):
-        def copy():
-            if out is None:
-                return raw(self).copy()
-            np.copyto(out, raw(self))
-            return out
-        return (stream or current()).do("copy out", copy)
+        stream = stream or current()
+        if blocking:
+            LOG.append(("host waits", stream.name, 0))
+            return stream.now("copy out", lambda: raw(self).copy() if out is None else np.copyto(out, raw(self)))
+        assert is_pinned(out), "a copy to pageable memory would block"
+        stream.do("copy out", lambda: np.copyto(out, raw(self)), self.nbytes)
+        return out
 
     def set(self, values, stream=None):
         assert type(values) is not Array
-        (stream or current()).do("copy in", lambda: np.copyto(raw(self), values))
+        source = values if is_pinned(values) else values.copy()
+        (stream or current()).do("copy in", lambda: np.copyto(raw(self), source), self.nbytes)
 
     def copy(self):
-        return wrapped(current().do("arithmetic", raw(self).copy))
+        return self.astype(self.dtype)
 
     def astype(self, dtype, order="K", copy=True):
-        return wrapped(current().do("arithmetic", lambda: raw(self).astype(dtype, order=order)))
+        result = empty(self.shape, dtype)
+        current().do("arithmetic", lambda: np.copyto(raw(result), raw(self), casting="unsafe"))
+        return result
 
     def __float__(self):
         return float(self.get())
@@ -173,6 +247,18 @@ class Pointer:
         assert size == self.array.nbytes
         bytes_ = raw(self.array).reshape(-1).view(np.uint8)
         (stream or current()).do("memset", lambda: bytes_.fill(value))
+
+
+PINNED = []                                 # for ever: no address is used twice
+
+
+def empty_pinned(shape, dtype):
+    PINNED.append(np.full(shape, 99, dtype))
+    return PINNED[-1].view()
+
+
+def is_pinned(x):
+    return any(np.may_share_memory(x, each) for each in PINNED)
 
 
 def raw(x):
@@ -240,7 +326,7 @@ def install():
     """From now on `import cupy` gives this one, and `import cudnn` fails: it would need a GPU."""
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda index: PROPERTIES, memGetInfo=lambda: (1 << 34, 1 << 34),
-        driverGetVersion=lambda: 13000, eventQuery=lambda ptr: 0, CUDARuntimeError=RuntimeError)
+        driverGetVersion=lambda: 13000, eventQuery=Event.query, CUDARuntimeError=RuntimeError)
     cuda = types.ModuleType("cupy.cuda")
     cuda.Stream, cuda.Event, cuda.Device = Stream, Event, Device
     cuda.get_current_stream, cuda.runtime = current, runtime
@@ -249,5 +335,5 @@ def install():
     cupy.cuda, cupy.ndarray, cupy.empty, cupy.zeros, cupy.RawModule = cuda, Array, empty, zeros, RawModule
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupyx = types.ModuleType("cupyx")
-    cupyx.empty_pinned = lambda shape, dtype: np.full(shape, 99, dtype)
+    cupyx.empty_pinned = empty_pinned
     sys.modules.update({"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx, "cudnn": None})

@@ -81,7 +81,7 @@ class NumpyDevice:
     @contextmanager
     def beside(self):
         before, self.current = self.current, self.inward
-        yield
+        yield self.inward
         self.current = before
 
     def beside_done(self):

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -9,12 +11,14 @@ from click.testing import CliRunner
 from benchmarks import table
 from benchmarks.cpu import layers as cpu_layers
 from benchmarks.cpu import share, step, waiting
-from benchmarks.gpu import feeding
+from benchmarks.gpu import feeding, first, once
 from benchmarks.gpu import step as gpu_step
 from benchmarks.learning import convergence
 from benchmarks.net import straggler, wire
 from benchmarks.shared import provenance
-from tests.support import ROOT
+from benchmarks.shared.cases import OURS, Case
+from benchmarks.shared.contest import Contestant, Failed
+from tests.support import ROOT, contestants
 
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
@@ -100,6 +104,136 @@ def test_nothing_is_saved_from_a_dirty_tree(monkeypatch, repository):
 
 def test_programs_are_found_by_name():
     """Without a search path that is set for them."""
-    for program in PROGRAMS:
+    for program in (*PROGRAMS, once, first):
         assert program.__name__ in (BENCHMARKS / "README.rst").read_text(), program.__name__
     assert not [path for path in BENCHMARKS.rglob("*.py") if "sys.path" in path.read_text()]
+
+
+# a contestant that fails
+
+SHORT = Case("resnet8", (28, 28, 1), 4, 10, 3, 1)
+
+
+def test_on_a_gpu_one_that_fails_in_whichever_way_does_not_end_the_others(monkeypatch):
+    monkeypatch.setattr(gpu_step, "ours", contestants.sound)
+    monkeypatch.setattr(gpu_step, "torchs", contestants.fallible)
+    found = gpu_step.measure(SHORT, "bfloat16", tuple(gpu_step.TORCH), 1e12, 3)
+    assert {name: len(samples) for name, samples in found["seconds"].items()} == {OURS: 3, "eager": 3}
+    assert found["failed"] == {
+        "eager, CUDA graph": "disagrees: 9 where dsgd_mpi has 6, 5e-02 of which is allowed",
+        "torch.compile": "ImportError: no such library",
+        "torch.compile, CUDA graph": "its process ended with status 3"}
+    assert found["first_losses"]["eager, CUDA graph"] == [7.0, 6.5, 9.0]
+    said = gpu_step.line(found)
+    assert all(f"{name:26} failed: {why}" in said for name, why in found["failed"].items())
+
+
+def test_on_a_gpu_the_others_are_compared_with_each_other_where_ours_fails(monkeypatch):
+    monkeypatch.setattr(gpu_step, "ours", contestants.not_even_a_start)
+    monkeypatch.setattr(gpu_step, "torchs", contestants.fallible)
+    found = gpu_step.measure(SHORT, "bfloat16", ("eager", "eager, CUDA graph"), 1e12, 3)
+    assert list(found["seconds"]) == ["eager"]
+    assert found["failed"] == {OURS: "ImportError: no such library",
+                               "eager, CUDA graph": "disagrees: 9 where eager has 6, 5e-02 of which is allowed"}
+    assert "times ours" not in gpu_step.line(found)
+
+
+def test_on_a_cpu_one_that_fails_in_whichever_way_does_not_end_the_others(monkeypatch):
+    monkeypatch.setattr(step, "ours", contestants.sound)
+    monkeypatch.setattr(step, "torchs", contestants.on_cpu)
+    found = step.measure(SHORT, 2, True, "float32", tuple(step.TORCH))
+    assert list(found["seconds"]) == list(found["peak_bytes"]) == [OURS, "eager channels_last"]
+    assert found["failed"] == {"eager contiguous": "disagrees: nan where dsgd_mpi has 6.5, 3e-02 of which is allowed",
+                               "torch.compile": "ImportError: no such library"}
+
+
+def test_a_net_whose_layers_cannot_be_compared_does_not_end_the_others(monkeypatch):
+    monkeypatch.setattr(cpu_layers, "torchs", contestants.not_even_a_start)
+    monkeypatch.setattr(cpu_layers, "ours", contestants.willing)
+    monkeypatch.setattr(cpu_layers.contest, "copy_peak", lambda: 1.0)
+    monkeypatch.setattr(cpu_layers.contest, "gemm_peak", lambda *_: 1.0)
+    done = CliRunner().invoke(cpu_layers.main, ["--nets", "resnet8,resnet20", "--dtypes", "float32", "--no-save"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("  failed: eager channels_last: ImportError: no such library\n") == 2
+
+
+def test_who_has_failed_says_so_whenever_it_is_asked():
+    with Contestant("one", 1, contestants.not_even_a_start) as contestant:
+        for _ in range(2):
+            with pytest.raises(Failed, match=r"^one: ImportError: no such library$"):
+                contestant.time("steps", 1)
+
+
+def test_rivals_are_known_by_name_and_each_alone_has_a_file_of_its_own():
+    done = CliRunner().invoke(gpu_step.main, ["--no-save", "--rivals", "eager:eagle"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (
+        2, "Error: Invalid value for '--rivals': expected some of eager:eager, CUDA graph:torch.compile:"
+           "torch.compile, CUDA graph; found eagle")
+    assert gpu_step.file_name("resnet50", 256, "bfloat16", tuple(gpu_step.TORCH)) == "gpu-step-resnet50-256-bfloat16"
+    names = {gpu_step.file_name("resnet50", 256, "bfloat16", (rival,)) for rival in gpu_step.TORCH}
+    assert "gpu-step-resnet50-256-bfloat16-torch-compile-CUDA-graph" in names
+    assert len(names) == len(gpu_step.TORCH)
+
+
+class RecordedTorch:
+    """As much of PyTorch as a capture needs; `said` has what happened, and whether in a capture or on a side stream."""
+
+    def __init__(self):
+        self.said, self.where = [], "eager"
+        self.cuda = self
+
+    def say(self, what):
+        self.said.append((self.where, what))
+
+    def inside(self, where):
+        @contextmanager
+        def entered(_):
+            self.where, before = where, self.where
+            yield
+            self.where = before
+        return entered
+
+    def __getattr__(self, name):
+        return {"graph": self.inside("capture"), "stream": self.inside("side")}[name]
+
+    def current_stream(self):
+        return self
+
+    def wait_stream(self, other):
+        self.say("waits")
+
+    def Stream(self):
+        return self
+
+    def CUDAGraph(self):
+        return self
+
+    def replay(self):
+        self.say("replay")
+
+    def zero_grad(self, set_to_none):
+        self.say(f"gradients {'dropped' if set_to_none else 'zeroed'}")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_pytorch_s_step_is_captured_as_its_documentation_has_it(scaled):
+    torch = RecordedTorch()
+
+    def gradient():
+        torch.say("gradient")
+        return SimpleNamespace(item=lambda: 1.0)
+
+    def eager():
+        torch.zero_grad(set_to_none=True)
+        torch.say("step")
+        return gradient()
+
+    replay, first = gpu_step.captured(torch, torch, gradient, lambda: torch.say("update"), eager, scaled)
+    outside, captured = ([what for place, what in torch.said if place == where] for where in ("eager", "capture"))
+    assert [what for place, what in torch.said if place == "side"] == 3 * ["gradients dropped", "step", "gradient"]
+    assert first == [1.0] * 3
+    assert outside == ["waits", "waits", "gradients dropped"]
+    assert captured == ["gradient", "update"][: 2 - scaled]
+    torch.said.clear()
+    replay()
+    assert torch.said == [("eager", what) for what in ["replay", "update"][: 1 + scaled]]

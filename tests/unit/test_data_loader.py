@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsgd_mpi.data.loader import AHEAD, Batches, evaluation_batches
+from dsgd_mpi.data.loader import AHEAD, LATE, Batches, evaluation_batches
 from dsgd_mpi.errors import UsageError
 from tests.support.data_samples import images, split
 
@@ -105,7 +105,7 @@ def test_a_batch_of_a_stream_stays_until_the_next_is_asked_for():
     stream.close()
 
 
-def test_bytes_lie_in_the_memory_made_for_them_and_stay_until_the_next_batch_is_asked_for():
+def test_bytes_lie_in_the_memory_made_for_them_until_the_next_batch_but_one_is_asked_for():
     made = []
 
     def memory(shape):
@@ -115,14 +115,17 @@ def test_bytes_lie_in_the_memory_made_for_them_and_stay_until_the_next_batch_is_
     x = split(30)
     batches = Batches(x, 4, augment=False, byte_memory=memory)
     stream = batches.stream()
-    for step in range(2 * (1 + AHEAD)):
+    before, _ = next(stream)
+    for step in range(1, 2 * (1 + LATE + AHEAD)):
         got, _ = next(stream)
         time.sleep(0.01)
-        assert any(got.images is each for each in made)
-        expected = np.empty_like(got.images)
-        x.read(batches.indices(step), expected)
-        np.testing.assert_array_equal(got.images, expected)
-    assert len(made) == 1 + AHEAD
+        for each, its_step in ((before, step - 1), (got, step)):
+            assert any(each.images is one for one in made)
+            expected = np.empty_like(each.images)
+            x.read(batches.indices(its_step), expected)
+            np.testing.assert_array_equal(each.images, expected)
+        before = got
+    assert len(made) == 1 + LATE + AHEAD
     stream.close()
 
 

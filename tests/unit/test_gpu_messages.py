@@ -11,10 +11,9 @@ import pytest
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu.device import passed
-from dsgd_mpi.net.gpu import aware, policy
+from dsgd_mpi.net.gpu import aware
 from dsgd_mpi.net.gpu.aware import alone, command, refusal
 from dsgd_mpi.net.gpu.cuda import uuid
-from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.nccl import NcclHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.places import gpu_of, ranges, refuse
@@ -100,56 +99,6 @@ def test_the_trial_is_no_rank_of_this_job_but_keeps_the_settings():
     settings = {"PATH": "/bin", "OMPI_MCA_pml": "ucx", "UCX_TLS": "cuda_copy", "MPICH_GPU_SUPPORT_ENABLED": "1",
                 "CUDA_VISIBLE_DEVICES": "1"}
     assert alone({**given, **settings}) == settings
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """Nodes of two GPUs, as NumPy devices; `trial` and `nccl` are what is found out about them."""
-    class Machine:
-        trial = nccl = None
-
-    def device(place):
-        made = NumpyDevice()
-        made.place = place
-        return made
-    monkeypatch.setattr(policy.cuda, "find", lambda local: place("node", gpu_of(local, 2)))
-    monkeypatch.setattr(policy.cuda, "CudaStreams", device)
-    monkeypatch.setattr(policy.aware, "refusal", lambda command: Machine.trial)
-    monkeypatch.setattr(policy.nccl, "missing", lambda: Machine.nccl)
-    monkeypatch.setattr(policy.nccl, "Nccl", lambda host: None)
-    return Machine
-
-
-def connected(ranks, way, share=False):
-    return Cluster(ranks).run(lambda host: policy.connected(host, way, share))
-
-
-def test_auto_is_direct_only_if_the_trial_says_so(machine, monkeypatch):
-    monkeypatch.setattr(DirectHost, "__init__", StagedHost.__init__)
-    assert {type(host) for host in connected(2, "auto")} == {DirectHost}
-    machine.trial = "the trial died of SIGSEGV"
-    hosts = connected(2, "auto")
-    assert {type(host) for host in hosts} == {StagedHost}
-    assert "staged through pinned host memory (GPU-aware MPI not trusted: rank 0: the trial died" in hosts[1].library()
-    assert {type(host) for host in connected(2, "direct")} == {DirectHost}      # whoever asks for it gets it
-    assert {type(host) for host in connected(2, "staged")} == {StagedHost}
-    assert [host.place()["uuid"] for host in hosts] == ["GPU-node-0", "GPU-node-1"]
-
-
-def test_one_rank_alone_tries_nothing(machine):
-    machine.trial = "never asked"
-    assert "there is only one rank" in connected(1, "auto")[0].library()
-
-
-def test_nccl_is_refused_where_gpus_are_shared_or_it_is_missing(machine):
-    assert {type(host) for host in connected(2, "nccl")} == {NcclHost}
-    with pytest.raises(UsageError, match=r"--gpu-comm nccl: 2 ranks share their GPU .* on node.*--gpu-comm staged"):
-        connected(3, "nccl", share=True)
-    with pytest.raises(UsageError, match="3 ranks on node, but only 2 GPUs"):
-        connected(3, "nccl")
-    machine.nccl = "its library is not installed"
-    with pytest.raises(UsageError, match=r"rank 0 on node has no NCCL: its library is not installed; use --gpu-comm"):
-        connected(2, "nccl")
 
 
 # what waits for what
@@ -241,24 +190,39 @@ def test_buffers_are_pinned_once():
     assert all(set(made) == {40, 60, 100} and len(made) <= 6 for made in Cluster(2).run(main))
 
 
-def test_what_nccl_adds_up_follows_the_gradient_and_precedes_the_step():
-    class Adder:
-        def add_up(self, x):
-            x *= 4                          # four ranks with the same numbers
+def test_what_nccl_averages_follows_the_gradient_and_precedes_the_step():
+    streams = []
+
+    class Averager:
+        def average(self, x, stream):
+            streams.append(stream)
+            x *= 2                          # as if the others had more
 
     def main(inner):
         device = NumpyDevice()
-        host = NcclHost(inner, device, Adder())
+        host = NcclHost(inner, device, Averager())
         g = device.empty(6, "float64")
         device.launch(lambda: np.asarray(g).view(np.ndarray).fill(3))
-        pending = host.mean(g)
-        mean = pending.wait()
-        mean += 1
-        return isinstance(mean, Array), on_host(mean), host.traffic.bytes_sent
+        buckets = [host.mean(g[:4]), host.mean(g[4:])]
+        for pending in buckets:
+            mean = pending.wait()
+            mean += 1
+        assert streams.count(device.inward) == 2
+        return isinstance(mean, Array), on_host(g), host.traffic.bytes_sent
     for on_device, mean, sent in Cluster(4).run(main):
         assert on_device
-        assert (mean == 4).all()
-        assert sent == 2 * 3 * 48 // 4
+        assert (mean == 7).all()
+        assert sent == 2 * 3 * 32 // 4 + 2 * 3 * 16 // 4
+
+
+@pytest.mark.parametrize(("size", "half", "on_device"), [(5, "bfloat16", True), (0, None, True), (5, None, False)])
+def test_what_is_empty_or_sent_in_16_bits_or_in_host_memory_is_not_for_nccl(size, half, on_device):
+    def main(inner):
+        host = NcclHost(inner, NumpyDevice(), averager=None)
+        values = np.full(size, float(host.rank))
+        return on_host(host.mean(host.device.array(values) if on_device else values, half).wait())
+    for mean in Cluster(3).run(main):
+        assert np.array_equal(mean, np.ones(size))
 
 
 def test_arrays_of_a_device_and_of_the_host_travel_in_the_order_of_the_calls():

@@ -17,7 +17,7 @@ from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.data.augment import Transform
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Arrays, AveragePool, BatchNorm, Bytes, Convolution, Linear, Tensor
-from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Recorded
+from dsgd_mpi.kernels.gpu.cudnn import CuDNN, Fetched
 from dsgd_mpi.kernels.gpu.device import PageLocked, Staging, problem
 from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from dsgd_mpi.kernels.gpu.tuner import Choices
@@ -107,10 +107,15 @@ def test_other_threads_go_on_while_a_rank_waits_for_the_gpu():
             turns.append(time.sleep(0))
     thread = Thread(target=others_work)
     thread.start()
-    busy = SimpleNamespace(mark=lambda: lambda: time.perf_counter() > end)
-    Recorded(busy, lambda ready, between: None)(None, lambda: None)
+    polls = []
+    busy = SimpleNamespace(mark=lambda: lambda: time.perf_counter() > end, fetch=lambda x, into: into.fill(1),
+                           page_locked=lambda shape: np.empty(shape, np.uint8))
+    loss = Fetched(busy, np.zeros(1, np.float32))
+    assert not loss.done()
+    assert loss.wait(lambda: polls.append(None)) == 1
     thread.join()
     assert len(turns) > 500
+    assert len(polls) > 500
 
 
 @needs_compiler

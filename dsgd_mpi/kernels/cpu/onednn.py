@@ -438,7 +438,7 @@ class CrossEntropy:
         self.copy = Tensor(np.empty(shape, np.float32), np.empty(shape, np.float32))
         self.loss = reference.CrossEntropy(self.copy, smoothing)
 
-        self.put, self.get = self.loss.put, self.loss.get
+        self.put, self.get, self.later = self.loss.put, self.loss.get, self.loss.later
 
     def forward(self) -> None:
         self.copy.value[...] = self.kernels.get(self.logits.value)

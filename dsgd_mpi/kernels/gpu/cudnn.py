@@ -1,17 +1,19 @@
 """The kernels on an NVIDIA GPU: convolutions by cuDNN, the rest by our own CUDA kernels; float32, bfloat16 or float16.
 
-Everything is enqueued on one stream, in order, and only `get` waits. Each operation is bound once to its arrays;
-forward and backward pass are recorded as CUDA graphs and replayed, the update as another. Sums are taken in a fixed
-order, so that results are reproducible to the bit. With float16 the loss is scaled so that small gradients survive
-(Micikevicius et al. 2018, arXiv:1710.03740): a step whose gradient overflows is skipped and the scale halved, all on
-the device; what leaves the kernels is not scaled.
+Everything but the copies of images is enqueued on one stream, in order, and only `get` and `Later.wait` wait. Each
+operation is bound once to its arrays; forward and backward pass are recorded as CUDA graphs and replayed, the update as
+another. Sums are taken in a fixed order, so that results are reproducible to the bit. With float16 the loss is scaled
+so that small gradients survive (Micikevicius et al. 2018, arXiv:1710.03740): a step whose gradient overflows is skipped
+and the scale halved, all on the device; what leaves the kernels is not scaled.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Buckets, Shape
 from dsgd_mpi.arrays.half import widen
 from dsgd_mpi.kernels import api
-from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Loss, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels.api import STATISTICS_RATE, Arrays, Between, Bytes, Kernels, Later, Loss, Rule, Step, Tensor, Work
 from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, Linear
 from dsgd_mpi.kernels.gpu.device import Device, Format, Launch, Vec, width
 from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
@@ -68,9 +70,14 @@ class CuDNN(Tools, Kernels):
     def program(self, work: Work) -> Work:
         return Recorded(self.device, work)
 
-    def put(self, values: Array | Bytes, into: Array) -> None:
+    def send(self, images: Array | Bytes) -> Any:
+        return self.sent("ahead", images) if isinstance(images, Bytes) else images
+
+    def put(self, values: Array | Bytes | Sent, into: Array) -> None:
         if isinstance(values, Bytes):
-            return self.put_bytes(values, into)
+            values = self.sent("put", values)    # not where a batch may be that was sent ahead
+        if isinstance(values, Sent):
+            return self.put_sent(values, into)
         channels, kept = self.image_shapes(values, into)
         values = np.asarray(values, np.float32)
         if self.storage == np.float32 and channels == kept:
@@ -85,14 +92,20 @@ class CuDNN(Tools, Kernels):
         assert kept in (channels, self.image_channels(channels)), (values.shape, into.shape)
         return channels, kept
 
-    def put_bytes(self, values: Bytes, into: Array) -> None:
+    def sent(self, name: str, values: Bytes) -> Sent:
+        per_channel = np.stack([values.scale, values.shift]).astype(np.float32)
+        images, numbers = self.room(f"images {name}", values.images), self.room(f"per channel {name}", per_channel)
+        copies, places = [(values.images, images), (per_channel, numbers)], None
+        if values.places is not None:
+            places = self.room(f"places {name}", values.places)
+            copies.append((values.places, places))
+        return Sent(images, numbers, places, values.pad, self.device.send(copies))
+
+    def put_sent(self, values: Sent, into: Array) -> None:
         channels, kept = self.image_shapes(values.images, into)
-        places, per_channel = values.places, np.stack([values.scale, values.shift]).astype(np.float32)
-        images = self.staged("images", values.images)
-        numbers = self.staged("per channel", per_channel)
-        self.each("images_in", into.size, self.vec(kept), images,
-                  None if places is None else self.staged("places", places), numbers[0], numbers[1], into,
-                  *map(i32, (*into.shape[:-1], channels, kept, values.pad)))()
+        self.device.read(values.arrival, self.each(
+            "images_in", into.size, self.vec(kept), values.images, values.places, values.numbers[0], values.numbers[1],
+            into, *map(i32, (*into.shape[:-1], channels, kept, values.pad))))
 
     def get(self, x: Array) -> Array:
         found = self.device.get(x)
@@ -136,6 +149,20 @@ class CuDNN(Tools, Kernels):
         return Update(self, launches)
 
 
+@dataclass
+class Sent:
+    """`Bytes` on the device, or on their way."""
+
+    images: Array
+    numbers: Array                          # float32 (2, C): scale, shift
+    places: Array
+    pad: int
+    arrival: Any                            # for `Device.read`
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 class Recorded:
     """Work that is run directly once (which compiles and loads everything), and then replayed as CUDA graphs.
 
@@ -156,11 +183,6 @@ class Recorded:
         else:
             self.work(ready, None)
             self.done_once = True
-        if between:
-            done = self.device.mark()
-            while not done():
-                between()
-                time.sleep(0)               # releases the GIL, for the thread that makes batches
 
     def recorded(self, least: int | None) -> list[tuple[Launch, slice | None]]:
         if least not in self.pieces:
@@ -344,6 +366,7 @@ class CrossEntropy:
 
     def __init__(self, k: Tools, logits: Tensor, smoothing: float) -> None:
         self.k = k
+        self.under_way: deque[Fetched] = deque()    # the last two: who drops one leaves its copy the memory it needs
         batch, self.classes = logits.value.shape
         self.labels = k.device.empty((batch,), np.int32)
         self.mean = k.device.empty((1,), np.float32)
@@ -362,6 +385,28 @@ class CrossEntropy:
 
     def get(self) -> float:
         return float(self.k.device.get(self.mean)[0])
+
+    def later(self) -> Later:
+        self.under_way.append(Fetched(self.k.device, self.mean))
+        if len(self.under_way) > 2:
+            self.under_way.popleft().wait()
+        return self.under_way[-1]
+
+
+class Fetched:
+    """`Later`: a number on its way to page-locked memory, which must live until it has arrived."""
+
+    def __init__(self, device: Device, x: Array) -> None:
+        self.memory = device.page_locked((x.nbytes,))
+        device.fetch(x, self.memory.view(x.dtype))
+        self.done, self.dtype = device.mark(), x.dtype
+
+    def wait(self, between: Between | None = None) -> float:
+        while not self.done():
+            if between:
+                between()
+            time.sleep(0)                   # releases the GIL, for the thread that makes batches
+        return float(self.memory.view(self.dtype)[0])
 
 
 CuDNN.operations = {

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -39,7 +39,7 @@ class Format(NamedTuple):
 
 
 class Device(Protocol):
-    """What the kernels need of a device. All but `get` may return before the work is done; all work is in order."""
+    """What the kernels need of a device. Only `get` waits until the work is done; all but `send` works in order."""
 
     @property
     def processors(self) -> int:
@@ -58,8 +58,17 @@ class Device(Protocol):
     def page_locked(self, shape: Shape) -> PageLocked:
         """Uninitialised bytes in host memory, from which `put` copies directly and asynchronously."""
 
+    def send(self, copies: list[tuple[Array, Array]]) -> Any:
+        """`put` beside the kernels: waits for none but the last that was `read`; what `read` needs."""
+
+    def read(self, sent: Any, reader: Launch) -> None:
+        """Launches a kernel, the only one that reads what was sent, once that has arrived."""
+
     def get(self, x: Array) -> Array:
         """A copy in host memory, once all work is done."""
+
+    def fetch(self, x: Array, into: PageLocked) -> None:
+        """Enqueues a copy to page-locked memory, in order with the kernels."""
 
     def kernel(self, name: str, vec: Vec, grid: Dim, block: Dim, *arguments: Any) -> Launch:
         """One of our kernels for `vec` elements at a time, bound to arrays, NumPy scalars, and None for null."""
@@ -163,13 +172,13 @@ def stream_on(device: int) -> Any:
 
 
 @contextmanager
-def using(stream: Any) -> Iterator[None]:
-    """Inside, CuPy's own operations in this thread are enqueued on another stream."""
+def using(stream: Any) -> Iterator[Any]:
+    """Inside, CuPy's own operations in this thread are enqueued on another stream: the one given."""
     import cupy
     before = cupy.cuda.get_current_stream()
     stream.use()
     try:
-        yield
+        yield stream
     finally:
         before.use()
 
@@ -190,6 +199,7 @@ class Gpu:
         check()
         self.format = given
         self.modules: dict[Vec, Any] = {}
+        self.last_read: Any = None          # the event of it; None: unknown
 
     @cached_property
     def cupy(self) -> Any:
@@ -227,6 +237,7 @@ class Gpu:
         return array
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
+        self.last_read = None               # kernels may still use this memory for what it was before
         return self.cupy.empty(shape, dtype)
 
     def spare_bytes(self) -> int:
@@ -247,22 +258,45 @@ class Gpu:
 
     @cached_property
     def staging(self) -> Staging:
-        return Staging(self.page_locked, self.copied)
+        return Staging(self.page_locked, partial(self.copied, self.stream))
 
-    def copied(self, values: Array, into: Array) -> Wait:
+    @cached_property
+    def beside(self) -> Any:
+        """The stream of what is sent."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    @cached_property
+    def sending(self) -> Staging:
+        return Staging(self.page_locked, partial(self.copied, self.beside))
+
+    def copied(self, stream: Any, values: Array, into: Array) -> Wait:
         """Enqueues a copy from page-locked memory."""
-        into.set(values, stream=self.stream)
-        return self.event().synchronize     # type: ignore[no-any-return]
+        into.set(values, stream=stream)
+        return self.event(stream).synchronize   # type: ignore[no-any-return]
 
-    def event(self) -> Any:
-        """The end of all work enqueued so far."""
+    def send(self, copies: list[tuple[Array, Array]]) -> Any:
+        self.beside.wait_event(self.last_read or self.event(self.stream))
+        for values, into in copies:
+            self.sending.put(values, into)
+        return self.event(self.beside)
+
+    def read(self, sent: Any, reader: Launch) -> None:
+        self.stream.wait_event(sent)
+        reader()
+        self.last_read = self.event(self.stream)
+
+    def event(self, stream: Any) -> Any:
+        """The end of all work enqueued there so far."""
         event = self.cupy.cuda.Event(disable_timing=True)
-        event.record(self.stream)
+        event.record(stream)
         return event
 
     def get(self, x: Array) -> Array:
         copy: Array = x.get(stream=self.stream)
         return copy
+
+    def fetch(self, x: Array, into: PageLocked) -> None:
+        x.get(stream=self.stream, out=into, blocking=False)
 
     def kernel(self, name: str, vec: Vec, grid: Dim, block: Dim, *arguments: Any) -> Launch:
         if vec not in self.modules:
@@ -295,7 +329,7 @@ class Gpu:
         return time.perf_counter() + WARMING_S
 
     def mark(self) -> Callable[[], bool]:
-        event = self.event()
+        event = self.event(self.stream)
         return lambda: passed(event)
 
     def wait(self) -> None:

@@ -99,9 +99,13 @@ class Tools:
 
     def staged(self, name: str, values: Array) -> Array:
         """A copy on the device, valid until the next of that name."""
-        copy = self.scratch(name, values.nbytes).view(values.dtype).reshape(values.shape)
+        copy = self.room(name, values)
         self.device.put(values, copy)
         return copy
+
+    def room(self, name: str, values: Array) -> Array:
+        """Memory on the device for a copy of `values`, valid until the next of that name."""
+        return self.scratch(name, values.nbytes).view(values.dtype).reshape(values.shape)
 
     def each(self, name: str, count: int, vec: int, *arguments: Any) -> Launch:
         """A kernel with a thread for each of `count` elements, `vec` at a time."""

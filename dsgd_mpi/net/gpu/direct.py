@@ -23,8 +23,8 @@ class DirectHost(StagedHost):
 
     way = "passed directly to GPU-aware MPI"
 
-    def __init__(self, host: MpiHost, device: Streams) -> None:
-        super().__init__(host, device)
+    def __init__(self, host: MpiHost, device: Streams, reason: str = "") -> None:
+        super().__init__(host, device, reason)
         self.least_bytes = host.least_ring_bytes
         host.settle_sums = lambda: device.beside_done().synchronise()
 
@@ -38,4 +38,5 @@ class DirectHost(StagedHost):
         if not self.device.holds(x) or peer == self.rank:
             return super().exchange(x, peer)
         self._start_all()
+        self.finish_computing()
         return self.host.exchange(self._settled(Buffer(x, self.device.kernels_done())), peer)

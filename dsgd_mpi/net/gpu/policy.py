@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from dsgd_mpi.errors import UsageError
@@ -9,10 +10,12 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.gpu import aware, cuda, nccl
 from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.staged import StagedHost
-from dsgd_mpi.net.places import Place, refuse, sharing
+from dsgd_mpi.net.places import Place, refuse
 
 if TYPE_CHECKING:
     from dsgd_mpi.net.mpi.host import MpiHost  # which would start MPI
+
+Trial = str | None                          # why device pointers must not be passed to MPI; None if nothing was found
 
 
 def connected(host: Host, policy: str, share: bool) -> StagedHost:
@@ -20,38 +23,39 @@ def connected(host: Host, policy: str, share: bool) -> StagedHost:
     local = host.local_rank()
     places = host.allgather(cuda.find(local))
     refuse(places, share)
-    reason = ""
-    if policy == "nccl":
-        refuse_nccl(places, host.allgather(nccl.missing()))
-    if policy == "auto":
-        policy, reason = trusted(host.allgather(trial(host, local, places[host.rank])))
+    way, reason = choice(policy, places, lambda: host.allgather(nccl.found()),
+                         lambda: host.allgather(trial(local, places[host.rank])))
     device = cuda.CudaStreams(places[host.rank])
-    if policy == "nccl":
-        return nccl.NcclHost(host, device, nccl.Nccl(host))
-    if policy == "direct":
-        return DirectHost(cast("MpiHost", host), device)
+    if way == "nccl":
+        return nccl.NcclHost(host, device, nccl.Nccl(host), reason)
+    if way == "direct":
+        return DirectHost(cast("MpiHost", host), device, reason)
     return StagedHost(host, device, reason)
 
 
-def trial(host: Host, local: int, place: Place) -> str | None:
-    """Why device pointers must not be passed to MPI; None if they may be, or if another rank of this node tests it."""
-    if host.size == 1:
-        return "there is only one rank"
-    return aware.refusal(aware.command("cupy", place["index"])) if local == 0 else None
+def choice(policy: str, places: list[Place], libraries: Callable[[], list[nccl.Found]],
+           trials: Callable[[], list[Trial]]) -> tuple[str, str]:
+    """"staged", "direct" or "nccl", and what `library` adds to it. UsageError if NCCL is asked for and impossible.
 
-
-def trusted(trials: list[str | None]) -> tuple[str, str]:
-    """What "auto" means: "direct" if the trial succeeded on every node, else "staged"; and the reason for that."""
-    reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(trials) if reason]
-    return ("staged", f" (GPU-aware MPI not trusted: {reasons[0]})") if reasons else ("direct", "")
-
-
-def refuse_nccl(places: list[Place], missing: list[str | None]) -> None:
-    """UsageError if NCCL cannot be used."""
-    way_out = "use --gpu-comm staged, or auto"
-    for rank, reason in enumerate(missing):
+    "auto" is the first that works of NCCL, GPU-aware MPI and staging. `places` of all ranks; `libraries()` and
+    `trials()` find out about all ranks, take time, and are called only if the answer depends on them.
+    """
+    if policy in ("staged", "direct"):
+        return policy, ""
+    if policy == "auto" and len(places) == 1:
+        return "staged", " (there is only one rank)"
+    versions = libraries()
+    no_nccl = nccl.refusal(places, versions)
+    if no_nccl is None:
+        return "nccl", f" {nccl.version(int(versions[0]))}"
+    if policy == "nccl":
+        raise UsageError(f"--gpu-comm nccl: {no_nccl}; use --gpu-comm staged, or auto")
+    for rank, reason in enumerate(trials()):
         if reason:
-            raise UsageError(f"--gpu-comm nccl: rank {rank} on {places[rank]['host']} has no NCCL: {reason}; {way_out}")
-    if crowded := sharing(places):
-        raise UsageError(f"--gpu-comm nccl: {len(crowded)} ranks share their GPU with another, which NCCL does "
-                         f"not support (the first on {crowded[0]['host']}); {way_out}, or start one rank per GPU")
+            return "staged", f" ({no_nccl}; GPU-aware MPI not trusted: rank {rank}: {reason})"
+    return "direct", f" ({no_nccl})"
+
+
+def trial(local: int, place: Place) -> Trial:
+    """Tested by the first rank of each node alone."""
+    return aware.refusal(aware.command("cupy", place["index"])) if local == 0 else None

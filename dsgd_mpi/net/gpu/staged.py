@@ -57,7 +57,7 @@ class Streams(Protocol):
         """Enqueues a copy from pinned memory, which waits for no kernel; the event of its completion."""
 
     def beside(self) -> AbstractContextManager[Any]:
-        """Inside, arithmetic is enqueued in the stream of copies in rather than in that of the kernels."""
+        """Inside, arithmetic is enqueued in the stream of copies in, which it gives, not in that of the kernels."""
 
     def beside_done(self) -> Event:
         """The event at which everything enqueued so far in the stream of copies in is done."""
@@ -125,6 +125,7 @@ class Carried:
         return self.back is not None
 
     def wait(self) -> Array:
+        self.host.finish_computing()
         if self.carried is None:
             self.host._start_all(self)
         with self.host.device.beside():
@@ -154,7 +155,7 @@ class Carried:
 class StagedHost:
     """This rank's end of the cluster for arrays on a device: `Host` over another `Host` for host memory.
 
-    `reason`: why it is not a faster one, for `library`.
+    `reason`: what `library` adds to `way`, e.g. why it is not a faster one.
     """
 
     way = "staged through pinned host memory"
@@ -163,6 +164,7 @@ class StagedHost:
         self.host, self.device, self.reason, self.pool = host, device, reason, Pool(device)
         self.rank, self.size, self.traffic = host.rank, host.size, host.traffic
         self.under_way: list[Carried] = []  # in the order of the calls
+        self.finish_computing: Callable[[], None] = lambda: None
 
     # collective
 
@@ -248,6 +250,9 @@ class StagedHost:
         with self.device.beside():
             self.host.progress()
 
+    def before_waiting(self, act: Callable[[], None]) -> None:
+        self.finish_computing = act
+
     def now(self) -> float:
         return self.host.now()
 
@@ -271,6 +276,7 @@ class StagedHost:
     @contextmanager
     def on_host(self, x: Array) -> Iterator[Array]:
         """A copy of x in host memory, complete."""
+        self.finish_computing()
         buffer = self._copied_out(x)
         yield self._settled(buffer)
         self.pool.give_back(buffer)
@@ -317,6 +323,8 @@ class StagedHost:
 
     def _start_all(self, last: Carried | None = None) -> None:
         """Starts what has not started, up to `last`, before another collective or a wait for other ranks."""
+        if self.under_way:
+            self.finish_computing()
         with self.device.beside():
             for carried in self.under_way:
                 carried.start()

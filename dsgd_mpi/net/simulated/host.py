@@ -254,6 +254,9 @@ class SimulatedHost:
     def progress(self) -> None:
         pass                                # a simulated network progresses by itself
 
+    def before_waiting(self, act: Callable[[], None]) -> None:
+        pass                                # arrays in host memory are complete
+
     def now(self) -> float:
         return float(self.cluster.environment.now)
 
