@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dsgd_mpi.kernels.gpu.tools import FORMATS
+from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from tests.runs.bits import small_data
 from tests.support import ROOT
 from tests.support.emulation.emulated import COMPILED, COMPILER, FOLDER, library
@@ -24,6 +24,9 @@ PROGRAM = """
     from dsgd_mpi.kernels.gpu import device
     device.problem = lambda: None
     {fault}
+    if not {tuned}:
+        from dsgd_mpi.kernels.gpu.tools import Tools
+        Tools.choices = None
     from dsgd_mpi.net.launch import launched
     from dsgd_mpi.train import main
     try:
@@ -46,13 +49,14 @@ def losses(folder):
 @pytest.fixture
 def start(tmp_path):
     """Trains on the fake: its losses, and what each rank did on its streams."""
-    def start(*words, ranks, early=False, fault="pass"):
+    def start(*words, ranks, early=False, fault="pass", tuned=False):
         program = tmp_path / "program.py"
-        program.write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT), folder=tmp_path, fault=fault)))
-        for vec in (1, 4):
+        program.write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT), folder=tmp_path, fault=fault, tuned=tuned)))
+        for vec in (1, *ROW_BUILDS[32]):
             library(FORMATS["float32"], vec)
         status, output, errors = run(program, *words, "--device", "gpu", "--out", tmp_path / "gpu", ranks=ranks,
-                                     limit_s=120, env={COMPILED: FOLDER.name, "EAGER_COPIES": "1" if early else ""})
+                                     limit_s=120, env={COMPILED: FOLDER.name, "EAGER_COPIES": "1" if early else "",
+                                                       "XDG_CACHE_HOME": str(tmp_path)})
         assert status == 0, output + errors
         found = [json.loads((tmp_path / f"streams-{rank}.json").read_text()) for rank in range(ranks or 1)]
         return losses(tmp_path / "gpu"), found
@@ -87,6 +91,13 @@ def test_all_work_of_a_run_is_on_its_own_streams_and_a_graph_holds_every_launch(
             assert {stream for each, stream in seen if each == what} == {found["kernels"]}, (what, seen)
         assert seen["graph", found["kernels"]] > 3
         assert min(found["graphs"]) > 0
+
+
+@needs_compiler
+def test_builds_of_the_kernels_are_timed_on_the_stream_of_the_kernels(tmp_path, start):
+    _, (found,) = start(*SHORT, "--data", small_data(tmp_path), ranks=None, tuned=True)
+    assert [*tmp_path.glob("**/a-fake-*-kernels*/batch_norm-*")]
+    assert {stream for what, stream, _ in found["seen"] if what in ("launch", "capture", "graph")} == {found["kernels"]}
 
 
 def steps_of(found):

@@ -292,8 +292,8 @@ def zeros(shape, dtype=np.float64):
 
 class RawModule:
     def __init__(self, code, options):
-        bits, bfloat, vec = (int(option.partition("=")[2]) for option in options[1:])
-        self.library = library(Format(None, bits, bfloat), vec)
+        bits, bfloat, vec, *ahead = (int(option.partition("=")[2]) for option in options[1:])
+        self.library = library(Format(None, bits, bfloat), (vec, *ahead) if ahead else vec)
 
     def get_function(self, name):
         function = getattr(self.library, f"launch_{name}")
@@ -310,7 +310,7 @@ class RawModule:
 
 
 class Device:
-    id = 0
+    id, compute_capability = 0, "90"
 
     def __init__(self, index=0):
         pass
@@ -326,10 +326,11 @@ def install():
     """From now on `import cupy` gives this one, and `import cudnn` fails: it would need a GPU."""
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda index: PROPERTIES, memGetInfo=lambda: (1 << 34, 1 << 34),
-        eventQuery=Event.query, CUDARuntimeError=RuntimeError)
+        driverGetVersion=lambda: 13000, eventQuery=Event.query, CUDARuntimeError=RuntimeError)
     cuda = types.ModuleType("cupy.cuda")
     cuda.Stream, cuda.Event, cuda.Device = Stream, Event, Device
     cuda.get_current_stream, cuda.runtime = current, runtime
+    cuda.get_elapsed_time = lambda start, stop: 0.0         # nothing is faster than anything: the first is taken
     cupy = types.ModuleType("cupy")
     cupy.cuda, cupy.ndarray, cupy.empty, cupy.zeros, cupy.RawModule = cuda, Array, empty, zeros, RawModule
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)

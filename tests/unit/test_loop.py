@@ -70,7 +70,7 @@ def written(folder, log_every, log=None, stop_at=None):
         if log is not None:
             begin = run.model.begin
             run.model.begin = lambda *batch: Late(begin(*batch).wait(), log)
-        record = Record(host, folder, Display(False), 1000, 2, 1, log_every)
+        record = Record(host, Algorithm(), folder, Display(False), 1000, 2, 1, log_every)
         reached = loop.train(run, record, 0, lambda: next(asked) == stop_at)
         record.finish("", reached, {})
     folder.mkdir()

@@ -74,7 +74,7 @@ def test_the_answer_takes_time_of_training_and_not_of_evaluation(tmp_path, monke
 
 
 def test_totals_of_an_older_version_count_all_images_as_applied(tmp_path):
-    host = SimpleNamespace(rank=1, now=lambda: 0.0, traffic=SimpleNamespace(
+    host = SimpleNamespace(rank=1, now=lambda: 0.0, progress=lambda: None, traffic=SimpleNamespace(
         staleness={}, comm_s=0.0, wait_s=0.0, bytes_sent=0))
     record = Record(host, Algorithm(), tmp_path, Display(False), 10, BATCH, 1, 1, totals={"images": 30})
     record.loss(Known(1.0))
