@@ -27,13 +27,14 @@ from benchmarks.shared import tree
 LIMIT_S = 600.0
 PYTHON = ".venv-gpu/bin/python"
 TESTS = f"{PYTHON} -m pytest -m gpu -W default"
-STEP = f"{PYTHON} -m benchmarks.gpu.step --nets resnet50 --batches 256 --dtypes bfloat16"
+STEP = f"{PYTHON} -m benchmarks.gpu.step --nets resnet50 --batches 256 --dtypes bfloat16\\\n    --rivals"
 BATCH_NORM = "tests/unit/test_kernels.py -k 'cudnn and BatchNorm'"
 # before every command: where results go, and with them the plans that were timed; tools of the toolkit or of a wheel
 SETTINGS = """\
 export DSGD_RESULTS="${OUT:-$PWD/benchmarks/results}"
 export XDG_CACHE_HOME="$DSGD_RESULTS/gpu-first/cache"
 export PATH="$PATH:/usr/local/cuda/bin:$(printf '%s:' .venv-gpu/lib/python3*/site-packages/nvidia/*/bin)"
+mkdir -p "$DSGD_RESULTS/gpu-first"
 """
 
 
@@ -52,13 +53,13 @@ STAGES = (
           f"{PYTHON} -m pip install --no-index --no-deps wheels/*.whl &&\n"
           f"{PYTHON} -m pip install --no-index --no-deps --no-build-isolation --editable .", ("wheels",)),
     Stage("probe", "Which GPU, driver, clocks and libraries are these, and does anything stand in the way?",
-          f"nvidia-smi; nvidia-smi -q -d CLOCK,POWER; {PYTHON} -m pip list; {PYTHON} -m dsgd_mpi doctor"),
+          f"nvidia-smi; nvidia-smi -q -d CLOCK,POWER; {PYTHON} -m pip list\n{PYTHON} -m dsgd_mpi doctor"),
     Stage("kernels", "Does every kernel compute what the reference does, in every data type?",
           f"{TESTS} tests/unit/test_kernels.py tests/laws/test_optim.py"),
     Stage("replay", "Are replays equal to single launches to the bit, does the host never wait, is memory flat?",
           f"{TESTS} tests/gpu/test_gpu.py -k 'replayed or host or memory'"),
     Stage("step", "How long does a training step of ResNet-50 take, next to PyTorch's and to the roofline?",
-          f"{STEP} --rivals eager"),
+          f"{STEP} eager"),
     Stage("nets", "Do whole networks train as on the reference, and does cuDNN serve every convolution?",
           f"{TESTS} tests/unit/test_whole_models.py tests/gpu/test_gpu.py\\\n"
           "    -k 'not (replayed or host or memory or ranks)'"),
@@ -67,15 +68,15 @@ STAGES = (
     Stage("train", "Does a user's own command train on the GPU?",
           f"{PYTHON} -m dsgd_mpi.train --device gpu --dtype bfloat16 --epochs 2"),
     Stage("racecheck", "Does any kernel of batch norm race in shared memory?",
-          f"compute-sanitizer --tool racecheck --error-exitcode 1\\\n    {TESTS} {BATCH_NORM}",
+          f"compute-sanitizer --tool racecheck --error-exitcode 1\\\n    {TESTS}\\\n    {BATCH_NORM}",
           (PYTHON, "compute-sanitizer")),
     Stage("memcheck", "Does any kernel of batch norm read or write beyond its arrays?",
           "compute-sanitizer --tool memcheck --error-exitcode 1\\\n"
-          f"    {TESTS} -p benchmarks.gpu.unpooled {BATCH_NORM}", (PYTHON, "compute-sanitizer")),
-    Stage("graphed", "How long does PyTorch's step take as a CUDA graph?", f"{STEP} --rivals 'eager, CUDA graph'"),
-    Stage("compiled", "How long does PyTorch's compiled step take?", f"{STEP} --rivals torch.compile"),
+          f"    {TESTS} -p benchmarks.gpu.unpooled\\\n    {BATCH_NORM}", (PYTHON, "compute-sanitizer")),
+    Stage("graphed", "How long does PyTorch's step take as a CUDA graph?", f"{STEP} 'eager, CUDA graph'"),
+    Stage("compiled", "How long does PyTorch's compiled step take?", f"{STEP} torch.compile"),
     Stage("compiled-graphed", "How long does it take compiled, as a CUDA graph?",
-          f"{STEP} --rivals 'torch.compile, CUDA graph'"),
+          f"{STEP} 'torch.compile, CUDA graph'"),
     Stage("dram", "Which share of the memory's bandwidth does each kernel of a step reach?",
           "ncu --csv --cache-control none --clock-control none --log-file $DSGD_RESULTS/gpu-first/dram.csv\\\n"
           "    --metrics dram__throughput.avg.pct_of_peak_sustained_elapsed,dram__bytes.sum,gpu__time_duration.sum\\\n"
