@@ -43,8 +43,11 @@ help:                   ## this list
 train: $(READY)         ## train resnet8 on the built-in images with 2 ranks: about a minute
 	$(MPIRUN) -n 2 $(BIN)/python -m dsgd_mpi.train $(ARGS)
 
-test: $(READY)          ## all tests, serial and under MPI
-	$(BIN)/python -m pytest $(ARGS)
+USUAL := not soak and not slurm and not gpu
+# 5: what ARGS selects is in the other half
+test: $(READY)          ## all tests, serial and under MPI: files side by side on two cores, and then those that must be alone
+	$(BIN)/python -m pytest -m '$(USUAL) and not alone' -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m '$(USUAL) and alone' $(ARGS) || [ $$? = 5 ]
 
 test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a private SLURM: root, Debian
 	$(BIN)/python -m pytest -m slurm -s $(ARGS)

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.jobs import MPIRUN
 
+pytestmark = pytest.mark.alone
+
 NAMES = "dsgd-host1", "dsgd-host2"
 ADDRESSES = "10.77.0.1", "10.77.0.2"
 LAUNCH = """#!/bin/sh

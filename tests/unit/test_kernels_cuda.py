@@ -98,6 +98,7 @@ def test_a_gradient_is_handed_out_in_the_same_parts_as_on_a_cpu(least):
     assert heard[0] == heard[1] == heard[2] == heard[3]
 
 
+@pytest.mark.alone
 def test_other_threads_go_on_while_a_rank_waits_for_the_gpu():
     """One that needs Python's lock again and again would get it every 5 ms only."""
     end, turns = time.perf_counter() + 0.5, []

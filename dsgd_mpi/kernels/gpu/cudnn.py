@@ -274,7 +274,7 @@ class MaxPool(Simple):
         super().__init__(
             k.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
             x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, arrays.term, winner, x.grad,
-                                              *numbers))
+                                          *numbers))
 
 
 class AveragePool(Simple):
