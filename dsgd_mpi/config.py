@@ -133,13 +133,13 @@ class Config:
             raise UsageError(f"--{name.replace('_', '-')} expects KEY=VALUE, found {wrong[0]!r}")
         return {key.strip(): value.strip() for key, _, value in pairs}
 
-    def statistics(self, replicated: bool) -> Literal["average", "recalibrate", "local"]:
+    def statistics(self, one_model: bool) -> Literal["average", "recalibrate", "local"]:
         """`bn`, for an algorithm that does or does not keep the same model on all ranks.
 
         The mean of the ranks' statistics is not what the mean of their models gives, so that is measured on images, as
         Izmailov et al. 2018 (arXiv:1803.05407) do for an average of models.
         """
-        return ("average" if replicated else "recalibrate") if self.bn == "auto" else self.bn
+        return ("average" if one_model else "recalibrate") if self.bn == "auto" else self.bn
 
     def milestone_epochs(self) -> tuple[float, ...] | None:
         """`milestones` as numbers, in order."""

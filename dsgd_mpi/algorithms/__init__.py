@@ -40,7 +40,8 @@ class Algorithm:
     offers: ClassVar[str] = "the mean of all models"    # which model `answer` returns
     drift: ClassVar[str] = "1"              # its speed under a constant gradient, in units of all-reduce's
     keeps: ClassVar[tuple[str, ...]] = ("t",)   # attributes that a checkpoint holds besides x and the optimizer's state
-    replicated: ClassVar[bool] = False      # x and all of `keeps` are the same on all ranks after each step
+    one_model: ClassVar[bool] = False       # x is the same on all ranks after each step,
+    replicated: ClassVar[bool] = False      # and so are all of `keeps`
     one_sided: ClassVar[bool] = False       # it uses memory that the ranks share
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested

@@ -20,7 +20,7 @@ class Allreduce(Algorithm):
     bucket_mb: Annotated[float, 0] = 4.0    # size of a bucket, the gradient per message, in 1e6 bytes
 
     keeps = ()
-    replicated = True
+    one_model = replicated = True
     traffic = "one average of the gradient over all ranks, in buckets as they become ready"
     offers = "x, the same on all ranks"
     variants = {}, {"bucket_mb": 1e-4}

@@ -35,8 +35,8 @@ class DeepGradientCompression(Algorithm):
     masking: bool = True
 
     keeps = "t", "left"
+    one_model = True
     alone_is_sgd = False
-    may_skip_step = False                   # what is left would keep what overflows
     traffic = "a fraction of the gradient's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
     variants = {"share": 0.1, "warmup": 10}, {"share": 1.0}, {"share": 0.1, "masking": False}, {"clip": 5.0}

@@ -26,7 +26,8 @@ from dsgd_mpi.optim.api import Optimizer
 class TopK(Algorithm):
     share: Annotated[float, 0] = 0.01       # k as a fraction of the trained parameters; at least one is sent
 
-    keeps = "t", "error"                    # x is the same on all ranks, but the error memory is not
+    keeps = "t", "error"
+    one_model = True
     traffic = "a fraction of the update's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
     variants = {"share": 0.1}, {"share": 1.0}

@@ -167,7 +167,7 @@ def read(folder: Path) -> Run:
 
     accuracies = list(points(folder / "summary.csv", parse_row, "accuracy", first=1))
     with suppress(UsageError):              # of an algorithm unknown to this version
-        if config.bn == Config().statistics(algorithms.find(config.algorithm).replicated):
+        if config.bn == Config().statistics(algorithms.find(config.algorithm).one_model):
             config = replace(config, bn="auto")     # which is what it means, and no difference
     return Run(folder, config, ranks, summary.get("status", "unfinished"), all_options(config),
                placed(points(folder / "metrics.jsonl", json.loads, "loss"), accuracies), accuracies)

@@ -43,7 +43,7 @@ class Prepared:
         return {"algorithm": self.config.algorithm, "options": self.options(),
                 "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
                 "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed,
-                "bn": self.config.statistics(self.algorithm.replicated)}
+                "bn": self.config.statistics(self.algorithm.one_model)}
 
 
 def prepare(config_: Config, ranks: int) -> Prepared:
@@ -134,4 +134,4 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
         eval_own=chosen.eval_own,
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
-        bn=chosen.statistics(parts.algorithm.replicated), delay_s=seconds if host.rank == slow_rank else 0.0)
+        bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)

@@ -66,7 +66,7 @@ def own_accuracy(run: Training) -> float | None:
     None where there is no model that differs from the answer: the algorithm keeps all alike, or the rank only serves;
     and where it is not asked for.
     """
-    if run.algorithm.replicated or not run.works or not run.eval_own:
+    if run.algorithm.one_model or not run.works or not run.eval_own:
         return None
     right, seen = counted(run, 0, 1, run.eval_own)
     return right / seen

@@ -132,7 +132,7 @@ def same_run(config: Config, folder: Path) -> bool:
         return False
     algorithm = algorithms.build(config.algorithm, config.algorithm_options())
     return (optimizer_of(config, algorithm) == optimizer_of(there, algorithm)
-            and config.statistics(algorithm.replicated) == there.statistics(algorithm.replicated))
+            and config.statistics(algorithm.one_model) == there.statistics(algorithm.one_model))
 
 
 def told(host: Host, problem: UsageError | None) -> bool:

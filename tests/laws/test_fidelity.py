@@ -261,7 +261,7 @@ def test_every_two_options_come_to_the_minimum_together_and_never_leave_it_again
     def main(host):
         algorithm, task = algorithms.find(name)(**options), Quadratic(host.rank)
         x = task.start()
-        losses, rate = [], 0.01 if algorithm.updates_add_up or "slow_momentum" in options else 0.05
+        losses, rate = [], 0.01 if algorithm.updates_add_up or "slow_momentum" in options else 0.03
         algorithm.start(host, x, Sgd(0.9, weight_decay=0.0).start(Layout({"x": x.shape}), x))
         for _ in range(150):
             algorithm.step(x, lambda x, hear=None, least=0: host.compute(task.gradient, x, hear, least), rate)

@@ -137,7 +137,10 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 < summary["train_loss"] < 3
     own = [summary[f"own_accuracy_{each}"] for each in ("min", "mean", "max")]
-    assert own == ([None] * 3 if algorithms.find(name).replicated else sorted(own))
+    if algorithms.find(name).one_model:
+        assert own == [None] * 3
+    else:                                   # the mean of equal numbers is rounded
+        assert own[0] - 1e-9 <= own[1] <= own[2] + 1e-9
     serving = algorithms.find(name)().servers
     assert summary["images"] == 12 * 8 * 3 or serving       # who serves computes no gradient
     assert summary["images_applied"] == (12 * 8 if name == "backup" else summary["images"])
