@@ -61,9 +61,9 @@ PER_BLOCK char begun, done, barriers[2];    // what the detector takes for synch
                                             // what is behind the next one must not come before this one
 PER_BLOCK const std::function<void()>* body;
 
-// Other blocks may run here.
-UNSEEN void meet() {
-    if (order::draw(order::patience)) return;
+// Other blocks may run here, once in `patience` times.
+UNSEEN void meet(unsigned patience = order::patience) {
+    if (order::draw(patience)) return;
     order::pass();
     order::wait(number);
 }
@@ -105,7 +105,7 @@ UNSEEN void run() {
             std::swap(turns[i - 1], turns[order::draw(i)]);
             resume(turns[i - 1]);
         }
-        meet();
+        meet(2);
     }
     if (ended < count) std::abort();
     __tsan_acquire(&done);
@@ -145,7 +145,7 @@ void launch(void (*kernel)(A...), unsigned most_threads, const unsigned* grid, c
     while (block::fibers.size() < (size_t)grid[0] * grid[1] * grid[2] * sizes[0] * sizes[1] * sizes[2])
         block::fibers.push_back(__tsan_create_fiber(0));
     order::blocks = grid[0] * grid[1] * grid[2];
-    order::patience = 1 << 2 * order::draw(4);
+    order::patience = 1 << 4 * order::draw(3);
     order::ended.reset(new bool[order::blocks]());
     order::turn = order::draw(order::blocks);
     const std::function<void()> body = [&] { call(kernel, arguments, std::index_sequence_for<A...>()); };
