@@ -14,8 +14,14 @@ from dsgd_mpi.net.simulated.host import Cluster
 from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host
 
+LONGEST = ("test_gpu_streams", "test_under_mpi", "test_runs", "test_whole_models", "test_bits")     # files, by time
 SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that of several that run side by side none is left at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 class SimulatedWorld:
