@@ -19,11 +19,6 @@ SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first, so that of several that run side by side none is left at the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
-
-
 class SimulatedWorld:
     def __init__(self, size):
         self.size, self.simulated = size, True
@@ -83,7 +78,11 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Under mpirun only what is about a world: the rest has been run serially."""
+    """Under mpirun only what is about a world: the rest has been run serially.
+
+    Else the longest files first, so that of those that run side by side none is left alone at the end.
+    """
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if config.getoption("--with-mpi"):
         items[:] = [item for item in items if "world" in item.fixturenames]
 
