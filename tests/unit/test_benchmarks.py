@@ -103,18 +103,18 @@ def test_nothing_is_saved_from_a_dirty_tree(monkeypatch, repository):
 
 
 @pytest.mark.parametrize(("algorithm", "ranks", "rate"), [
-    ("allreduce", 8, 0.2), ("allreduce --compress=bfloat16", 8, 0.2), ("gossip mode=push", 8, 0.2), ("easgd", 8, 0.2),
-    ("local_sgd post_local=200", 4, 0.2), ("backup", 4, 0.2),
-    ("parameter_server", 8, 0.025), ("parameter_server max_staleness=4", 8, 0.025),
-    ("parameter_server staleness=compensate", 8, 0.025), ("parameter_server servers=1", 5, 0.05),
-    ("parameter_server staleness=scale", 8, 0.2), ("parameter_server", 1, 0.2)])
+    ("allreduce", 8, 0.4), ("allreduce --compress=bfloat16", 8, 0.4), ("gossip mode=push", 8, 0.4), ("easgd", 8, 0.4),
+    ("local_sgd post_local=200", 4, 0.4), ("backup", 4, 0.4),
+    ("parameter_server", 8, 0.05), ("parameter_server max_staleness=4", 8, 0.05),
+    ("parameter_server staleness=compensate", 8, 0.05), ("parameter_server servers=1", 5, 0.1),
+    ("parameter_server staleness=scale", 8, 0.4), ("parameter_server", 1, 0.4)])
 def test_a_rate_is_divided_by_the_ranks_once_at_most(algorithm, ranks, rate):
     assert convergence.base_rate(algorithm, ranks) == pytest.approx(rate)
 
 
 def test_every_method_that_is_compared_has_a_base_rate():
     assert len(set(convergence.METHODS)) == len(convergence.METHODS) == 20
-    assert {convergence.base_rate(method, 4) for method in convergence.METHODS} == {0.2, 0.05}
+    assert {convergence.base_rate(method, 4) for method in convergence.METHODS} == {0.4, 0.1}
 
 
 def curve(rate, seed, accuracy, own=None):
@@ -134,7 +134,7 @@ def test_convergence_goes_on_where_it_was_and_runs_each_rate_and_seed_once(monke
     monkeypatch.setattr(provenance, "commit", lambda: "abc")
     monkeypatch.setattr(provenance, "RESULTS", tmp_path)
     old = {"ranks": 4, "epochs": 1, "data": "cifar10", "model": "resnet8", "batch": 16, "runs": {
-        "gossip": [{"seed": 0, "accuracy": 0.9}], "allreduce": [curve(0.1, 0, 0.8)]}}     # the first without a rate
+        "gossip": [{"seed": 0, "accuracy": 0.9}], "allreduce": [curve(0.2, 0, 0.8)]}}     # the first without a rate
     (tmp_path / "convergence-cifar10-resnet8-4.json").write_text(json.dumps(old))
 
     def go_on(*words):
@@ -144,9 +144,9 @@ def test_convergence_goes_on_where_it_was_and_runs_each_rate_and_seed_once(monke
     go_on("--max-minutes", "0")
     assert asked == []
     go_on("--most", "1")
-    assert asked == [("allreduce", 0, 0.2)]
+    assert asked == [("allreduce", 0, 0.4)]
     go_on()
-    whole = [(name, seed, rate) for seed in (0, 1) for name in ("allreduce", "gossip") for rate in (0.1, 0.2, 0.4)]
+    whole = [(name, seed, rate) for seed in (0, 1) for name in ("allreduce", "gossip") for rate in (0.2, 0.4, 0.8)]
     assert asked == whole[1:]               # but the one that was there
     go_on()
     assert len(asked) == 11
