@@ -7,8 +7,6 @@ import pytest
 from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE
 from tests.support.jobs import pids
 
-pytestmark = pytest.mark.alone
-
 NODES = 4
 ON_TWO_NODES = ("--nodes=2", "--ntasks-per-node=2")
 FAULT = """
