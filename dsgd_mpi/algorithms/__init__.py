@@ -79,7 +79,7 @@ class Algorithm:
 
     def answer(self, x: Array) -> Array:
         """Collective: the model that the algorithm offers now, the same on all ranks. x itself is unchanged."""
-        return self.net.mean(x.copy()).wait()
+        return x if self.one_model else self.net.mean(x.copy()).wait()
 
 
 def serving(algorithm: Algorithm, size: int) -> int:

@@ -80,6 +80,5 @@ class ParameterServer(Algorithm):
         self.c = self.model.whole(x[self.trained])
 
     def answer(self, x: Array) -> Array:
-        answer = mean_of_workers(self.net, x, self.holders)     # for the statistics
-        answer[self.trained] = self.model.whole(x[self.trained])
-        return answer
+        statistics = mean_of_workers(self.net, x[self.statistics], self.holders)
+        return np.concatenate([self.model.whole(x[self.trained]), statistics])

@@ -16,7 +16,7 @@ from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.sgd import Sgd
-from tests.support.quadratic import Quadratic
+from tests.support.quadratic import Quadratic, in_one_piece
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
        for name in algorithms.names() for options in algorithms.find(name).variants]
@@ -36,14 +36,8 @@ def run(size, costs, name, options, task, steps, lr=0.1, momentum=0.0, look=lamb
         x = gradient.start.copy()
         sgd = Sgd(momentum, weight_decay=0.0).start(layout, x)
         algorithm.start(host, x, sgd)
-
-        def whole(x, hear=None, least=0):
-            g = host.compute(gradient, x)
-            if hear:
-                hear(g, slice(0, g.size))
-            return g
         for _ in range(steps):
-            algorithm.step(x, whole, lr)
+            algorithm.step(x, in_one_piece(host, gradient), lr)
             look(x)
         algorithm.rest(x)
         return x.copy(), host.traffic.staleness, np.array(algorithm.answer(x))

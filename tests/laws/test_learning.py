@@ -10,6 +10,7 @@ from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.optim.sgd import Sgd
+from tests.support.quadratic import in_one_piece
 
 RANKS, STEPS, BATCH, LR = 64, 40, 4, 0.1
 
@@ -32,14 +33,8 @@ def accuracy_after(name):
             model.flat[:] = x
             model.loss_and_gradient(*batches.at(next(given)))
             return model.flat_gradient.copy()
-
-        def gradient(x, hear=None, least=0):
-            g = host.compute(compute, x)
-            if hear:
-                hear(g, slice(0, g.size))
-            return g
         for step in range(STEPS):
-            algorithm.step(x, gradient, schedule(step))
+            algorithm.step(x, in_one_piece(host, compute), schedule(step))
         algorithm.rest(x)
         return algorithm.answer(x)
     model.flat[:] = Cluster(RANKS, costs).run(main)[0]
