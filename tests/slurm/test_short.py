@@ -13,11 +13,11 @@ FAULT = """
 import os
 if os.environ.get("SLURM_PROCID") == "1" and "SLURM_STEP_NUM_TASKS" in os.environ:
     import dsgd_mpi.nn.model as model
-    def fail(*args, calls=iter(range(5)), f=model.Model.loss_and_gradient):
+    def fail(*args, calls=iter(range(5)), f=model.Model.loss_and_gradient, **options):
         if next(calls, None) is None:
             open(os.environ["FAULT"], "w").close()
             raise RuntimeError("a fault was put here")
-        return f(*args)
+        return f(*args, **options)
     model.Model.loss_and_gradient = fail
 """
 

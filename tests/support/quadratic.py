@@ -1,5 +1,7 @@
 """A small problem whose answer is known: each rank sees the gradient of one quadratic, with noise of its own."""
 
+import time
+
 import numpy as np
 
 from dsgd_mpi import optim
@@ -62,13 +64,14 @@ def in_one_piece(host, gradient):
     return whole
 
 
-def train(host, algorithm, task, steps, lr=0.05, momentum=0.9, x=None):
-    """A bare training loop: returns x and the optimiser."""
+def train(host, algorithm, task, steps, lr=0.05, momentum=0.9, x=None, pause_s=0.0):
+    """A bare training loop, with a pause after each step: returns x and the optimiser."""
     x = on(host, task.start()) if x is None else x
     optimizer = optimizer_for(algorithm, x, momentum)
     algorithm.start(host, x, optimizer)
     for _ in range(steps):
         go_on(host, algorithm, task, x, lr)
+        time.sleep(pause_s)
     return x, optimizer
 
 
