@@ -24,7 +24,9 @@ LR = 0.4                                    # at half of which nearly all learne
 FACTORS = (0.5, 1.0, 2.0)                   # of the base rate
 METHODS = (*ALGORITHMS, "local_sgd slow_momentum=0.6", "local_sgd post_local=200", "gossip order=combine-then-adapt",
            "gossip mode=push order=combine-then-adapt", "parameter_server max_staleness=4",
-           "parameter_server staleness=scale", "parameter_server staleness=compensate")
+           "parameter_server staleness=scale", "parameter_server staleness=compensate",
+           "local_sgd slow_momentum=0.6 buffers=reset", "local_sgd slow_momentum=0.6 buffers=average",
+           "gosgd probability=0.1")
 
 
 @click.command()

@@ -113,7 +113,7 @@ def test_a_rate_is_divided_by_the_ranks_once_at_most(algorithm, ranks, rate):
 
 
 def test_every_method_that_is_compared_has_a_base_rate():
-    assert len(set(convergence.METHODS)) == len(convergence.METHODS) == 20
+    assert len(set(convergence.METHODS)) == len(convergence.METHODS) == 23
     assert {convergence.base_rate(method, 4) for method in convergence.METHODS} == {0.4, 0.1}
 
 
