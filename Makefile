@@ -55,8 +55,8 @@ test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a priva
 test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
 	$(GPU_PYTHON) -m pytest -m gpu -W default $(ARGS)
 
-soak: $(READY)         ## long tests: accuracies of full runs
-	$(BIN)/python -m pytest -m soak -s $(ARGS)
+soak: $(READY)         ## long tests: accuracies of full runs, all architectures, the tests of tests
+	$(BIN)/python -m pytest -m 'soak and not gpu' -s $(ARGS)
 
 lint: $(READY)          ## ruff, mypy, codespell, shellcheck, and the workflows of the forge
 	$(BIN)/ruff check .

@@ -49,8 +49,9 @@ def compiled(code, arch, *options):
             text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX))
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@formats
+@pytest.mark.parametrize(("dtype", "arch"), [
+    pytest.param(dtype, arch, marks=() if (dtype == "bfloat16") == (arch == "sm_90") else pytest.mark.soak)
+    for dtype in ("float32", "bfloat16", "float16") for arch in ("sm_80", "sm_90")])
 def test_every_kernel_compiles_and_none_spills_registers(dtype, arch):
     """The assembler refuses more shared memory than a block may have."""
     expected = {name for _, name in kernels(source())}

@@ -45,7 +45,9 @@ def test_names_and_shapes_are_torchvisions():
     assert graph.trained["fc.weight"] == (1000, 2048)
 
 
-@pytest.mark.parametrize(("name", "side"), [("resnet8", 16), ("resnet18", 32), ("resnet50", 64)])
+@pytest.mark.parametrize(("name", "side"), [
+    ("resnet8", 16), pytest.param("resnet18", 32, marks=pytest.mark.soak),
+    pytest.param("resnet50", 64, marks=pytest.mark.soak)])
 def test_gradient_is_the_derivative_of_the_loss(name, side):
     """Against central differences along random directions, in float64."""
     model = resnet(name, 5, (side, side, 3), batch=4, kernels=Reference("float64"), smoothing=0.1)

@@ -34,6 +34,7 @@ def test_the_machine_s_library_may_be_older_than_a_wheel_s():
     assert "--platform=manylinux_2_32_x86_64" not in words
 
 
+@pytest.mark.soak
 def test_everything_is_resolved_for_python_3_12_without_what_nothing_needs():
     """About 15 s, of which half is the network's."""
     try:

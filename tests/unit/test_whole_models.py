@@ -14,7 +14,8 @@ from dsgd_mpi.optim.sgd import Sgd
 from tests.support.kernel_cases import is_emulated, loaded
 
 NETWORKS = pytest.mark.parametrize(("name", "image", "batch", "seed"), [
-    ("resnet8", (12, 12, 1), 8, 1), ("resnet20", (12, 12, 3), 8, 6), ("resnet18", (33, 33, 3), 4, 1)])
+    ("resnet8", (12, 12, 1), 8, 1), ("resnet20", (12, 12, 3), 8, 6),
+    pytest.param("resnet18", (33, 33, 3), 4, 1, marks=pytest.mark.soak)])
 EXACT = load("reference", "float64")
 
 
@@ -39,7 +40,7 @@ def models(fast, name, image, batch, seed):
 
 def skip_what_is_slow(fast, name):
     if name == "resnet18" and is_emulated(fast):
-        pytest.skip("half a minute on an emulated GPU; resnet18's gradients are tested, and the others' training")
+        pytest.skip("minutes on an emulated GPU; resnet18's gradients are tested, and the others' training")
 
 
 @NETWORKS
