@@ -19,7 +19,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
-     "training.deadline"),
+     "training.deadline", "training.agreement"),
     ("training.parts",),
     ("training.evaluate", "training.steps"),
     ("training.loop",),
@@ -32,7 +32,8 @@ WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may kno
 CHOOSERS = ("net", "training.build", "training.job", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "simpy": ("net.simulated",), "greenlet": ("net.simulated",), "matplotlib": ("study",),
-           "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",)}
+           "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
+           "pickle": ("data",)}             # of foreign files; what ranks send each other and keep is data alone
 ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default
 BACK_ENDS_ARE_ASKED_FOR_IN = ("training.build", "kernels.load")
 BACK_ENDS = set(CLASSES)
@@ -102,6 +103,15 @@ def test_every_entry_of_the_tables_is_about_something():
     for package, places in FOREIGN.items():
         users = [name_of(path) for path in MODULES if package in {name.partition(".")[0] for name in imports_of(path)}]
         assert all(any(within(user, (place,)) for user in users) for place in places), package
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if within(name_of(path), ("net.mpi",))], ids=name_of)
+def test_no_call_of_mpi_pickles(path):
+    """mpi4py's verbs in lower case do."""
+    calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
+    called = {call.attr for call in calls if isinstance(call, ast.Attribute)
+              and ast.unparse(call.value).split(".")[-1] in ("comm", "node")}
+    assert not called & {"allgather", "bcast", "gather", "scatter", "send", "recv", "allreduce", "reduce", "isend"}
 
 
 @every_module

@@ -140,7 +140,7 @@ class Host(Net, Protocol):
         """Collective: x becomes the root's, in place."""
 
     def allgather(self, item: Any) -> list[Any]:
-        """Collective: small Python objects, in rank order."""
+        """Collective: what JSON can hold, in rank order."""
 
     def cores(self) -> int:
         """Collective: the cores this rank may use, divided among the ranks of its node that may use the same ones."""

@@ -27,6 +27,7 @@ from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
+from dsgd_mpi.training import agreement
 from dsgd_mpi.training.build import Prepared, assemble, connect, optimizer_of, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
@@ -36,6 +37,7 @@ from dsgd_mpi.training.record import Record, write_json
 from dsgd_mpi.training.signals import STATUS, StopRequest
 
 OF_OPTIMIZER = ("optimizer", "set_optimizer", "momentum", "weight_decay")
+PATIENCE_S = 1.0                            # in which rank 0 ends the job
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
 Result = TypeVar("Result")
 log = logging.getLogger("dsgd_mpi")
@@ -65,6 +67,10 @@ def run(config: Config) -> int:
         if told(host, problem):
             return UsageError.exit_code
         assert parts
+        own = agreement.about(config, parts.dataset, parts.kernels.name)
+        _, problem = attempted(agreement.check, host, own)
+        if told(host, problem):
+            return UsageError.exit_code
         net, problem = attempted(connect, parts, host)
         folder, problem = (None, problem) if problem else attempted(made_folder, config, host.rank)
         if told(host, problem):
@@ -149,6 +155,7 @@ def fail(host: Any, failure: BaseException | None) -> None:
     """Reports what happened on this rank and ends the job."""
     sys.stdout.flush()
     if isinstance(failure, UsageError):
+        time.sleep(PATIENCE_S if host.rank else 0)      # others may have found the same: rank 0 says it for all
         print(f"Error: {failure.message}", file=sys.stderr, flush=True)
         host.abort(UsageError.exit_code)
     trace = "".join(traceback.format_exception(failure))

@@ -157,18 +157,24 @@ class Record:
         own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.figures()}
         self.epoch_losses.clear()
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
-        everyone = self.host.allgather((self.rank_steps, self.host.traffic.staleness))
-        stale: Counter[int] = sum((counter for _, counter in everyone), Counter())
+        rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
         self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, **found,
                     "train_loss": means.pop("loss") / means.pop("losses"), **means,
                     **{key: round(means[key] * self.host.size) for key in SUMS}}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
-        self.row["rank_steps"] = " ".join(str(steps) for steps, _ in everyone)
+        self.row["rank_steps"] = " ".join(map(str, rank_steps))
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
         self.row["staleness_counts"] = " ".join(f"{value}:{stale[value]}" for value in sorted(stale))
         if self.host.rank == 0:
             add_row(self.folder / "summary.csv", self.row)
             self.display.epoch(self.row)
+
+    def all_staleness(self) -> Counter[int]:
+        """Collective: the histogram of all ranks."""
+        found: Counter[int] = Counter()
+        for own in self.host.allgather(list(self.host.traffic.staleness.items())):
+            found.update(dict(own))
+        return found
 
     def rate(self) -> float:
         """Images/s of this rank alone, from its first step to its last, without evaluations."""
@@ -177,7 +183,7 @@ class Record:
     def finish(self, status: str, step: int, about: dict[str, Any]) -> dict[str, Any]:
         """Collective: rank 0 writes summary.json, with the figures of the last evaluation, None if there was none."""
         figures = {key: self.row.get(key) for key in SUMMARY}
-        stale: Counter[int] = sum(self.host.allgather(self.host.traffic.staleness), Counter())
+        stale = self.all_staleness()
         summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures,
                    "staleness": percentiles(stale) if stale else None, "staleness_counts": dict(sorted(stale.items())),
                    "rank_steps": self.host.allgather(self.rank_steps),

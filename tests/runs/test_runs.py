@@ -98,6 +98,18 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_the
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.parametrize(("own", "found"), [
+    (("--lr", 0.1, "--seed", 7), "--seed: 0 on rank 0, 7 on rank 1; --lr: 0.2 on rank 0, 0.1 on rank 1"),
+    (("--checkpoint-every", 7), "--checkpoint-every: 0 on rank 0, 7 on rank 1"),
+    (("--algorithm", "gossip"), "--algorithm: allreduce on rank 0, gossip on rank 1")])
+def test_ranks_that_were_started_differently_are_told_before_anything_is_made(tmp_path, own, found):
+    status, output, errors = train("--steps", 3, "--out", tmp_path / "run", ranks=2, last=own)
+    assert (status, output) == (2, "")
+    assert errors == (f"Error: the ranks do not agree on what to run: {found}; start all of them with the same "
+                      "command, environment, data and version\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_is_none(tmp_path):
     again = ("--auto-resume", "--out", tmp_path / "run", *SMALL, "--checkpoint-every", 5)
     assert train(*again, ranks=2)[0] == 0

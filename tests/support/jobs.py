@@ -12,13 +12,16 @@ MPIRUN = shutil.which(os.environ.get("DSGD_MPIRUN", str(Path(sys.prefix, "bin", 
 
 
 class Job:
-    """A program that runs; `finish` waits for it."""
+    """A program that runs; `finish` waits for it. The last rank gets the arguments `last` in addition."""
 
-    def __init__(self, *args, ranks=None, env=None):
-        launcher = [MPIRUN, "-n", str(ranks)] if ranks else []
+    def __init__(self, *args, ranks=None, env=None, last=()):
+        program = [sys.executable, *map(str, args)]
+        command = [MPIRUN, "-n", str(ranks), *program] if ranks else program
+        if last:
+            command = [MPIRUN, "-n", str(ranks - 1), *program, ":", "-n", "1", *program, *map(str, last)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DSGD_")}
         self.process = subprocess.Popen(
-            [*launcher, sys.executable, *map(str, args)], env={**environment, **(env or {})}, text=True,
+            command, env={**environment, **(env or {})}, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
     def finish(self, limit_s=60):
@@ -36,9 +39,9 @@ def run(*args, ranks=None, limit_s=60, env=None):
     return Job(*args, ranks=ranks, env=env).finish(limit_s)
 
 
-def train(*args, ranks=None, limit_s=60, env=None):
+def train(*args, ranks=None, limit_s=60, env=None, last=()):
     """`python -m dsgd_mpi.train`."""
-    return run("-m", "dsgd_mpi.train", *args, ranks=ranks, limit_s=limit_s, env=env)
+    return Job("-m", "dsgd_mpi.train", *args, ranks=ranks, env=env, last=last).finish(limit_s)
 
 
 def pids(text):

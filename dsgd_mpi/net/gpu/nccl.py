@@ -81,7 +81,7 @@ class Nccl:
         self.types = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         with explained("starting"):
             own = nccl.get_unique_id() if host.rank == 0 else None
-        name = host.allgather(own)[0]
+        name = tuple(host.allgather(own)[0])
         with explained("connecting the GPUs"):
             self.communicator = nccl.NcclCommunicator(host.size, name, host.rank)
 

@@ -5,8 +5,8 @@ Every wait is a loop of tests, never a blocking MPI call: a waiting rank still n
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -128,15 +128,18 @@ class MpiHost:
         Waiting(self, "broadcast", Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
 
     def allgather(self, item: Any) -> list[Any]:
-        own = np.frombuffer(pickle.dumps(item), np.uint8)
-        lengths = np.empty(self.size, np.int64)
-        request = self.comm.Iallgather(np.array([own.size]), lengths)
+        return self._allgather(self.comm, item)
+
+    def _allgather(self, comm: MPI.Comm, item: Any) -> list[Any]:
+        own = np.frombuffer(json.dumps(item).encode(), np.uint8)
+        lengths = np.empty(comm.size, np.int64)
+        request = comm.Iallgather(np.array([own.size]), lengths)
         Waiting(self, "allgather", Requests([request]), lambda: None).wait()
         every = np.empty(lengths.sum(), np.uint8)
-        request = self.comm.Iallgatherv(own, (every, lengths))
+        request = comm.Iallgatherv(own, (every, lengths))
         Waiting(self, "allgather", Requests([request]), lambda: None).wait()
         ends = np.cumsum(lengths)
-        return [pickle.loads(every[end - length : end].data) for end, length in zip(ends, lengths, strict=True)]
+        return [json.loads(every[end - length : end].tobytes()) for end, length in zip(ends, lengths, strict=True)]
 
     # pairwise
 
@@ -240,8 +243,8 @@ class MpiHost:
 
     def cores(self) -> int:
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        mine = os.sched_getaffinity(0)
-        sharing: int = sum(theirs == mine for theirs in node.allgather(mine))
+        mine = sorted(os.sched_getaffinity(0))
+        sharing = self._allgather(node, mine).count(mine)
         node.Free()
         return max(1, len(mine) // sharing)
 
@@ -257,7 +260,10 @@ class MpiHost:
     @staticmethod
     def abort(status: int) -> None:
         """Ends all ranks of the job at once."""
-        MPI.COMM_WORLD.Abort(status)
+        try:
+            MPI.COMM_WORLD.Abort(status)
+        finally:                            # it may return while the launcher ends the others
+            os._exit(status)
 
     def library(self) -> str:
         first = MPI.Get_library_version().strip("\0").splitlines()[0].partition(",")[0]

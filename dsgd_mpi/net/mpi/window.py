@@ -24,7 +24,8 @@ class Window:
     def __init__(self, comm: MPI.Intracomm, x: Array, traffic: Traffic) -> None:
         self.comm, self.dtype, self.traffic = comm, x.dtype, traffic
         self.datatype = from_numpy_dtype(x.dtype)
-        self.lengths: list[int] = comm.allgather(x.size)
+        self.lengths: Array = np.empty(comm.size, np.int64)
+        comm.Allgather(np.array([x.size]), self.lengths)
         self.seen = [0] * comm.size         # the owner's count when this rank last read
         self.window = MPI.Win.Allocate(COUNT_BYTES + x.nbytes, 1, comm=comm)
         memory: Array = np.asarray(self.window.tomemory(), np.uint8)

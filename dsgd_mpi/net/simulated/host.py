@@ -6,6 +6,7 @@ so runs are bitwise reproducible.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
@@ -182,6 +183,9 @@ class SimulatedHost:
         self._meet("broadcast", range(self.size), x, combine, lambda: self.cluster.wires.occupy(seconds)).wait()
 
     def allgather(self, item: Any) -> list[Any]:
+        return [json.loads(text) for text in self._from_all(json.dumps(item))]
+
+    def _from_all(self, item: Any) -> list[Any]:
         def combine(items: dict[int, Any]) -> dict[int, Any]:
             return {rank: [items[each] for each in range(self.size)] for rank in items}
         items: list[Any] = self._meet("allgather", range(self.size), item, combine, self._barrier).wait()
@@ -225,13 +229,13 @@ class SimulatedHost:
         self._wait(self.cluster.environment.timeout(IDLE_S), "a change in shared memory")
 
     def share(self, x: Array) -> SharedMemory:
-        parts = self.allgather(x.copy())
+        parts = self._from_all(x.copy())
         name = self.calls["share"] = self.calls["share"] + 1
         memory = self.cluster.memories.setdefault(name, (parts, [0] * self.size))
         return SharedMemory(self, *memory)
 
     def counters(self, count: int) -> Numbers:
-        self.allgather(None)
+        self._from_all(None)
         name = self.calls["counters"] = self.calls["counters"] + 1
         return Numbers(self, self.cluster.numbers.setdefault(name, np.zeros(count, np.int64)))
 
