@@ -65,6 +65,7 @@ def subset(source: str, to: Path, train: int, test: int, seed: int) -> None:
     The set that comes with the package was made so: data subset --from fashion-mnist --to fashion-mnist-12k.h5
     """
     with open_dataset(source) as dataset:
+        dataset.verify(thorough=False)
         content = convert.subset(dataset, train, test, seed)
     _write(to, content, compression="gzip", subset_seed=seed)
 
@@ -74,7 +75,8 @@ def subset(source: str, to: Path, train: int, test: int, seed: int) -> None:
 def verify(name: str) -> None:
     """Read all of a data file, given by NAME or path, and show what is in it."""
     with open_dataset(name) as dataset:
-        dataset.verify()
+        for remark in dataset.verify():
+            click.echo(f"Warning: {remark}", err=True)
         table = Table("class", "train", "test", title=f"{dataset.path}", title_justify="left")
         counts = [np.bincount(split.labels, minlength=len(dataset.classes)) for split in (dataset.train, dataset.test)]
         for row in zip(dataset.classes, *counts, strict=True):

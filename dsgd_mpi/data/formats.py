@@ -22,12 +22,14 @@ import numpy as np
 from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
-from dsgd_mpi.data.check import check_images, check_layout, statistics
+from dsgd_mpi.data.check import check_images, check_layout, empty_classes, statistics
+from dsgd_mpi.data.storage import cause, reading
 from dsgd_mpi.errors import UsageError
 
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
 CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
 CONVERTED = ("fashion-mnist", "cifar10")    # made by `data NAME --from FOLDER`
+SHOWN = 3                                   # classes in a message
 NAMES = ("fashion-mnist-12k", *CONVERTED)
 
 
@@ -50,7 +52,7 @@ class Split:
     def read(self, indices: Array, out: Array) -> None:
         """Copies the images at `indices`, integers (B,), to `out`, uint8 (B, H, W, C) in C order.
 
-        From a file, consecutive ones are read by one call. UsageError if the file is damaged.
+        From a file, consecutive ones are read by one call. UsageError says why the file cannot be read.
         """
         try:
             if isinstance(self._images, h5py.Dataset) and self._images.size <= MEMORY_BYTES:
@@ -59,9 +61,11 @@ class Split:
                 _read_runs(self._images, indices, out)
             else:
                 np.take(self._images, indices, axis=0, out=out, mode="clip")    # the other modes make a second copy
-        except OSError as error:
-            raise UsageError(f"{self._images.file.filename}: damaged, {self._images.name[1:]} cannot be read; "
-                             "`data verify` says where; copy or convert it again") from error
+        except Exception as error:          # h5py may raise anything
+            if not isinstance(self._images, h5py.Dataset):
+                raise
+            path = Path(self._images.file.filename)
+            raise UsageError(f"{path}: {cause(error, path, self._images.name[1:])}") from error
 
 
 def _read_runs(images: h5py.Dataset, indices: Array, out: Array) -> None:
@@ -83,12 +87,13 @@ class Dataset:
         self.name = name or self.path.stem
         self._file = _open(self.path)
         try:
-            check_layout(self._file, self.path)
-            attributes = self._file.attrs
-            self.classes = [str(name) for name in attributes["classes"]]
-            self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
-            self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
-            self.train, self.test = (self._split(part) for part in ("train", "test"))
+            with reading(self.path):
+                check_layout(self._file, self.path)
+                attributes = self._file.attrs
+                self.classes = [str(name) for name in attributes["classes"]]
+                self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
+                self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
+                self.train, self.test = (self._split(part) for part in ("train", "test"))
         except BaseException:
             self.close()
             raise
@@ -97,9 +102,22 @@ class Dataset:
     def _split(self, part: str) -> Split:
         return Split(self._file[f"{part}/images"], self._file[f"{part}/labels"][()], self.mean, self.std)
 
-    def verify(self) -> None:
-        """Reads every image; UsageError if a checksum, or the mean and std, do not match."""
-        check_images(self._file, self.path)
+    def verify(self, thorough: bool = True) -> list[str]:
+        """Reads every image, or in about a second a sample; UsageError if what is stored is not what is claimed.
+
+        Returns what is strange but no error, a line each: classes without images, and black images.
+        """
+        with reading(self.path):
+            black = check_images(self._file, self.path, thorough)
+        remarks = []
+        for part, split in (("train", self.train), ("test", self.test)):
+            if empty := empty_classes(split.labels, self.classes):
+                more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+                remarks.append(f"{self.path}: no image in {part}/images is of class "
+                               f"{', '.join(map(repr, empty[:SHOWN]))}{more}")
+            if black.get(part):
+                remarks.append(f"{self.path}: {black[part]} of {len(split)} {part}/images are black, every byte is 0")
+        return remarks
 
     def close(self) -> None:
         self._file.close()
@@ -116,14 +134,12 @@ def _open(path: Path) -> h5py.File:
         raise UsageError(_not_found(path))
     if not os.access(path, os.R_OK):
         raise UsageError(f"{path}: no permission to read it; try chmod +r")
-    if not h5py.is_hdf5(path):
-        raise UsageError(f"{path}: expected an HDF5 file, found something else; "
-                         "`python -m dsgd_mpi data --help` tells how to make one")
-    try:
-        # readers need no locks, and on some cluster file systems they fail or hang
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise UsageError(f"{path}: damaged or truncated, HDF5 cannot open it; copy or convert it again") from error
+    with reading(path):
+        if h5py.is_hdf5(path):
+            # readers need no locks, and on some cluster file systems they fail or hang
+            return h5py.File(path, "r", locking=False)
+    raise UsageError(f"{path}: expected an HDF5 file, found something else; "
+                     "`python -m dsgd_mpi data --help` tells how to make one")
 
 
 def check(path: str | Path) -> None:
