@@ -19,7 +19,7 @@ from dsgd_mpi.errors import UsageError
 
 LIKELY = 1e-3                               # a mean or std that is further off belongs to other images
 PARTS = ("train", "test")
-WHOLE_BYTES = 64 << 20                      # a quick check reads so small a set whole, in a fraction of a second
+WHOLE_BYTES = 16 << 20                      # a quick check reads so small a set whole, in a fraction of a second
 SAMPLE, LEAST_SAMPLE = 256, 16              # images of a larger one
 SAMPLE_S = 1.0                              # chunks may be large, and disks slow
 DEVIATIONS = 6                              # of a sample's mean by chance: once in a milliard
@@ -60,10 +60,14 @@ def _check_images_shape(file: h5py.File, name: str, path: Path) -> None:
     if images.shape is None or 0 in images.shape:
         raise UsageError(f"{expected}, which is no image at all; convert it again")
     if images.ndim == 3:
-        raise UsageError(f"{expected}; grey images have one channel: `images[..., None]`")
+        raise UsageError(f"{expected}; grey images have one channel: `images[()][..., None]`")
     if images.ndim != 4:
         raise UsageError(f"{expected}; give each image its height and width: images.reshape(-1, height, width, "
                          "channels)")
+    labels = file.get(name.replace("images", "labels"))
+    if isinstance(labels, h5py.Dataset) and labels.size == images.shape[3] != len(images):
+        raise UsageError(f"{expected}, where the {labels.size} images of {labels.name[1:]} come last; images come "
+                         "first: `np.transpose(images, (3, 0, 1, 2))`")
     if images.shape[1] <= 4 < min(images.shape[2:]):
         raise UsageError(f"{expected}, where the {images.shape[1]} of what may be channels come first; channels come "
                          "last: `np.transpose(images, (0, 2, 3, 1))`, mean and std have one number for each of them")
@@ -111,10 +115,8 @@ def _check_labels(file: h5py.File, part: str, classes: list[str], path: Path) ->
     if labels.ndim != 1:
         raise UsageError(f"{expected}; give each image the number of its class, counted from 0")
     if len(labels) != len(images):
-        last = "convert it again" if len(labels) != images.shape[-1] else (
-            "the images come last: `np.transpose(images, (3, 0, 1, 2))`")
         raise UsageError(f"{path}: expected as many labels as images, found {len(labels)} {part}/labels for "
-                         f"{len(images)} {part}/images; {last}")
+                         f"{len(images)} {part}/images; convert it again")
     if labels.dtype.kind not in "iufbO":
         raise UsageError(f"{expected}; give each image the number of its class, counted from 0")
     check_written(labels, path)
@@ -124,7 +126,7 @@ def _check_labels(file: h5py.File, part: str, classes: list[str], path: Path) ->
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= len(classes):
         raise UsageError(f"{path}: expected {part}/labels from 0 to {len(classes) - 1} for the {len(classes)} classes, "
-                         f"found {low} to {high}; {_in_range(low, high, len(classes))}")
+                         f"found {low} to {high}; {_in_range(part, low, high, len(classes))}")
 
 
 def _as_integers(values: Array) -> str:
@@ -136,9 +138,10 @@ def _as_integers(values: Array) -> str:
     return "give each image the number of its class in the attribute classes, counted from 0"
 
 
-def _in_range(low: int, high: int, classes: int) -> str:
-    if low >= 1 and high == classes:
-        return "they count from 1: `labels[()] - 1` in train and test"
+def _in_range(part: str, low: int, high: int, classes: int) -> str:
+    if low > 0 and high - low + 1 == classes:
+        return (f"they count from {low}: `labels[()] - {low}` in train and test" if part == "train" else
+                "train/labels do not count so: find out which are right")
     if low < 0:
         return "leave out images whose class is not known"
     return f"give the attribute classes all {high + 1} names, or correct the labels"

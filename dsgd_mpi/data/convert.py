@@ -185,19 +185,27 @@ _LAYOUTS = (
 def subset(dataset: Dataset, train: int = 12_000, test: int = 2_000, seed: int = 0) -> Content:
     """The same number of images of each class, in the order of `dataset`; the seed decides which."""
     parts = []
-    for which, (split, count) in enumerate(((dataset.train, train), (dataset.test, test))):
-        chosen = _balanced(split.labels, count, len(dataset.classes), np.random.default_rng((seed, which)))
+    for which, (part, split, count) in enumerate((("train", dataset.train, train), ("test", dataset.test, test))):
+        _check_classes(part, split.labels, dataset)
+        chosen = _balanced(part, split.labels, count, len(dataset.classes), np.random.default_rng((seed, which)))
         images = np.empty((count, *split.image), np.uint8)
         split.read(chosen, images)
         parts.append((images, split.labels[chosen].astype(np.uint8 if len(dataset.classes) <= 256 else np.int64)))
     return Content(parts[0], parts[1], dataset.classes, dataset.source, dataset.licence)
 
 
-def _balanced(labels: Array, count: int, classes: int, rng: np.random.Generator) -> Array:
+def _check_classes(part: str, labels: Array, dataset: Dataset) -> None:
+    for label in np.setdiff1d(np.arange(len(dataset.classes)), labels)[:1]:
+        raise UsageError(f"{dataset.path}: expected {part} images of each class, found none of class "
+                         f"{dataset.classes[label]!r}, label {label}; take its name out of the attribute classes, and "
+                         "its images out of the other part, and subtract 1 from all higher labels")
+
+
+def _balanced(part: str, labels: Array, count: int, classes: int, rng: np.random.Generator) -> Array:
     fewest = int(np.bincount(labels, minlength=classes).min())
     if count % classes or not 0 < count // classes <= fewest:
-        raise UsageError(f"expected a multiple of {classes} images up to {classes * fewest} for as many of each class, "
-                         f"found {count}; use {classes * max(1, min(fewest, count // classes))}")
+        raise UsageError(f"--{part}: expected a multiple of {classes} images up to {classes * fewest} for as many of "
+                         f"each class, found {count}; use {classes * max(1, min(fewest, count // classes))}")
     chosen = [rng.choice(np.flatnonzero(labels == label), count // classes, replace=False) for label in range(classes)]
     return np.sort(np.concatenate(chosen))
 
