@@ -187,13 +187,17 @@ def _not_found(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a file: images uint8 (N, H, W, C) with labels (N,), the class names, and its origin."""
+    """The content of a file: images uint8 (N, H, W, C) with labels (N,), the class names, and its origin.
+
+    `remark` is a line for the user about what is strange in it, if anything is.
+    """
 
     train: tuple[Array, Array]
     test: tuple[Array, Array]
     classes: Sequence[str]
     source: str
     licence: str
+    remark: str = ""
 
 
 def write(path: str | Path, content: Content, compression: str | None = None, **notes: Any) -> None:

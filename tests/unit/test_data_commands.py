@@ -20,11 +20,16 @@ def run(*arguments):
 def test_a_converted_data_set_is_found_by_name_verified_and_cut_down(tmp_path, monkeypatch):
     monkeypatch.setenv("DSGD_DATA_DIR", str(tmp_path / "data"))
     idx(tmp_path)
-    made = run("fashion-mnist", "--from", tmp_path)
-    assert (made.exit_code, made.stderr) == (0, "")
+    refused = run("fashion-mnist", "--from", tmp_path)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "expected Fashion-MNIST as published" in refused.stderr
+    assert not (tmp_path / "data").exists()
+    made = run("fashion-mnist", "--from", tmp_path, "--as-is")
+    assert made.exit_code == 0
+    assert made.stderr.startswith(f"Warning: {tmp_path}: not Fashion-MNIST as published, 20 + 10 images with mean 0.")
     assert made.stdout == f"{tmp_path}/data/fashion-mnist.h5: 20 training and 10 test images, 0.0 MB\n"
     shown = run("verify", "fashion-mnist").stdout
-    for words in ("Ankle boot", "28 x 28 x 1", "Zalando", "passed: datasets"):
+    for words in ("Ankle boot", "28 x 28 x 1", "Zalando", "fashion-mnist, not as published", "passed: datasets"):
         assert words in shown
     cut = run("subset", "--from", "fashion-mnist", "--to", tmp_path / "small.h5", "--train", 10, "--test", 10,
               "--seed", 4)
