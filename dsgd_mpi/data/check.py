@@ -169,10 +169,7 @@ def check_images(file: h5py.File, path: Path, thorough: bool = True) -> dict[str
     mean or std are further off than chance allows, all are read and decide, so that what passes the one check does not
     fail the other by chance. Returns how many images of each part are black, if all were read.
     """
-    for part in PARTS:
-        for name in ("images", "labels"):
-            with reading(path, f"{part}/{name}"):
-                check_written(file[f"{part}/{name}"], path, thorough)
+    check_stored(file, path, thorough)
     train, test = file["train/images"], file["test/images"]
     if not thorough and train.size + test.size > WHOLE_BYTES:
         _sampled(test, path, LEAST_SAMPLE)
@@ -181,6 +178,14 @@ def check_images(file: h5py.File, path: Path, thorough: bool = True) -> dict[str
     tallies = {part: _tallied(file[f"{part}/images"], path) for part in PARTS}
     _check_moments(tallies["train"], len(train), file.attrs, path)
     return {part: tally.black for part, tally in tallies.items()}
+
+
+def check_stored(file: h5py.File, path: Path, thorough: bool = False) -> None:
+    """That all images and labels were written, and are there. UsageError."""
+    for part in PARTS:
+        for name in ("images", "labels"):
+            with reading(path, f"{part}/{name}"):
+                check_written(file[f"{part}/{name}"], path, thorough)
 
 
 def _tallied(images: h5py.Dataset, path: Path) -> Tally:

@@ -22,8 +22,9 @@ import numpy as np
 from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
-from dsgd_mpi.data.check import check_images, check_layout, empty_classes, statistics
+from dsgd_mpi.data.check import check_images, check_layout, check_stored, empty_classes, statistics
 from dsgd_mpi.data.storage import cause, reading
+from dsgd_mpi.data.trial import tried
 from dsgd_mpi.errors import UsageError
 
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
@@ -119,6 +120,14 @@ class Dataset:
                 remarks.append(f"{self.path}: {black[part]} of {len(split)} {part}/images are black, every byte is 0")
         return remarks
 
+    def touch(self) -> None:
+        """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""
+        with reading(self.path):
+            check_stored(self._file, self.path)
+            for part in ("train", "test"):
+                images = self._file[f"{part}/images"]
+                images[0], images[-1]
+
     def close(self) -> None:
         self._file.close()
 
@@ -130,7 +139,7 @@ class Dataset:
 
 
 def _open(path: Path) -> h5py.File:
-    if not path.is_file():
+    if not os.path.isfile(path):            # pathlib's raises for some paths
         raise UsageError(_not_found(path))
     if not os.access(path, os.R_OK):
         raise UsageError(f"{path}: no permission to read it; try chmod +r")
@@ -165,21 +174,31 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
         return Dataset(str(files("dsgd_mpi.data") / "fashion-mnist-12k.h5"), name)
     if name in CONVERTED:
         path = data_folder() / f"{name}.h5"
-        if not path.exists():
+        if not os.path.exists(path):
             raise UsageError(f"{name} is not at {path}; make it with `python -m dsgd_mpi data {name} --from FOLDER` "
                              "(its --help says which folder), or set DSGD_DATA_DIR to the folder it is in")
-        return Dataset(path, name)
+        return _opened(path, name)
     if Path(name).suffix not in (".h5", ".hdf5"):
         raise UsageError(_not_found(Path(name)))
-    path = Path(name) if Path(name).exists() else data_folder() / name
-    return Dataset(path if path.exists() else name)
+    path = Path(name) if os.path.exists(name) else data_folder() / name
+    return _opened(path if os.path.exists(path) else Path(name))
+
+
+def _opened(path: Path, name: str | None = None) -> Dataset:
+    """After a trial, since HDF5 may crash on a damaged file or never come back from it."""
+    def read_a_little() -> None:
+        with Dataset(path, name) as dataset:
+            dataset.touch()
+
+    tried(read_a_little, path)
+    return Dataset(path, name)
 
 
 def _not_found(path: Path) -> str:
     """The message for a path or name that does not exist; it suggests a similar one."""
-    if path.exists():
+    if os.path.exists(path):
         return f"{path}: expected the path of a .h5 file or one of {', '.join(NAMES)}"
-    here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if path.parent.is_dir() else []
+    here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(str(path), [*here, *NAMES], n=1)
     return (f"{path}: no such file or data set; " + (f"did you mean {near[0]}? " if near else "")
             + f"Expected the path of a .h5 file or one of {', '.join(NAMES)}")
