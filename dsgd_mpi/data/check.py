@@ -20,13 +20,16 @@ from dsgd_mpi.errors import UsageError
 LIKELY = 1e-3                               # a mean or std that is further off belongs to other images
 PARTS = ("train", "test")
 WHOLE_BYTES = 16 << 20                      # a quick check reads so small a set whole, in a fraction of a second
-SAMPLE, LEAST_SAMPLE = 256, 16              # images of a larger one
-SAMPLE_S = 1.0                              # chunks may be large, and disks slow
-DEVIATIONS = 6                              # of a sample's mean by chance: once in a milliard
+SAMPLE, LEAST_SAMPLE = 500, 16              # images of a larger one
+SAMPLE_S = 0.5                              # chunks may be large, and disks slow
+DEVIATIONS = 5                              # of a sample's mean by chance: once in a million
 
 
-def check_layout(file: h5py.File, path: Path) -> None:
-    """All but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for every open."""
+def check_layout(file: h5py.File, path: Path) -> dict[str, Array]:
+    """All but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for every open.
+
+    Returns the labels of each part, integers (N,).
+    """
     for part in PARTS:
         _check_images_shape(file, f"{part}/images", path)
     train, test = file["train/images"].shape[1:], file["test/images"].shape[1:]
@@ -38,10 +41,10 @@ def check_layout(file: h5py.File, path: Path) -> None:
         raise UsageError(f"{path}: expected the attributes classes, mean, std, source and licence of the file, "
                          f"found no {', '.join(sorted(missing))}; set it with h5py: file.attrs[...] = ...")
     classes = _checked_classes(file.attrs["classes"], path)
-    for part in PARTS:
-        _check_labels(file, part, classes, path)
+    labels = {part: _checked_labels(file, part, classes, path) for part in PARTS}
     for name in ("mean", "std"):
         _check_statistic(file.attrs[name], name, train[-1], path)
+    return labels
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
@@ -69,8 +72,8 @@ def _check_images_shape(file: h5py.File, name: str, path: Path) -> None:
         raise UsageError(f"{expected}, where the {labels.size} images of {labels.name[1:]} come last; images come "
                          "first: `np.transpose(images, (3, 0, 1, 2))`")
     if images.shape[1] <= 4 < min(images.shape[2:]):
-        raise UsageError(f"{expected}, where the {images.shape[1]} of what may be channels come first; channels come "
-                         "last: `np.transpose(images, (0, 2, 3, 1))`, mean and std have one number for each of them")
+        raise UsageError(f"{expected}, whose second length looks like the number of channels; channels come last: "
+                         "`np.transpose(images, (0, 2, 3, 1))`, with one number for each of them in mean and std")
     if images.dtype != np.uint8:
         raise UsageError(f"{path}: expected {name} as uint8, 0 to 255, found {images.dtype}; they are normalised when "
                          f"read, so store them as they were{_as_bytes(images, path)}")
@@ -95,7 +98,7 @@ def _checked_classes(found: Any, path: Path) -> list[str]:
     if isinstance(found, str):
         raise UsageError(f"{path}: expected the attribute classes to be a list of names, found the one string "
                          f"{found[:60]!r}; if it is the name of one class, `file.attrs.create('classes', "
-                         f"['{found[:60]}'], dtype=h5py.string_dtype())`")
+                         f"[{found[:60]!r}], dtype=h5py.string_dtype())`")
     names = np.asarray(found)
     if names.ndim != 1 or not names.size or not all(isinstance(name, str) for name in names):
         shown = str(np.atleast_1d(names).ravel()[:3])
@@ -104,7 +107,7 @@ def _checked_classes(found: Any, path: Path) -> list[str]:
     return list(names)
 
 
-def _check_labels(file: h5py.File, part: str, classes: list[str], path: Path) -> None:
+def _checked_labels(file: h5py.File, part: str, classes: list[str], path: Path) -> Array:
     labels = _dataset(file, f"{part}/labels", path)
     images = file[f"{part}/images"]
     expected = f"{path}: expected {part}/labels as integers, one per image, found {labels.dtype} {labels.shape}"
@@ -127,6 +130,7 @@ def _check_labels(file: h5py.File, part: str, classes: list[str], path: Path) ->
     if low < 0 or high >= len(classes):
         raise UsageError(f"{path}: expected {part}/labels from 0 to {len(classes) - 1} for the {len(classes)} classes, "
                          f"found {low} to {high}; {_in_range(part, low, high, len(classes))}")
+    return values
 
 
 def _as_integers(values: Array) -> str:
@@ -172,8 +176,8 @@ def check_images(file: h5py.File, path: Path, thorough: bool = True) -> dict[str
     check_stored(file, path, thorough)
     train, test = file["train/images"], file["test/images"]
     if not thorough and train.size + test.size > WHOLE_BYTES:
-        _sampled(test, path, LEAST_SAMPLE)
-        if _fits(_sampled(train, path, SAMPLE), file.attrs):
+        _sampled(test, file.attrs, path, LEAST_SAMPLE)      # for what cannot be read; it need not be as train/images
+        if _sampled(train, file.attrs, path, SAMPLE):
             return {}
     tallies = {part: _tallied(file[f"{part}/images"], path) for part in PARTS}
     _check_moments(tallies["train"], len(train), file.attrs, path)
@@ -211,25 +215,22 @@ def _check_moments(tally: Tally, count: int, attributes: Any, path: Path) -> Non
                              f"{value.round(4)}, found {np.round(attributes[name], 4)}; {way_out}")
 
 
-def _sampled(images: h5py.Dataset, path: Path, count: int) -> Array:
-    """Mean and mean square per channel, float64 (n, 2, C), of the first, the last and up to `count` images / 255."""
+def _sampled(images: h5py.Dataset, attributes: Any, path: Path, count: int) -> bool:
+    """Whether the first, the last and up to `count` images may be of a set with that mean and std."""
+    mean, std = np.asarray(attributes["mean"], float), np.asarray(attributes["std"], float)
     end = time.monotonic() + SAMPLE_S
     chosen = np.random.default_rng(0).choice(len(images), min(count, len(images)), replace=False).tolist()
     found: list[list[Array]] = []
     for index in (0, len(images) - 1, *chosen):
         if len(found) >= LEAST_SAMPLE and time.monotonic() > end:
             break
-        image = _read(images, index, path) / 255
-        found.append([image.mean((0, 1)), (image ** 2).mean((0, 1))])
-    return np.array(found)
-
-
-def _fits(sample: Array, attributes: Any) -> bool:
-    """Whether a sample's moments may be those of a set with that mean and std."""
-    mean, std = np.asarray(attributes["mean"], float), np.asarray(attributes["std"], float)
-    expected = np.stack([mean, mean ** 2 + std ** 2])
+        apart = _read(images, index, path) / 255 - mean
+        found.append([apart.mean((0, 1)), (apart ** 2).mean((0, 1)) - std ** 2])
+    # both have a mean of 0 over the set; about the mean, bright and dark images do not hide a wrong std
+    sample: Array = np.array(found)
     chance = sample.std(axis=0) / np.sqrt(len(sample))
-    return bool(np.all(np.abs(sample.mean(axis=0) - expected) <= 10 * LIKELY + DEVIATIONS * chance))
+    likely = LIKELY * np.stack([np.ones_like(std), 2 * std])
+    return bool(np.all(np.abs(sample.mean(axis=0)) <= likely + DEVIATIONS * chance))
 
 
 def _read(dataset: h5py.Dataset, rows: Any, path: Path) -> Array:

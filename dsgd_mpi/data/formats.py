@@ -89,19 +89,17 @@ class Dataset:
         self._file = _open(self.path)
         try:
             with reading(self.path):
-                check_layout(self._file, self.path)
+                labels = check_layout(self._file, self.path)
                 attributes = self._file.attrs
                 self.classes = [str(name) for name in attributes["classes"]]
                 self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
                 self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
-                self.train, self.test = (self._split(part) for part in ("train", "test"))
+                self.train, self.test = (Split(self._file[f"{part}/images"], labels[part], self.mean, self.std)
+                                         for part in ("train", "test"))
         except BaseException:
             self.close()
             raise
         self.image = self.train.image
-
-    def _split(self, part: str) -> Split:
-        return Split(self._file[f"{part}/images"], self._file[f"{part}/labels"][()], self.mean, self.std)
 
     def verify(self, thorough: bool = True) -> list[str]:
         """Reads every image, or in about a second a sample; UsageError if what is stored is not what is claimed.

@@ -57,7 +57,7 @@ def outcome(path: Path) -> str:
 
 def main(path: Path, seed: int, count: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    content, copy = path.read_bytes(), path.with_name(f"damaged-{seed}.h5")
+    content, copy = path.read_bytes(), path.with_name(f"{path.stem}-damaged-{seed}.h5")
     for number in range(seed, seed + count):
         made, what = damaged(content, np.random.default_rng(number))
         copy.write_bytes(made)
