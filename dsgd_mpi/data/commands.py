@@ -30,14 +30,16 @@ def data() -> None:
 
 @data.command("fashion-mnist")
 @click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the four idx files are.")
+@click.option("--as-is", is_flag=True, help="Take the files though they are not those that were published, but a part "
+              "or a variant of them.")
 @to_option
-def fashion_mnist(folder: Path, to: Path | None) -> None:
+def fashion_mnist(folder: Path, as_is: bool, to: Path | None) -> None:
     """Convert Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels in 10 classes.
 
     The idx files, gzipped or not, are those of https://github.com/zalandoresearch/fashion-mnist. Debian's package
     dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist.
     """
-    _write(to or data_folder() / "fashion-mnist.h5", convert.fashion_mnist(folder))
+    _write(to or data_folder() / "fashion-mnist.h5", convert.fashion_mnist(folder, as_is))
 
 
 @data.command("cifar10")
@@ -65,6 +67,7 @@ def subset(source: str, to: Path, train: int, test: int, seed: int) -> None:
     The set that comes with the package was made so: data subset --from fashion-mnist --to fashion-mnist-12k.h5
     """
     with open_dataset(source) as dataset:
+        dataset.verify(thorough=False)
         content = convert.subset(dataset, train, test, seed)
     _write(to, content, compression="gzip", subset_seed=seed)
 
@@ -74,7 +77,8 @@ def subset(source: str, to: Path, train: int, test: int, seed: int) -> None:
 def verify(name: str) -> None:
     """Read all of a data file, given by NAME or path, and show what is in it."""
     with open_dataset(name) as dataset:
-        dataset.verify()
+        for remark in dataset.verify():
+            click.echo(f"Warning: {remark}", err=True)
         table = Table("class", "train", "test", title=f"{dataset.path}", title_justify="left")
         counts = [np.bincount(split.labels, minlength=len(dataset.classes)) for split in (dataset.train, dataset.test)]
         for row in zip(dataset.classes, *counts, strict=True):
@@ -92,6 +96,8 @@ def verify(name: str) -> None:
 
 def _write(path: Path, content: Content, **options: Any) -> None:
     write(path, content, **options)
+    if content.remark:
+        click.echo(f"Warning: {content.remark}", err=True)
     click.echo(f"{path}: {len(content.train[0])} training and {len(content.test[0])} test images, "
                f"{path.stat().st_size / 1e6:.1f} MB")
 

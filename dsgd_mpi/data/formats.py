@@ -22,12 +22,15 @@ import numpy as np
 from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
-from dsgd_mpi.data.check import check_images, check_layout, statistics
+from dsgd_mpi.data.check import check_images, check_layout, check_stored, empty_classes, statistics
+from dsgd_mpi.data.storage import cause, reading
+from dsgd_mpi.data.trial import tried
 from dsgd_mpi.errors import UsageError
 
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
 CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
 CONVERTED = ("fashion-mnist", "cifar10")    # made by `data NAME --from FOLDER`
+SHOWN = 3                                   # classes in a message
 NAMES = ("fashion-mnist-12k", *CONVERTED)
 
 
@@ -50,7 +53,7 @@ class Split:
     def read(self, indices: Array, out: Array) -> None:
         """Copies the images at `indices`, integers (B,), to `out`, uint8 (B, H, W, C) in C order.
 
-        From a file, consecutive ones are read by one call. UsageError if the file is damaged.
+        From a file, consecutive ones are read by one call. UsageError says why the file cannot be read.
         """
         try:
             if isinstance(self._images, h5py.Dataset) and self._images.size <= MEMORY_BYTES:
@@ -59,9 +62,11 @@ class Split:
                 _read_runs(self._images, indices, out)
             else:
                 np.take(self._images, indices, axis=0, out=out, mode="clip")    # the other modes make a second copy
-        except OSError as error:
-            raise UsageError(f"{self._images.file.filename}: damaged, {self._images.name[1:]} cannot be read; "
-                             "`data verify` says where; copy or convert it again") from error
+        except Exception as error:          # h5py may raise anything
+            if not isinstance(self._images, h5py.Dataset):
+                raise
+            path = Path(self._images.file.filename)
+            raise UsageError(f"{path}: {cause(error, path, self._images.name[1:])}") from error
 
 
 def _read_runs(images: h5py.Dataset, indices: Array, out: Array) -> None:
@@ -83,23 +88,43 @@ class Dataset:
         self.name = name or self.path.stem
         self._file = _open(self.path)
         try:
-            check_layout(self._file, self.path)
-            attributes = self._file.attrs
-            self.classes = [str(name) for name in attributes["classes"]]
-            self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
-            self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
-            self.train, self.test = (self._split(part) for part in ("train", "test"))
+            with reading(self.path):
+                labels = check_layout(self._file, self.path)
+                attributes = self._file.attrs
+                self.classes = [str(name) for name in attributes["classes"]]
+                self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
+                self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
+                self.train, self.test = (Split(self._file[f"{part}/images"], labels[part], self.mean, self.std)
+                                         for part in ("train", "test"))
         except BaseException:
             self.close()
             raise
         self.image = self.train.image
 
-    def _split(self, part: str) -> Split:
-        return Split(self._file[f"{part}/images"], self._file[f"{part}/labels"][()], self.mean, self.std)
+    def verify(self, thorough: bool = True) -> list[str]:
+        """Reads every image, or in about a second a sample; UsageError if what is stored is not what is claimed.
 
-    def verify(self) -> None:
-        """Reads every image; UsageError if a checksum, or the mean and std, do not match."""
-        check_images(self._file, self.path)
+        Returns what is strange but no error, a line each: classes without images, and black images.
+        """
+        with reading(self.path):
+            black = check_images(self._file, self.path, thorough)
+        remarks = []
+        for part, split in (("train", self.train), ("test", self.test)):
+            if empty := empty_classes(split.labels, self.classes):
+                more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+                remarks.append(f"{self.path}: no image in {part}/images is of class "
+                               f"{', '.join(map(repr, empty[:SHOWN]))}{more}")
+            if black.get(part):
+                remarks.append(f"{self.path}: {black[part]} of {len(split)} {part}/images are black, every byte is 0")
+        return remarks
+
+    def touch(self) -> None:
+        """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""
+        with reading(self.path):
+            check_stored(self._file, self.path)
+            for part in ("train", "test"):
+                images = self._file[f"{part}/images"]
+                images[0], images[-1]
 
     def close(self) -> None:
         self._file.close()
@@ -112,18 +137,16 @@ class Dataset:
 
 
 def _open(path: Path) -> h5py.File:
-    if not path.is_file():
+    if not os.path.isfile(path):            # pathlib's raises for some paths
         raise UsageError(_not_found(path))
     if not os.access(path, os.R_OK):
         raise UsageError(f"{path}: no permission to read it; try chmod +r")
-    if not h5py.is_hdf5(path):
-        raise UsageError(f"{path}: expected an HDF5 file, found something else; "
-                         "`python -m dsgd_mpi data --help` tells how to make one")
-    try:
-        # readers need no locks, and on some cluster file systems they fail or hang
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise UsageError(f"{path}: damaged or truncated, HDF5 cannot open it; copy or convert it again") from error
+    with reading(path):
+        if h5py.is_hdf5(path):
+            # readers need no locks, and on some cluster file systems they fail or hang
+            return h5py.File(path, "r", locking=False)
+    raise UsageError(f"{path}: expected an HDF5 file, found something else; "
+                     "`python -m dsgd_mpi data --help` tells how to make one")
 
 
 def check(path: str | Path) -> None:
@@ -149,21 +172,31 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
         return Dataset(str(files("dsgd_mpi.data") / "fashion-mnist-12k.h5"), name)
     if name in CONVERTED:
         path = data_folder() / f"{name}.h5"
-        if not path.exists():
+        if not os.path.exists(path):
             raise UsageError(f"{name} is not at {path}; make it with `python -m dsgd_mpi data {name} --from FOLDER` "
                              "(its --help says which folder), or set DSGD_DATA_DIR to the folder it is in")
-        return Dataset(path, name)
+        return _opened(path, name)
     if Path(name).suffix not in (".h5", ".hdf5"):
         raise UsageError(_not_found(Path(name)))
-    path = Path(name) if Path(name).exists() else data_folder() / name
-    return Dataset(path if path.exists() else name)
+    path = Path(name) if os.path.exists(name) else data_folder() / name
+    return _opened(path if os.path.exists(path) else Path(name))
+
+
+def _opened(path: Path, name: str | None = None) -> Dataset:
+    """After a trial, since HDF5 may crash on a damaged file or never come back from it."""
+    def read_a_little() -> None:
+        with Dataset(path, name) as dataset:
+            dataset.touch()
+
+    tried(read_a_little, path)
+    return Dataset(path, name)
 
 
 def _not_found(path: Path) -> str:
     """The message for a path or name that does not exist; it suggests a similar one."""
-    if path.exists():
+    if os.path.exists(path):
         return f"{path}: expected the path of a .h5 file or one of {', '.join(NAMES)}"
-    here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if path.parent.is_dir() else []
+    here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(str(path), [*here, *NAMES], n=1)
     return (f"{path}: no such file or data set; " + (f"did you mean {near[0]}? " if near else "")
             + f"Expected the path of a .h5 file or one of {', '.join(NAMES)}")
@@ -171,13 +204,17 @@ def _not_found(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a file: images uint8 (N, H, W, C) with labels (N,), the class names, and its origin."""
+    """The content of a file: images uint8 (N, H, W, C) with labels (N,), the class names, and its origin.
+
+    `remark` is a line for the user about what is strange in it, if anything is.
+    """
 
     train: tuple[Array, Array]
     test: tuple[Array, Array]
     classes: Sequence[str]
     source: str
     licence: str
+    remark: str = ""
 
 
 def write(path: str | Path, content: Content, compression: str | None = None, **notes: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.compression.half import Compressed
+from dsgd_mpi.net.launch import launched
 from dsgd_mpi.nn import Model, models
 from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
+
+log = logging.getLogger("dsgd_mpi")
 
 
 @dataclass
@@ -70,6 +74,9 @@ def prepare(config_: Config, ranks: int) -> Prepared:
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
                          "bfloat16")
     dataset = open_dataset(config_.data)
+    if launched().rank == 0:                # one rank is enough to read some of the images before the first step
+        for remark in dataset.verify(thorough=False):
+            log.warning(remark)
     Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
     return Prepared(config_, algorithm, optimizer, kernels, dataset,
                     models.graph(config_.model, len(dataset.classes), dataset.image))

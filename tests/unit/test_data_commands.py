@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import h5py
 import pytest
 from click.testing import CliRunner
 
@@ -19,11 +20,16 @@ def run(*arguments):
 def test_a_converted_data_set_is_found_by_name_verified_and_cut_down(tmp_path, monkeypatch):
     monkeypatch.setenv("DSGD_DATA_DIR", str(tmp_path / "data"))
     idx(tmp_path)
-    made = run("fashion-mnist", "--from", tmp_path)
-    assert (made.exit_code, made.stderr) == (0, "")
+    refused = run("fashion-mnist", "--from", tmp_path)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "expected Fashion-MNIST as published" in refused.stderr
+    assert not (tmp_path / "data").exists()
+    made = run("fashion-mnist", "--from", tmp_path, "--as-is")
+    assert made.exit_code == 0
+    assert made.stderr.startswith(f"Warning: {tmp_path}: not Fashion-MNIST as published, 20 + 10 images with mean 0.")
     assert made.stdout == f"{tmp_path}/data/fashion-mnist.h5: 20 training and 10 test images, 0.0 MB\n"
     shown = run("verify", "fashion-mnist").stdout
-    for words in ("Ankle boot", "28 x 28 x 1", "Zalando", "passed: datasets"):
+    for words in ("Ankle boot", "28 x 28 x 1", "Zalando", "fashion-mnist, not as published", "passed: datasets"):
         assert words in shown
     cut = run("subset", "--from", "fashion-mnist", "--to", tmp_path / "small.h5", "--train", 10, "--test", 10,
               "--seed", 4)
@@ -42,6 +48,47 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(arguments):
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_class_without_images_is_shown_and_named_and_what_the_line_tells_to_do_helps(tmp_path):
+    path, small = dataset_file(tmp_path), tmp_path / "small.h5"
+    with h5py.File(path, "r+") as file:
+        for part in ("train", "test"):
+            file[f"{part}/labels"][...] = file[f"{part}/labels"][()] + 1
+        file.attrs.create("classes", ["-", "north", "east", "south", "west"], dtype=h5py.string_dtype())
+    shown = run("verify", path)
+    assert shown.exit_code == 0
+    assert shown.stderr.splitlines() == [f"Warning: {path}: no image in {part}/images is of class '-'"
+                                         for part in ("train", "test")]
+    assert ["│", "-", "│", "0", "│", "0", "│"] in [line.split() for line in shown.stdout.splitlines()]
+    refused = run("subset", "--from", path, "--to", small, "--train", 50, "--test", 10)
+    assert refused.exit_code == 2
+    assert "found none of class '-', label 0; take its name out of the attribute classes" in refused.stderr
+    assert "use" not in refused.stderr
+    with h5py.File(path, "r+") as file:
+        for part in ("train", "test"):
+            file[f"{part}/labels"][...] = file[f"{part}/labels"][()] - 1
+        file.attrs.create("classes", file.attrs["classes"][1:], dtype=h5py.string_dtype())
+    refused = run("subset", "--from", path, "--to", small, "--train", 50, "--test", 10)
+    assert "--train: expected a multiple of 4" in refused.stderr
+    assert "use 48" in refused.stderr
+    refused = run("subset", "--from", path, "--to", small, "--train", 48, "--test", 10)
+    assert "use 8" in refused.stderr
+    assert run("subset", "--from", path, "--to", small, "--train", 48, "--test", 8).exit_code == 0
+    check(small)
+
+
+@pytest.mark.parametrize("amiss", ["zeros", "mean"])
+def test_a_subset_of_a_file_that_does_not_verify_is_not_made(tmp_path, amiss):
+    path, small = dataset_file(tmp_path), tmp_path / "small.h5"
+    with h5py.File(path, "r+") as file:
+        if amiss == "mean":
+            file.attrs["mean"] = file.attrs["mean"] / 2
+        else:
+            file["train/images"][...] = 0
+    refused = run("subset", "--from", path, "--to", small, "--train", 48, "--test", 8)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert not small.exists()
 
 
 def test_a_damaged_file_does_not_pass(tmp_path):

@@ -1,6 +1,7 @@
 """Laws of conversion: every published layout gives the same arrays, and a broken one is told in one line."""
 
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -65,18 +66,24 @@ def png(folder):
 LAYOUTS = [binary, python2_pickle, python3_pickle, png]
 
 
+def idx_file(array):
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
+
+
+FILES = [(f"{part}-{kind}-ubyte", idx_file(array)) for part, images in GREY.items()
+         for kind, array in (("images-idx3", images), ("labels-idx1", (np.arange(len(images)) % 10).astype(np.uint8)))]
+
+
 def idx(folder, pack=None):
-    for part, images in GREY.items():
-        labels = (np.arange(len(images)) % 10).astype(np.uint8)
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            content = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
-            path = folder / f"{part}-{kind}-ubyte{'.gz' if pack else ''}"
-            path.write_bytes(pack(content) if pack else content)
+    for name, made in FILES:
+        (folder / f"{name}{'.gz' if pack else ''}").write_bytes(pack(made) if pack else made)
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
+def small_sets(monkeypatch):
+    """Those of these tests count as published."""
     monkeypatch.setattr(convert, "CIFAR10_BATCH", BATCH)
+    monkeypatch.setattr(convert, "FASHION_MNIST", {name: hashlib.sha256(made).hexdigest() for name, made in FILES})
 
 
 @pytest.mark.parametrize("subfolder", ["", "cifar-10-batches"])
@@ -146,6 +153,68 @@ def test_a_truncated_gzip_file_is_told(tmp_path):
     amiss(convert.fashion_mnist, tmp_path, "cannot be unpacked")
 
 
+@pytest.mark.parametrize("subfolder", ["raw", "FashionMNIST/raw"])
+def test_fashion_mnist_is_found_where_torchvision_puts_it(tmp_path, subfolder):
+    (tmp_path / subfolder).mkdir(parents=True)
+    idx(tmp_path / subfolder)
+    np.testing.assert_array_equal(convert.fashion_mnist(tmp_path).train[0][..., 0], GREY["train"])
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", bytes), ("", gzip.compress)])
+def test_what_a_browser_has_unpacked_under_its_old_name_is_read(tmp_path, suffix, pack):
+    for name, made in FILES:
+        (tmp_path / f"{name}{suffix}").write_bytes(pack(made))
+    np.testing.assert_array_equal(convert.fashion_mnist(tmp_path).train[0][..., 0], GREY["train"])
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FILES])
+def test_another_set_under_the_same_names_is_taken_only_as_it_is(tmp_path, name):
+    idx(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1] + b"\1")
+    amiss(convert.fashion_mnist, tmp_path, rf"expected Fashion-MNIST as published, .* other content in {name}, 20 \+ "
+          r"10 images with mean 0\.\d{4} and std 0\.\d{4}; MNIST and KMNIST .* add --as-is")
+    content = convert.fashion_mnist(tmp_path, as_is=True)
+    assert content.source.endswith("not as published")
+    assert "not Fashion-MNIST as published" in content.remark
+    write(tmp_path / "x.h5", content)
+
+
+def test_what_is_published_has_no_remark(tmp_path):
+    idx(tmp_path)
+    content = convert.fashion_mnist(tmp_path)
+    assert (content.remark, content.source[-13:]) == ("", "fashion-mnist")
+
+
+def test_labels_of_no_class_and_of_other_images_are_told(tmp_path):
+    idx(tmp_path)
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(idx_file(np.full(20, 26, np.uint8)))
+    amiss(convert.fashion_mnist, tmp_path, "labels from 0 to 9 in train-labels-idx1-ubyte, found 26 to 26")
+    labels.write_bytes(idx_file(np.zeros(19, np.uint8)))
+    amiss(convert.fashion_mnist, tmp_path, "as many labels as images, found 19 for 20")
+
+
+@pytest.mark.parametrize("shape", [(2**31, 28, 28), (2**32 - 1,) * 3])
+def test_a_header_that_claims_what_is_not_there_takes_no_memory(tmp_path, shape):
+    idx(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape) + bytes(99))
+    amiss(convert.fashion_mnist, tmp_path, "expected [0-9]+ bytes for .*, found 115")
+
+
+def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "LARGEST", 1 << 20)
+    idx(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.compress(bytes(8 << 20)))
+    amiss(convert.fashion_mnist, tmp_path, "expected at most 1048576 bytes, found more")
+
+
+def test_a_web_page_is_told(tmp_path):
+    idx(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\n\n\n<!DOCTYPE html>")
+    amiss(convert.fashion_mnist, tmp_path, "found 0a 0a 0a 3c, a web page")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_missing_batches_are_named(tmp_path, layout):
     layout(tmp_path)
@@ -180,6 +249,61 @@ def test_without_pillow_the_way_out_is_told(tmp_path, monkeypatch):
     amiss(convert.cifar10, tmp_path, "pip install pillow")
 
 
+LABELS = {"ints": list, "int64": np.int64, "uint8": np.uint8, "big-endian": lambda y: np.array(y, ">i4"),
+          "of NumPy": lambda y: list(np.int64(y))}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("key", [str, str.encode])
+def test_batches_pickled_anew_give_the_same_arrays(tmp_path, key, protocol, order, labels):
+    for name, (images, numbers) in BATCHES.items():
+        content = {key("data"): np.array(planes(images), order=order), key("labels"): LABELS[labels](numbers),
+                   key("filenames"): ["a.png"]}
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol))
+    content = convert.cifar10(tmp_path)
+    np.testing.assert_array_equal(content.train[0], np.concatenate([BATCHES[name][0] for name in list(BATCHES)[:5]]))
+    assert content.train[1].tolist() == list(chain(*(BATCHES[name][1] for name in list(BATCHES)[:5])))
+    assert content.test[1].tolist() == BATCHES["test_batch"][1]
+
+
+def test_batches_are_read_by_the_names_of_numpy_1_and_2(tmp_path):
+    for name, (images, numbers) in BATCHES.items():
+        made = pickle.dumps({"data": planes(images), "labels": np.array(numbers)}, 2)
+        old, new = b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n"
+        assert (old in made) != (new in made)
+        (tmp_path / name).write_bytes(made.replace(old, new) if name[-1] in "135" else made.replace(new, old))
+    np.testing.assert_array_equal(convert.cifar10(tmp_path).test[0], BATCHES["test_batch"][0])
+
+
+@pytest.mark.parametrize(("labels", "found"), [
+    (["cat"] * BATCH, "'cat'"), ([1.5] * BATCH, "1.5"), ([[1]] * BATCH, r"\[1\]"), ([None] * BATCH, "None"),
+    ([300] * BATCH, "300 to 300"), ([-1] * BATCH, "-1 to -1"), ([2**70] * BATCH, "1180591620717411303424 to"),
+    (np.arange(BATCH) % 10 + 256, "256 to 265"), (np.arange(BATCH) % 10 + 0.5, r"float64 \(12,\)"),
+    (np.zeros((BATCH, 1), int), r"int64 \(12, 1\)"), (np.zeros(BATCH, bool), r"bool \(12,\)"), ("cat", "str"),
+    (None, "NoneType"),
+])
+def test_no_label_is_changed_in_silence(tmp_path, labels, found):
+    python3_pickle(tmp_path)
+    made = {"data": planes(BATCHES["data_batch_1"][0]), "labels": labels}
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(made))
+    amiss(convert.cifar10, tmp_path, f"data_batch_1: expected .*found {found}")
+
+
+def test_what_is_not_cifar10_as_published_is_said_to_be_that(tmp_path, monkeypatch):
+    python3_pickle(tmp_path)
+    content = convert.cifar10(tmp_path)
+    assert content.source.endswith("not as published")
+    assert "not CIFAR-10 as published, " in content.remark
+    counts = np.arange(BATCH - 2) % 10      # every class once
+    x, y = convert.cifar10(tmp_path).test
+    monkeypatch.setattr(convert, "CIFAR10_MOMENTS", convert.statistics(x[:10]))
+    assert convert._is_cifar10((x[:10], counts), (x, counts))[0]
+    assert not convert._is_cifar10((x[:10], counts), (x, y))[0]
+    assert not convert._is_cifar10((x[1:11], counts), (x, counts))[0]
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, (os.environ["EVIL"],)
@@ -187,15 +311,33 @@ class Evil:
 
 @pytest.mark.parametrize(("content", "message"), [
     (Evil(), "UnpicklingError: posix.mkdir in it"),
+    ({"data": np.array([Evil()]), "labels": [0]}, "posix.mkdir in it"),
+    ({"data": np.array([None, 1]), "labels": [0]}, "an array made of list in it"),
+    ({"data": np.zeros(12, "u1,i4"), "labels": [0]}, "an array of .V5 in it"),
+    ({"fine_labels": [0], "data": np.zeros((1, 3072), np.uint8)}, "found the keys fine_labels, data"),
+    ({"data": np.zeros((12, 32, 32, 3), np.uint8), "labels": [0]}, r"found uint8 \(12, 32, 32, 3\)"),
+    ({"data": [1, 2], "labels": [0]}, "found list"),
     ([1, 2], "with the keys data and labels, found list"),
     ({b"data": np.zeros((12, 10), np.uint8), b"labels": [0] * 12}, r"expected data as uint8 \(N, 3072\)"),
 ])
 def test_a_pickle_of_anything_else_is_refused_and_not_run(tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
     python2_pickle(tmp_path)
-    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
-    amiss(convert.cifar10, tmp_path, message)
-    assert not (tmp_path / "evil").exists()
+    for protocol in (2, 4):
+        (tmp_path / "data_batch_1").write_bytes(pickle.dumps(content, protocol))
+        amiss(convert.cifar10, tmp_path, message)
+        assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("content", [
+    b"\x80\2Nr\xff\xff\xff\xff.",           # a memo of four milliard entries: 64 GB in C
+    b"\x80\4\x8e" + b"\xff" * 7 + b"\x7f", b"\x80\4\x95" + b"\xff" * 8, b"(" * 100_000,
+    pickle.dumps({"data": 1, "labels": 2})[:-2],
+])
+def test_a_pickle_that_claims_too_much_is_refused_at_once(tmp_path, content):
+    python2_pickle(tmp_path)
+    (tmp_path / "data_batch_1").write_bytes(content)
+    amiss(convert.cifar10, tmp_path, "expected a pickle")
 
 
 def test_a_subset_has_as_many_of_each_class_and_depends_on_the_seed_alone(tmp_path):
