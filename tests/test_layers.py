@@ -24,6 +24,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.evaluate", "training.steps"),
     ("training.loop",),
     ("training.build",),
+    ("training.folder",),
     ("training.job",),
     ("train", "doctor", "__main__"),
 ]
