@@ -27,6 +27,7 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.training.build import optimizer_of
+from dsgd_mpi.training.output import write_whole
 
 LOCK = "run.lock"
 BEAT_S = 30.0                               # between two touches
@@ -156,17 +157,6 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another --out") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The complete file or none."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 # claims

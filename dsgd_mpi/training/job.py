@@ -5,6 +5,7 @@ An error on any rank ends the whole job at once, with that rank's message; the o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -32,7 +33,7 @@ from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.loop import train
 from dsgd_mpi.training.parts import Training
-from dsgd_mpi.training.record import Record, write_json
+from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.signals import STATUS, StopRequest
 
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
@@ -135,12 +136,12 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
             display.print(f"{folder}: already finished, at step {first}")
             return 0
     machine = environment(parts, host, training.threads)
-    if host.rank == 0:
-        write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"job": job.described()} if job else {})})
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals)
+    if host.rank == 0:
+        record.output.put("env.json", json.dumps(machine, indent=2) + "\n")
     display.begin(first)
     try:
         last = train(training, record, first, stop)
