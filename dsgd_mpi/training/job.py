@@ -27,7 +27,7 @@ from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
-from dsgd_mpi.training.build import Prepared, assemble, connect, prepare
+from dsgd_mpi.training.build import Prepared, assemble, connect, fit, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed
@@ -44,7 +44,7 @@ log = logging.getLogger("dsgd_mpi")
 def run(config: Config) -> int:
     """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
     stop = StopRequest()
-    rank, size = launched()
+    rank, size, _ = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
     job = batch_job() if rank == 0 else None
     if job:
@@ -53,9 +53,9 @@ def run(config: Config) -> int:
     if problem and size == 1:
         problem.show()
         return problem.exit_code
-    host, unusable = attempted(started_mpi, size)
+    host, unusable = attempted(started_mpi, max(size or 0, rank + 1))
     if unusable:
-        if rank == 0:
+        if rank == (0 if size else 1):      # if the number is not known, rank 0 may take itself for the only one
             unusable.show()
         return unusable.exit_code
     assert host
@@ -65,6 +65,9 @@ def run(config: Config) -> int:
         if told(host, problem):
             return UsageError.exit_code
         assert parts
+        _, problem = attempted(fit, parts, host.size)       # MPI's count decides
+        if told(host, problem):
+            return UsageError.exit_code
         net, problem = attempted(connect, parts, host)
         claim, problem = (None, problem) if problem else attempted(claimed, config, host.rank, host.size)
         if told(host, problem):
@@ -90,6 +93,8 @@ def attempted(act: Callable[..., Result], *args: Any) -> tuple[Result | None, Us
 
 def started_mpi(ranks: int) -> Any:
     try:
+        from dsgd_mpi.net.mpi.library import start
+        start()
         from dsgd_mpi.net.mpi.host import MpiHost
     except (ImportError, RuntimeError) as error:
         raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); {MPI_WAY_OUT}") from None
