@@ -14,8 +14,7 @@ from mpi4py import MPI  # noqa: E402
 
 
 def start() -> None:
-    """Starts MPI. UsageError where it would end this process: an MPICH built without PMIx, which Open MPI's mpirun uses.
-    """
+    """Starts MPI. UsageError where it would end this process: MPICH without PMIx, which Open MPI's mpirun uses."""
     about = MPI.Get_library_version()
     if launched().launcher in ("Open MPI", "PMIx") and about.startswith("MPICH") and "pmix" not in about.lower():
         raise UsageError(f"the launcher is Open MPI's mpirun or another that uses PMIx, but the MPI library is MPICH "
