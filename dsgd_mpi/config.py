@@ -7,6 +7,7 @@ optimizer's by `--set-optimizer KEY=VALUE` or `[set_optimizer]`.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import sys
 import typing
@@ -30,6 +31,11 @@ else:
 Found = typing.TypeVar("Found")
 Command = typing.TypeVar("Command", bound=Callable[..., Any])
 GROUPS = ("Experiment", "Schedule", "Machine", "Output")
+MOST_BYTES = 16 << 20                       # of a file of options: what is longer is something else
+BYTE_ORDER_MARKS = {                        # in this order: one of the first begins like one of the second
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
 
 
@@ -181,14 +187,39 @@ def from_toml(path: str | Path) -> dict[str, Any]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The whole content of a file; UsageError if it is missing or is not TOML."""
+    """The whole content of a file, in UTF-8 with or without a byte order mark; UsageError if it is missing or not TOML.
+    """
     try:
-        content: dict[str, Any] = tomllib.loads(Path(path).read_text())
-        return content
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"{path}: longer than {MOST_BYTES >> 20} MiB; expected a TOML file of options")
+    if other := encoding_of(data):
+        raise UsageError(f"{path}: expected a text file in UTF-8, found {other}; save it again as UTF-8")
+    try:
+        content: dict[str, Any] = tomllib.loads(data.decode("utf-8-sig"))
+        return content
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from None
+
+
+def encoding_of(data: bytes) -> str:
+    """What a text is written in, if that is not UTF-8."""
+    for name, marks in BYTE_ORDER_MARKS.items():
+        if data.startswith(marks):
+            return f"{name} (by its byte order mark)"
+    if 3 * data.count(0) > len(data):       # every other byte of plain text
+        return "UTF-16 (every other byte is NUL)"
+    if 0 in data:
+        return f"a NUL byte in line {data[: data.index(0)].count(10) + 1}"
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return (f"byte {data[error.start]:#04x} in line {data[: error.start].count(10) + 1}, as in Latin-1 or another "
+                "encoding")
+    return ""
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}

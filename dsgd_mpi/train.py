@@ -65,8 +65,10 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
         click.echo(config.to_toml(), nl=False)
     elif dry_run:
         from dsgd_mpi.training.build import prepare
-        prepare(config, launched().size)
-        click.echo(f"configuration OK: {config.algorithm} on {launched().size} ranks, {config.model}, {config.data}")
+        ranks = launched().size
+        prepare(config, ranks)
+        click.echo(f"configuration OK: {config.algorithm} on {ranks or 'any number of'} ranks, {config.model}, "
+                   f"{config.data}")
     else:
         config.algorithm_options()
         config.optimizer_options()

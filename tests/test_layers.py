@@ -19,15 +19,18 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
-     "training.deadline", "training.agreement"),
+     "training.deadline", "training.output", "training.agreement"),
     ("training.parts",),
     ("training.evaluate", "training.steps"),
     ("training.loop",),
     ("training.build",),
+    ("training.folder",),
     ("training.job",),
     ("train", "doctor", "__main__"),
 ]
-SIDEWAYS = {"training.record": ("training.display",)}       # what a room may import from its own floor, itself apart
+SIDEWAYS = {                                # what a room may import from its own floor, itself apart
+    "training.record": ("training.display", "training.output"),
+}
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),

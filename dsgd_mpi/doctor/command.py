@@ -52,17 +52,16 @@ def doctor(out: Path, seconds: float, limit: float) -> None:
     Alone, on a login node too, it needs no MPI. Under mpirun or srun it adds a table of the hosts and measures the
     network between them. The exit status is 1 if something is wrong.
     """
-    under_launcher = any(size in os.environ for _, size in VARIABLES.values())
-    rank, ranks = launched()
+    rank, size, by = launched()
     report = Report(talking=rank == 0)
-    if under_launcher:
+    if by:
         with HangGuard(HANGS, rank == 0) as guard:
             if rank == 0:                   # before MPI starts: not every MPI lets its ranks start programs
                 guard.stage("the look at this host", SURVEY_S)
                 survey(report, out)
             else:
                 limit += SURVEY_S           # for which the first message waits for rank 0
-            sys.exit(examine(report, ranks, out, seconds, partial(guard.stage, limit_s=limit)))
+            sys.exit(examine(report, max(size or 0, rank + 1), out, seconds, partial(guard.stage, limit_s=limit)))
     survey(report, out)
     question_mpi(report, limit)
     sys.exit(report.end())

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-# launcher: its variables for rank and number of ranks
+# launcher: its variables for rank and number of ranks, None where it tells only the rank. The first that is set counts:
+# SLURM's are also set for a shell in which another launcher is called, and so may PMIx's be
 VARIABLES = {
     "MPICH": ("PMI_RANK", "PMI_SIZE"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    "jsrun": ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
+    "Flux": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+    "PALS": ("PALS_RANKID", None),
+    "ALPS": ("ALPS_APP_PE", None),
+    "PMIx": ("PMIX_RANK", None),
     "SLURM": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 }
 # what to do if MPI cannot be loaded
@@ -17,13 +24,22 @@ MPI_WAY_OUT = ("pip install mpich, or load the module of your cluster's MPI; if 
 
 
 class Launch(NamedTuple):
+    """What a launcher says of this process. It decides who prints; how many ranks there are, MPI itself decides."""
+
     rank: int
-    size: int
+    size: int | None                        # None: not known before MPI starts
+    launcher: str | None
 
 
 def launched() -> Launch:
-    """This process's rank and size according to its launcher; (0, 1) without one."""
-    for rank, size in VARIABLES.values():
-        if rank in os.environ and size in os.environ:
-            return Launch(int(os.environ[rank]), int(os.environ[size]))
-    return Launch(0, 1)
+    """By its launcher's variables; (0, 1, None) without one. Variables that are no such numbers are passed over."""
+    for launcher, (rank_name, size_name) in VARIABLES.items():
+        rank, size = number(rank_name), number(size_name)
+        if rank is not None and (size_name is None or (size is not None and rank < size)):
+            return Launch(rank, size, launcher)
+    return Launch(0, 1, None)
+
+
+def number(name: str | None) -> int | None:
+    text = os.environ.get(name, "").strip() if name else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -50,11 +50,9 @@ class Prepared:
                 "bn": self.config.statistics(self.algorithm.one_model)}
 
 
-def prepare(config_: Config, ranks: int) -> Prepared:
-    """Checks all that a configuration names, for a run on `ranks` ranks. UsageError says what is wrong."""
-    slowed = config_.slowed()
-    if slowed and not 0 <= slowed[0] < ranks:
-        raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
+def prepare(config_: Config, ranks: int | None) -> Prepared:
+    """Checks all that a configuration names, for a run on `ranks` ranks if known. UsageError says what is wrong."""
+    config_.slowed()
     algorithm = algorithms.build(config_.algorithm, config_.algorithm_options())
     optimizer = optimizer_of(config_, algorithm)
     config_.milestone_epochs()
@@ -77,9 +75,19 @@ def prepare(config_: Config, ranks: int) -> Prepared:
     if launched().rank == 0:                # one rank is enough to read some of the images before the first step
         for remark in dataset.verify(thorough=False):
             log.warning(remark)
-    Batches(dataset.train, config_.batch, 0, ranks - algorithms.serving(algorithm, ranks))
-    return Prepared(config_, algorithm, optimizer, kernels, dataset,
-                    models.graph(config_.model, len(dataset.classes), dataset.image))
+    parts = Prepared(config_, algorithm, optimizer, kernels, dataset,
+                     models.graph(config_.model, len(dataset.classes), dataset.image))
+    if ranks:
+        fit(parts, ranks)
+    return parts
+
+
+def fit(parts: Prepared, ranks: int) -> None:
+    """UsageError if these parts do not suit this number of ranks."""
+    slowed = parts.config.slowed()
+    if slowed and not 0 <= slowed[0] < ranks:
+        raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
+    Batches(parts.dataset.train, parts.config.batch, 0, ranks - algorithms.serving(parts.algorithm, ranks))
 
 
 def optimizer_of(config_: Config, algorithm: algorithms.Algorithm) -> Optimizer:

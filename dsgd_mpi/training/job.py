@@ -5,6 +5,7 @@ An error on any rank ends the whole job at once, with that rank's message; the o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -13,30 +14,30 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from dsgd_mpi import __version__, algorithms
+from dsgd_mpi import __version__
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic
-from dsgd_mpi.config import FIELDS, Config, from_toml
+from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training import agreement
-from dsgd_mpi.training.build import Prepared, assemble, connect, optimizer_of, prepare
+from dsgd_mpi.training.build import Prepared, assemble, connect, fit, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
+from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.loop import train
 from dsgd_mpi.training.parts import Training
-from dsgd_mpi.training.record import Record, write_json
+from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.signals import STATUS, StopRequest
 
-OF_OPTIMIZER = ("optimizer", "set_optimizer", "momentum", "weight_decay")
 PATIENCE_S = 1.0                            # in which rank 0 ends the job
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ log = logging.getLogger("dsgd_mpi")
 def run(config: Config) -> int:
     """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
     stop = StopRequest()
-    rank, size = launched()
+    rank, size, _ = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
     job = batch_job() if rank == 0 else None
     if job:
@@ -55,9 +56,9 @@ def run(config: Config) -> int:
     if problem and size == 1:
         problem.show()
         return problem.exit_code
-    host, unusable = attempted(started_mpi, size)
+    host, unusable = attempted(started_mpi, max(size or 0, rank + 1))
     if unusable:
-        if rank == 0:
+        if rank == (0 if size else 1):      # if the number is not known, rank 0 may take itself for the only one
             unusable.show()
         return unusable.exit_code
     assert host
@@ -67,17 +68,21 @@ def run(config: Config) -> int:
         if told(host, problem):
             return UsageError.exit_code
         assert parts
+        _, problem = attempted(fit, parts, host.size)       # MPI's count decides
+        if told(host, problem):
+            return UsageError.exit_code
         own = agreement.about(config, parts.dataset, parts.kernels.name)
         _, problem = attempted(agreement.check, host, own)
         if told(host, problem):
             return UsageError.exit_code
         net, problem = attempted(connect, parts, host)
-        folder, problem = (None, problem) if problem else attempted(made_folder, config, host.rank)
+        claim, problem = (None, problem) if problem else attempted(claimed, config, host.rank, host.size)
         if told(host, problem):
             return UsageError.exit_code
         assert net
-        where = Path(host.allgather(str(folder))[0])
-        status = work(parts, net, where, stop, job)
+        with claim or nullcontext():
+            where = Path(host.allgather(claim and str(claim.folder))[0])
+            status = work(parts, net, where, stop, job)
         host.close()
         return status
     except BaseException as failure:
@@ -95,6 +100,8 @@ def attempted(act: Callable[..., Result], *args: Any) -> tuple[Result | None, Us
 
 def started_mpi(ranks: int) -> Any:
     try:
+        from dsgd_mpi.net.mpi.library import start
+        start()
         from dsgd_mpi.net.mpi.host import MpiHost
     except (ImportError, RuntimeError) as error:
         raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); {MPI_WAY_OUT}") from None
@@ -104,41 +111,6 @@ def started_mpi(ranks: int) -> Any:
                          f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
                          "for Open MPI; srun --mpi=list lists what it supports)")
     return host
-
-
-def made_folder(config: Config, rank: int) -> Path | None:
-    """Rank 0 creates the run folder, or finds the one to resume; UsageError."""
-    if rank != 0:
-        return None
-    if config.resume:
-        return Path(config.resume)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.algorithm}-{config.model}-{launched().size}"
-    folder = Path(config.out or Path("runs") / name)
-    if (folder / "config.toml").exists():
-        if config.auto_resume and same_run(config, folder):
-            return folder
-        kind = "another run" if config.auto_resume else "a run"
-        raise UsageError(f"{folder} already holds {kind}; continue it with --resume {folder}, or choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(replace(config, out=str(folder), auto_resume=False).to_toml())
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another --out") from None
-    return folder
-
-
-def same_run(config: Config, folder: Path) -> bool:
-    """Whether the run in a folder differs only in where and how it runs.
-
-    Optimizers are compared as built: an option that is not given equals its default. So does --bn auto what it means.
-    """
-    there = Config(**from_toml(folder / "config.toml"))
-    if any(getattr(config, key) != getattr(there, key) for key, item in FIELDS.items()
-           if item.metadata["group"] in ("Experiment", "Schedule") and key not in (*OF_OPTIMIZER, "bn")):
-        return False
-    algorithm = algorithms.build(config.algorithm, config.algorithm_options())
-    return (optimizer_of(config, algorithm) == optimizer_of(there, algorithm)
-            and config.statistics(algorithm.one_model) == there.statistics(algorithm.one_model))
 
 
 def told(host: Host, problem: UsageError | None) -> bool:
@@ -177,12 +149,12 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
             display.print(f"{folder}: already finished, at step {first}")
             return 0
     machine = environment(parts, host, training.threads)
-    if host.rank == 0:
-        write_json(folder / "env.json", machine)
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"job": job.described()} if job else {})})
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals)
+    if host.rank == 0:
+        record.output.put("env.json", json.dumps(machine, indent=2) + "\n")
     display.begin(first)
     try:
         last = train(training, record, first, stop)

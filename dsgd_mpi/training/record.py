@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,11 +23,13 @@ from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
+from dsgd_mpi.training.output import Output
 
 SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all others are averaged
 SUMMARY = ("train_loss", "accuracy", "own_accuracy_min", "own_accuracy_mean", "own_accuracy_max", "images_per_s",
            "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s", "eval_s", "recalibrate_s", "images",
            "images_applied", "bytes_sent", "consensus_distance", "lr")
+log = logging.getLogger("dsgd_mpi")
 
 
 class Stopwatch:
@@ -67,10 +71,12 @@ class Record:
         self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
         self.row: dict[str, Any] = {}
+        self.columns: list[str] | None = None       # of summary.csv, once it has some
         if host.rank == 0:
-            keep_lines(folder / "metrics.jsonl", lambda line: json.loads(line)["step"] <= first)
-            keep_lines(folder / "summary.csv", lambda line: line[:5] == "step," or int(line.split(",")[0]) <= first)
-            self.metrics = open(folder / "metrics.jsonl", "a")      # noqa: SIM115  open during the whole run
+            self.output = Output(folder)
+            keep_lines(folder / "metrics.jsonl", lambda line: int(json.loads(line)["step"]), first)
+            keep_lines(folder / "summary.csv", lambda line: int(line.split(",")[0]), first)
+            self.output.add("metrics.jsonl", "")        # there may be no line yet
 
     def totals(self) -> dict[str, Any]:
         """What this rank has counted since the start of the run, resumed or not, for a checkpoint."""
@@ -148,8 +154,7 @@ class Record:
         line, self.unwritten, losses, self.losses = self.unwritten, {}, self.losses, []
         line["loss"] = float(np.mean(losses)) if losses else None       # a rank may only serve
         if self.host.rank == 0:
-            self.metrics.write(json.dumps(line) + "\n")
-            self.metrics.flush()
+            self.output.add("metrics.jsonl", json.dumps(line) + "\n")
             self.display.step(line)
 
     def evaluation(self, step: int, lr: float, **found: float | None) -> None:
@@ -166,7 +171,7 @@ class Record:
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
         self.row["staleness_counts"] = " ".join(f"{value}:{stale[value]}" for value in sorted(stale))
         if self.host.rank == 0:
-            add_row(self.folder / "summary.csv", self.row)
+            self.output.add("summary.csv", self.as_csv(self.row))
             self.display.epoch(self.row)
 
     def all_staleness(self) -> Counter[int]:
@@ -190,9 +195,24 @@ class Record:
                    "rank_images_per_s": self.host.allgather(self.rate())}
         if self.host.rank != 0:
             return summary
-        write_json(self.folder / "summary.json", summary)
-        self.metrics.close()
+        self.output.put("summary.json", json.dumps(summary, indent=2) + "\n")
+        self.output.close()
         return summary
+
+    def as_csv(self, row: dict[str, Any]) -> str:
+        """A line of summary.csv, after that of its columns if it is the first.
+
+        Columns that the first line of the file, as an older version began it, does not name are left out.
+        """
+        text = io.StringIO(newline="")
+        if self.columns is None:
+            self.columns = columns_of(self.folder / "summary.csv")
+        writer = csv.DictWriter(text, self.columns or list(row), extrasaction="ignore")
+        if not self.columns:
+            self.columns = list(row)
+            writer.writeheader()
+        writer.writerow(row)
+        return text.getvalue()
 
 
 def percentiles(stale: Counter[int]) -> dict[str, int | None]:
@@ -205,26 +225,37 @@ def percentiles(stale: Counter[int]) -> dict[str, int | None]:
             "max": values[-1]}
 
 
-def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Drops from a file of lines, if it exists, those that a run resumed from a checkpoint will write again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and wanted(line)]
-        path.write_text("".join(lines))
+def keep_lines(path: Path, step_of: Callable[[str], int], last: int) -> None:
+    """Drops from a file of lines, if it exists, those of steps after `last`, which a resumed run will write again.
+
+    Lines are in the order of their steps, so that the file is cut, which needs no room on the disk.
+    """
+    try:
+        with open(path, "r+b") as file:
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n") or step(line.decode(errors="replace"), step_of) > last:
+                    break
+                end += len(line)
+            file.truncate(end)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("%s: lines of steps after %d could not be removed (%s)", path, last, error.strerror)
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """To a table; columns that its first line does not name, as an older version began it, are left out."""
-    with open(path, "a+", newline="") as file:
-        file.seek(0)
-        columns = next(csv.reader(file), None)
-        writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore")
-        if columns is None:
-            writer.writeheader()
-        writer.writerow(row)
+def step(line: str, step_of: Callable[[str], int]) -> int:
+    """-1 of a line that has none: the first of a table, or one that is not ours."""
+    try:
+        return step_of(line)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return -1
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Atomically: the complete file or none."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+def columns_of(path: Path) -> list[str]:
+    """The first line of a table; none if there is no table yet."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except OSError:
+        return []

@@ -290,10 +290,50 @@ def test_a_problem_that_only_one_rank_has_is_told_with_its_number(tmp_path):
 
 def test_a_launcher_of_another_mpi_is_noticed(tmp_path):
     """Each process would train alone, four times the same."""
-    status, _, errors = train("--out", tmp_path / "run", env={"OMPI_COMM_WORLD_RANK": "0",
-                                                              "OMPI_COMM_WORLD_SIZE": "4"})
+    status, _, errors = train("--out", tmp_path / "run", env={"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "4"})
     assert status == 2
     assert "the launcher started 4 ranks but MPI sees 1" in errors
+    status, _, errors = train("--out", tmp_path / "run", env={"PALS_RANKID": "1"})    # rank 0 may not notice
+    assert status == 2
+    assert "the launcher started 2 ranks but MPI sees 1" in errors
+
+
+@pytest.mark.parametrize(("version", "refused"), [
+    ("MPICH Version:      5.0.2\nMPICH configure: --with-ucx=embedded", True),
+    ("MPICH Version:      5.0.2\nMPICH configure: --with-pmix", False), ("Open MPI v5.0.11, package: x", False)])
+def test_mpich_under_the_mpirun_of_open_mpi_is_told_in_one_line(version, refused):
+    """MPICH itself ends the process with a stack of its own functions."""
+    program = textwrap.dedent(f"""
+        import sys
+        from dsgd_mpi.net.mpi import library
+        library.MPI.Get_library_version = lambda: {version!r}
+        library.MPI.Init_thread = lambda: sys.exit(75)
+        from dsgd_mpi.training.job import run
+        from dsgd_mpi.config import Config
+        sys.exit(run(Config()))""")
+    status, _, errors = run("-c", program, env={"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"})
+    assert (status, errors[:43]) == ((2, "Error: the launcher is Open MPI's mpirun or") if refused else (75, ""))
+    assert errors.count("\n") == refused
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ((), None), (("--batch", 5000), "batch 5000 x 3 ranks"), (("--model", "resnet9"), "unknown model")])
+def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, options, message):
+    """Each message once, and no folder for it; there are enough images for one rank of 5,000."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        from dsgd_mpi.net import launch
+        launch.VARIABLES = {"one": ("PMI_RANK", None), "another": ("OMPI_COMM_WORLD_RANK", None)}
+        from dsgd_mpi.train import main
+        main()"""))
+    folder = tmp_path / "run"
+    status, output, errors = run(program, *SMALL, "--slow-rank", "2:0.001", *options, "--out", folder, ranks=3)
+    if message:
+        assert (status, errors.count("Error"), errors.count(message)) == (2, 1, 1)
+        assert not folder.exists()
+    else:
+        assert (status, errors) == (0, "")
+        assert "3 on 1 node" in output
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dsgd_mpi.config import Config
+from dsgd_mpi.config import Config, from_toml
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.study.grid import points
 from dsgd_mpi.train import command
 
 
@@ -102,3 +103,46 @@ def test_optimizers_are_listed_with_options_and_sources(capsys):
     listed = capsys.readouterr().out
     assert "sgd   --set-optimizer momentum=0.9 nesterov=true weight_decay=0.0001 decay=all" in listed
     assert all(source in listed for source in ("1711.05101", "1708.03888", "1904.00962"))
+
+
+JOB = 'epochs = 3\nlr = 0.05\nalgorithm = "gossip"\ndata = "\u00fc"\n[set]\nmode = "push"\n[grid]\nranks = [2]\n' \
+      'algorithms = ["gossip"]\n'
+
+
+@pytest.mark.parametrize("data", [JOB.encode("utf-8-sig"), JOB.replace("\n", "\r\n").encode(),
+                                  JOB.replace("\n", "\r\n").encode("utf-8-sig")])
+def test_a_file_from_another_editor_is_read(tmp_path, data):
+    file = tmp_path / "job.toml"
+    file.write_bytes(data)
+    config = parsed("--config", file)
+    assert (config.epochs, config.lr, config.algorithm_options()) == (3, 0.05, {"mode": "push"})
+    assert config.data == "\u00fc"
+    assert len(points(file)) == 1
+
+
+@pytest.mark.parametrize(("data", "found"), [
+    (JOB.encode("utf-16"), "UTF-16 (by its byte order mark)"),
+    (JOB.encode("utf-32"), "UTF-32 (by its byte order mark)"),
+    (JOB.encode("utf-16-le"), "UTF-16 (every other byte is NUL)"),
+    (JOB.encode("utf-16-be"), "UTF-16 (every other byte is NUL)"), (JOB.encode() + b"\0", "a NUL byte in line 10"),
+    (JOB.encode("latin-1"), "byte 0xfc in line 4, as in Latin-1 or another encoding")])
+def test_a_file_in_another_encoding_is_refused_with_its_name_and_the_remedy_works(tmp_path, data, found):
+    file = tmp_path / "job.toml"
+    file.write_bytes(data)
+    for read in (from_toml, points):
+        with pytest.raises(UsageError) as refused:
+            read(file)
+        assert refused.value.message == f"{file}: expected a text file in UTF-8, found {found}; save it again as UTF-8"
+    file.write_text(JOB, encoding="utf-8")
+    assert from_toml(file)["epochs"] == 3
+
+
+def test_what_is_no_file_of_options_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "job.toml"
+    for data in (b"a = " + b"[" * 100_000, b"a = " + b"9" * 10_000, b"# long" + b" " * (17 << 20)):
+        file.write_bytes(data)
+        with pytest.raises(UsageError, match="job") as refused:
+            from_toml(file)
+        assert len(refused.value.message) < 500
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\)"):
+        from_toml(tmp_path)

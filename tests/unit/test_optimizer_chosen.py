@@ -10,7 +10,7 @@ from dsgd_mpi.optim.lars import Lars
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import build
 from dsgd_mpi.training.build import optimizer_of, prepare
-from dsgd_mpi.training.job import same_run
+from dsgd_mpi.training.folder import same_run
 from tests.support.emulation.emulated import Emulated
 
 

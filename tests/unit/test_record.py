@@ -15,11 +15,13 @@ from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.training import loop
 from dsgd_mpi.training import record as record_module
 from dsgd_mpi.training.display import Display
-from dsgd_mpi.training.record import Record, add_row
+from dsgd_mpi.training.record import Record
 from tests.support.runs import training
 
 SLOW = Costs(gradient_s=lambda rank, step: 3.0 if rank == 3 else 1.0)
 BATCH = 2
+HOST = SimpleNamespace(rank=0, now=lambda: 0.0, progress=lambda: None, traffic=SimpleNamespace(
+    staleness={}, comm_s=0.0, wait_s=0.0, bytes_sent=0))
 
 
 def simulated(folder, algorithm, steps, resume=False, size=5):
@@ -74,18 +76,30 @@ def test_the_answer_takes_time_of_training_and_not_of_evaluation(tmp_path, monke
 
 
 def test_totals_of_an_older_version_count_all_images_as_applied(tmp_path):
-    host = SimpleNamespace(rank=1, now=lambda: 0.0, progress=lambda: None, traffic=SimpleNamespace(
-        staleness={}, comm_s=0.0, wait_s=0.0, bytes_sent=0))
-    record = Record(host, Algorithm(), tmp_path, Display(False), 10, BATCH, 1, 1, totals={"images": 30})
+    record = Record(HOST, Algorithm(), tmp_path, Display(False), 10, BATCH, 1, 1, totals={"images": 30})
     record.loss(Known(1.0))
     assert record.figures()["images_applied"] == record.figures()["images"] == 32
+    record.output.close()
 
 
 def test_a_table_that_an_older_version_began_keeps_its_columns(tmp_path):
     path = tmp_path / "summary.csv"
-    path.write_text("step,accuracy\r\n10,0.5\r\n")
-    add_row(path, {"step": 20, "new": 1, "accuracy": 0.6})
-    assert path.read_text() == "step,accuracy\n10,0.5\n20,0.6\n"
-    add_row(tmp_path / "other.csv", {"step": 20, "new": 1})
-    add_row(tmp_path / "other.csv", {"step": 30, "new": 2})
-    assert (tmp_path / "other.csv").read_text() == "step,new\n20,1\n30,2\n"
+    for before, after in (("step,accuracy\r\n10,0.5\r\n", "step,accuracy\n10,0.5\n20,0.6\n"),
+                          ("", "step,new,accuracy\n20,1,0.6\n")):
+        path.write_text(before)
+        record = Record(HOST, Algorithm(), tmp_path, Display(False), 10, BATCH, 1, 1, 10)
+        record.output.add("summary.csv", record.as_csv({"step": 20, "new": 1, "accuracy": 0.6}))
+        assert path.read_text() == after
+        record.output.add("summary.csv", record.as_csv({"step": 30, "new": 2, "accuracy": 0.7}))
+        assert path.read_text().count("\n") == after.count("\n") + 1
+        record.output.close()
+
+
+def test_of_a_file_of_lines_what_a_resumed_run_will_write_again_is_cut(tmp_path):
+    """Lines that are not ours do no harm, nor does one that was written in part."""
+    path = tmp_path / "metrics.jsonl"
+    kept = b'{"step": 5}\nnot ours\n\xff\r?\n{"step": null}\n[[]]\n' + b"[" * 100_000 + b'\n{"step": 10}\n'
+    for more in (b"", b'{"step": 15}\n{"step": 20}\n', b'{"step": 15', b'{"step": 1'):
+        path.write_bytes(kept + more)
+        Record(HOST, Algorithm(), tmp_path, Display(False), 10, BATCH, 1, 1, 10).output.close()
+        assert path.read_bytes() == kept
