@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import numpy as np
 
 from dsgd_mpi import __version__, algorithms
@@ -148,9 +149,9 @@ def told(host: Host, problem: UsageError | None) -> bool:
 def fail(host: Any, failure: BaseException | None) -> None:
     """Reports what happened on this rank and ends the job."""
     sys.stdout.flush()
-    if isinstance(failure, UsageError):
+    if isinstance(failure, click.ClickException):
         print(f"Error: {failure.message}", file=sys.stderr, flush=True)
-        host.abort(UsageError.exit_code)
+        host.abort(failure.exit_code)
     trace = "".join(traceback.format_exception(failure))
     print(f"{trace}rank {host.rank} on {platform.node()} failed: {failure!r}; ending the job", file=sys.stderr,
           flush=True)
