@@ -23,7 +23,7 @@ import numpy as np
 
 from dsgd_mpi import __version__, algorithms
 from dsgd_mpi.arrays.flat import to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.arrays.hdf5 import atomic, read_finite
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
@@ -32,6 +32,7 @@ from dsgd_mpi.training.build import Prepared, assemble, connect, optimizer_of, p
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.loop import train
+from dsgd_mpi.training.nonfinite import Diverged
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record, write_json
 from dsgd_mpi.training.signals import STATUS, StopRequest
@@ -43,7 +44,7 @@ log = logging.getLogger("dsgd_mpi")
 
 
 def run(config: Config) -> int:
-    """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
+    """Trains as configured, on all ranks of the job; the exit status: 0, 2 usage error, 3 diverged, 75 stopped."""
     stop = StopRequest()
     rank, size = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
@@ -180,6 +181,11 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     display.begin(first)
     try:
         last = train(training, record, first, stop)
+    except Diverged as problem:             # on all ranks
+        record.finish("diverged", problem.step, parts.about(host.size))
+        if host.rank == 0:
+            problem.show()
+        return problem.exit_code
     finally:
         display.end()
     summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
@@ -251,7 +257,7 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
 
 def write_model(path: Path, training: Training, parts: Prepared) -> None:
     """The trained model by torchvision's names, with what inference needs."""
-    with atomic(path) as file:
+    with atomic(path, read_finite) as file:
         for name, view in training.model.state.items():
             file.create_dataset(name, data=to_numpy(view))
         dataset = parts.dataset

@@ -229,6 +229,9 @@ class MpiHost:
     def stop_agreed(self, step: int, asked: bool) -> bool:
         return self.stop.agreed(step, asked)
 
+    def forget_stop(self) -> None:
+        self.stop.forget()
+
     def close(self) -> None:
         """Collective: frees the communicators, with nothing left in them that a later one could receive."""
         self.settle()

@@ -22,11 +22,13 @@ class Stop:
         self.bid = np.array([-1])
         self.highest = np.array([-1])
         self.bidding: MPI.Request | None = None
+        self.asked, self.heard = False, 0   # whether this rank has asked, and how many others it has heard
 
     def agreed(self, step: int, asked: bool) -> bool:
         """To be called before each step: True, on every rank, at the step that all have agreed on."""
         self.step = step
         if asked and self.bidding is None:
+            self.asked = True
             calls = [self.comm.Isend(np.empty(0, np.uint8), rank) for rank in range(self.comm.size)
                      if rank != self.comm.rank]
             self._join()
@@ -41,7 +43,17 @@ class Stop:
         """Joins if any rank has asked. Called wherever this rank waits."""
         while self.comm.Iprobe():
             self.comm.Recv(np.empty(0, np.uint8))
+            self.heard += 1
             self._join()
+
+    def forget(self) -> None:
+        """Collective, between steps: as if nobody had asked; each may ask again afterwards."""
+        askers = sum(self.comm.allgather(self.asked)) - self.asked
+        while self.heard < askers or (self.bidding is not None and not self.bidding.Test()):
+            self.listen()
+            os.sched_yield()
+        self.asked, self.heard, self.bidding = False, 0, None
+        self.comm.Barrier()                 # nobody asks before all have forgotten
 
     def _join(self) -> None:
         if self.bidding is None:
