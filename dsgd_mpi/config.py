@@ -87,6 +87,9 @@ class Config:
                                     "for sgd]", least=0)
     weight_decay: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, "
                                         "1e-4 for sgd]", least=0)
+    on_nonfinite: Literal["stop", "skip", "restore"] = option(
+        "Schedule", "stop", "Once a loss or gradient is not finite: stop, with status 3; skip updates by such a "
+        "gradient; or restore the newest checkpoint and go on at half the rate, at most three times.")
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
     augment: bool = option("Schedule", False, "Random crops and flips of the training images: helps in long runs, "
                            "hurts in short ones.", flag=True)

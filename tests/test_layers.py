@@ -21,7 +21,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
      "training.deadline", "training.output", "training.agreement"),
     ("training.parts",),
-    ("training.evaluate", "training.steps"),
+    ("training.evaluate", "training.steps", "training.nonfinite"),
     ("training.loop",),
     ("training.build",),
     ("training.folder",),

@@ -66,6 +66,8 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
     if config_.dtype == "float16" and not algorithm.may_skip_step:
         raise UsageError(f"--dtype float16: {config_.algorithm} cannot skip a step whose gradient overflows, as "
                          "float16 requires; use --dtype bfloat16")
+    if config_.on_nonfinite == "skip" and not algorithm.may_skip_step:
+        raise UsageError(f"--on-nonfinite skip: {config_.algorithm} cannot skip a step; use stop or restore")
     kernels = load(config_.kernels, config_.dtype, config_.device)
     if config_.dtype == "float16" and optimizer.name not in kernels.fused:
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
@@ -149,4 +151,5 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
         eval_own=chosen.eval_own,
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
+        on_nonfinite=chosen.on_nonfinite,
         bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)

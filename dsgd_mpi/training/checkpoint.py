@@ -10,7 +10,8 @@
 
 Format 1, which can still be read, supported no optimizer but SGD, and had its v next to x.
 
-Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete.
+Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete. One
+that holds a number that is not finite is not written, and not read if it is found.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the position
 in the data. A run that is resumed at step k draws what it would have drawn.
 """
@@ -30,7 +31,8 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic, read_everything
+from dsgd_mpi.arrays.hdf5 import atomic, read_finite
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
@@ -58,7 +60,7 @@ class Checkpoints:
         written = True
         if self.host.rank == 0 or not algorithm.replicated:
             attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
-                          "optimizer": optimizer.name, "totals": json.dumps(totals)}
+                          "optimizer": optimizer.name, "totals": to_json(totals)}
             written = self._write(self._partial(step) / self._name(algorithm), attributes, x, optimizer, algorithm)
         complete = self._all(written)
         if self.host.rank == 0:
@@ -85,6 +87,10 @@ class Checkpoints:
                 return self._read(path, x, optimizer, algorithm)
         raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
 
+    def newest(self) -> int | None:
+        """The step of the newest one, as this rank sees the folder; None if there is none."""
+        return max(self._steps(), default=None)
+
     def _steps(self) -> list[int]:
         return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
 
@@ -104,7 +110,7 @@ class Checkpoints:
     def _write(self, path: Path, attributes: dict[str, Any], x: Array, optimizer: Optimizer,
                algorithm: Algorithm) -> bool:
         try:
-            with atomic(path) as file:
+            with atomic(path, read_finite) as file:
                 file.attrs.update(attributes)
                 file.create_dataset("x", data=to_numpy(x), chunks=True, fletcher32=True)
                 for name, array in optimizer.state.items():
@@ -164,7 +170,7 @@ def _reads_back(path: Path) -> bool:
         with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") not in (1, FORMAT):
                 raise OSError(f"expected checkpoint format {FORMAT} or 1, found {file.attrs.get('format')}")
-            read_everything(file)
+            read_finite(file)
     except OSError as error:
         log.warning("%s cannot be read back: %s", path, error)
         return False

@@ -5,7 +5,6 @@ An error on any rank ends the whole job at once, with that rank's message; the o
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -19,11 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import numpy as np
 
 from dsgd_mpi import __version__
 from dsgd_mpi.arrays.flat import to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.arrays.hdf5 import atomic, read_finite
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
@@ -34,6 +35,7 @@ from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.loop import train
+from dsgd_mpi.training.nonfinite import Diverged
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.signals import STATUS, StopRequest
@@ -45,7 +47,7 @@ log = logging.getLogger("dsgd_mpi")
 
 
 def run(config: Config) -> int:
-    """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
+    """Trains as configured, on all ranks of the job; the exit status: 0, 2 usage error, 3 diverged, 75 stopped."""
     stop = StopRequest()
     rank, size, _ = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
@@ -126,10 +128,10 @@ def told(host: Host, problem: UsageError | None) -> bool:
 def fail(host: Any, failure: BaseException | None) -> None:
     """Reports what happened on this rank and ends the job."""
     sys.stdout.flush()
-    if isinstance(failure, UsageError):
+    if isinstance(failure, click.ClickException):
         time.sleep(PATIENCE_S if host.rank else 0)      # others may have found the same: rank 0 says it for all
         print(f"Error: {failure.message}", file=sys.stderr, flush=True)
-        host.abort(UsageError.exit_code)
+        host.abort(failure.exit_code)
     trace = "".join(traceback.format_exception(failure))
     print(f"{trace}rank {host.rank} on {platform.node()} failed: {failure!r}; ending the job", file=sys.stderr,
           flush=True)
@@ -153,11 +155,16 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
                                **({"job": job.described()} if job else {})})
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals)
-    if host.rank == 0:
-        record.output.put("env.json", json.dumps(machine, indent=2) + "\n")
+    if record.output:                       # rank 0
+        record.output.put("env.json", to_json(machine, indent=2) + "\n")
     display.begin(first)
     try:
         last = train(training, record, first, stop)
+    except Diverged as problem:             # on all ranks
+        record.finish("diverged", problem.step, parts.about(host.size))
+        if host.rank == 0:
+            problem.show()
+        return problem.exit_code
     finally:
         display.end()
     summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
@@ -229,7 +236,7 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
 
 def write_model(path: Path, training: Training, parts: Prepared) -> None:
     """The trained model by torchvision's names, with what inference needs."""
-    with atomic(path) as file:
+    with atomic(path, read_finite) as file:
         for name, view in training.model.state.items():
             file.create_dataset(name, data=to_numpy(view))
         dataset = parts.dataset

@@ -232,13 +232,16 @@ class MpiHost:
     def stop_agreed(self, step: int, asked: bool) -> bool:
         return self.stop.agreed(step, asked)
 
+    def forget_stop(self) -> None:
+        self.stop.forget()
+
     def close(self) -> None:
         """Collective: frees the communicators, with nothing left in them that a later one could receive."""
         self.settle()
         self.stop.listen()
         for window in self.windows:
             window.free()
-        for comm in (self.stop.comm, self.mail, self.comm):
+        for comm in (self.stop.comm, self.stop.between, self.mail, self.comm):
             comm.Free()
 
     def cores(self) -> int:

@@ -8,6 +8,7 @@ That is the step at which all stop: no rank is past it, and those behind continu
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
@@ -18,15 +19,18 @@ class Stop:
 
     def __init__(self, comm: MPI.Comm) -> None:
         self.comm = comm.Dup()              # requests to stop come from any rank: nothing else may be sent here
+        self.between = comm.Dup()           # for `forget`, while a maximum may still be under way on the other
         self.step = 0                       # the first step not yet begun
         self.bid = np.array([-1])
         self.highest = np.array([-1])
         self.bidding: MPI.Request | None = None
+        self.asked, self.heard = False, 0   # whether this rank has asked, and how many others it has heard
 
     def agreed(self, step: int, asked: bool) -> bool:
         """To be called before each step: True, on every rank, at the step that all have agreed on."""
         self.step = step
         if asked and self.bidding is None:
+            self.asked = True
             calls = [self.comm.Isend(np.empty(0, np.uint8), rank) for rank in range(self.comm.size)
                      if rank != self.comm.rank]
             self._join()
@@ -41,7 +45,22 @@ class Stop:
         """Joins if any rank has asked. Called wherever this rank waits."""
         while self.comm.Iprobe():
             self.comm.Recv(np.empty(0, np.uint8))
+            self.heard += 1
             self._join()
+
+    def forget(self) -> None:
+        """Collective, between steps: as if nobody had asked; each may ask again afterwards."""
+        askers = np.array([self.asked], np.int64)
+        self._until(self.between.Iallreduce(MPI.IN_PLACE, askers).Test)
+        others = askers[0] - self.asked
+        self._until(lambda: self.heard >= others and (self.bidding is None or self.bidding.Test()))
+        self.asked, self.heard, self.bidding = False, 0, None
+        self._until(self.between.Ibarrier().Test)      # nobody asks before all have forgotten
+
+    def _until(self, there: Callable[[], bool]) -> None:
+        while not there():
+            self.listen()
+            os.sched_yield()
 
     def _join(self) -> None:
         if self.bidding is None:
