@@ -103,6 +103,10 @@ class Config:
     threads: int = option("Machine", 0, "Threads per rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", least=0)
 
+    hang_timeout: float | None = option(
+        "Machine", None, "End the job when ranks have waited that long for one that does not answer; 0: only say so.  "
+        "[default: say so after a minute or 10 times the longest wait so far, end after 5 times that]", least=0,
+        unit="SECONDS")
     gpu_comm: Literal["auto", "staged", "direct", "nccl"] = option(
         "Machine", "auto", "How data on GPUs is sent: staged through pinned host memory, directly by a GPU-aware MPI, "
         "or averages by NCCL; auto: NCCL if all ranks have it and a GPU of their own, else direct if a trial shows "

@@ -19,7 +19,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
-     "training.deadline", "training.output", "training.agreement"),
+     "training.deadline", "training.output", "training.agreement", "training.watch"),
     ("training.parts",),
     ("training.evaluate", "training.steps", "training.nonfinite"),
     ("training.loop",),
@@ -29,6 +29,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("train", "doctor", "__main__"),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
+    "training.watch": ("training.signals",),
     "training.record": ("training.display", "training.output"),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:

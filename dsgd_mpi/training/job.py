@@ -39,6 +39,7 @@ from dsgd_mpi.training.nonfinite import Diverged
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.signals import STATUS, StopRequest
+from dsgd_mpi.training.watch import Watch
 
 PATIENCE_S = 1.0                            # in which rank 0 ends the job
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
@@ -47,7 +48,10 @@ log = logging.getLogger("dsgd_mpi")
 
 
 def run(config: Config) -> int:
-    """Trains as configured, on all ranks of the job; the exit status: 0, 2 usage error, 3 diverged, 75 stopped."""
+    """Trains as configured, on all ranks of the job; the exit status.
+
+    0, 2 for a usage error, 3 if the run diverged, 4 if ranks hung, 75 if it was asked to stop.
+    """
     stop = StopRequest()
     rank, size, _ = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
@@ -67,6 +71,7 @@ def run(config: Config) -> int:
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
+        watch = Watch(host, config.hang_timeout, stop)
         if told(host, problem):
             return UsageError.exit_code
         assert parts
@@ -83,8 +88,9 @@ def run(config: Config) -> int:
             return UsageError.exit_code
         assert net
         with claim or nullcontext():
-            where = Path(host.allgather(claim and str(claim.folder))[0])
+            where = watch.folder = Path(host.allgather(claim and str(claim.folder))[0])
             status = work(parts, net, where, stop, job)
+        watch.close()
         host.close()
         return status
     except BaseException as failure:
@@ -187,7 +193,7 @@ def python() -> str:
 
 def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
     """Collective: the run's software and hardware, for env.json."""
-    own = {**host.place(), "kernels": parts.kernels.name, "threads": threads}
+    own = {**host.place(), "pid": os.getpid(), "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
             "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
