@@ -131,7 +131,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     at_once = 1 if chosen.steps_total else workers
     epoch = batches.steps_per_epoch * workers // at_once
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
-    warmup = min(round(chosen.warmup * epoch), steps // 2)
+    asked = min(chosen.warmup * epoch, 1e15)
+    warmup = min(round(asked), steps // 2)
     threads = chosen.threads or host.cores()
     parts.kernels.set_threads(threads)
     model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
@@ -148,7 +149,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
         optimizer=optimizer, schedule=schedule,
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
-        ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
+        ranks_per_step=at_once, eval_every=max(1, round(min(chosen.eval_every * epoch, steps))),
         eval_own=chosen.eval_own,
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
         on_nonfinite=chosen.on_nonfinite,
