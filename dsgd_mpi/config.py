@@ -109,7 +109,7 @@ class Config:
     milestones: str | None = option("Schedule", None, "Epochs at which --schedule step drops the rate, e.g. 30,60,80.  "
                                     "[default: 1/2 and 3/4 of the run]", unit="EPOCHS,...")
     warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak, from that peak "
-                           "divided by the ranks that train.",
+                           "divided by the ranks that train; at most half of the run.",
                            unit="EPOCHS")
     momentum: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, 0.9 "
                                     "for sgd]", limit=Below(1))
