@@ -126,7 +126,7 @@ def read_command_line() -> Config | None:
     try:
         config: Config | int | None = command.main(prog_name="python -m dsgd_mpi.train", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"Error: {error.format_message()}", err=True)        # one line, without click's on usage
         sys.exit(error.exit_code)
     return config if isinstance(config, Config) else None
 

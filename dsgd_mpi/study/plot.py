@@ -56,7 +56,7 @@ class Run:
     folder: Path
     config: Config
     ranks: int | None                       # None: not known
-    status: str                             # finished, stopped (on request) or unfinished (killed, or in progress)
+    status: str                             # finished, stopped (on request), diverged, or unfinished (killed, going on)
     options: dict[str, Any]                 # the algorithm's, defaults included
     losses: list[Point]                     # of rank 0's share of the training set
     accuracies: list[Point]                 # 0 to 1, on the test set

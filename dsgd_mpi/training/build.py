@@ -77,8 +77,12 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
     if launched().rank == 0:                # one rank is enough to read some of the images before the first step
         for remark in dataset.verify(thorough=False):
             log.warning(remark)
-    parts = Prepared(config_, algorithm, optimizer, kernels, dataset,
-                     models.graph(config_.model, len(dataset.classes), dataset.image))
+    graph = models.graph(config_.model, len(dataset.classes), dataset.image)
+    if lone := graph.lone(config_.batch):
+        raise UsageError(f"--batch {config_.batch}: {config_.model} could not learn, since in {len(lone)} layers, such "
+                         f"as {lone[-1]}, batch norm would see one value a channel, an image of 1x1; use --batch 2 or "
+                         "more, or larger images")
+    parts = Prepared(config_, algorithm, optimizer, kernels, dataset, graph)
     if ranks:
         fit(parts, ranks)
     return parts
@@ -131,7 +135,10 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     at_once = 1 if chosen.steps_total else workers
     epoch = batches.steps_per_epoch * workers // at_once
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
-    warmup = min(round(chosen.warmup * epoch), steps // 2)
+    asked = round(min(chosen.warmup * epoch, steps))
+    warmup = min(asked, steps // 2)
+    if warmup < asked and chosen.warmup != Config.warmup:
+        log.warning("--warmup %g: shortened to %d steps, half of the run", chosen.warmup, warmup)
     threads = chosen.threads or host.cores()
     parts.kernels.set_threads(threads)
     model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
@@ -148,7 +155,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
         optimizer=optimizer, schedule=schedule,
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
-        ranks_per_step=at_once, eval_every=max(1, round(chosen.eval_every * epoch)),
+        ranks_per_step=at_once, eval_every=max(1, round(min(chosen.eval_every * epoch, steps))),
         eval_own=chosen.eval_own,
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
         on_nonfinite=chosen.on_nonfinite,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsgd_mpi import algorithms
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.training.build import optimizer_of
@@ -165,7 +166,7 @@ def acquire(path: Path, me: Holder, folder: Path) -> None:
     """Makes `path` a claim of this process. UsageError if it is held, or if nothing can be written there."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_text(json.dumps(me._asdict()) + "\n", encoding="utf-8")
+        part.write_text(to_json(me._asdict()) + "\n", encoding="utf-8")
         end = time.monotonic() + TAKING_S
         while not placed(part, path):
             if not left_behind(path, me, now=part.stat().st_mtime):     # the file server's clock

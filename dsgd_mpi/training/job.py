@@ -225,6 +225,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
+                f"warm-up of {training.schedule.warmup} steps, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,

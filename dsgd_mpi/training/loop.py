@@ -29,12 +29,12 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
 
     Diverged, on all ranks, once a number that matters is not finite and nothing can be done about it (`nonfinite`).
     """
-    while True:
-        try:
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):    # noticed where it matters
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):     # noticed where it matters
+        while True:
+            try:
                 return attempt(slowed(run, record), record, first, stop_asked)
-        except Diverged as problem:
-            run, first = restored(run, record, problem)
+            except Diverged as problem:
+                run, first = restored(run, record, problem)
 
 
 def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
@@ -76,9 +76,9 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             return g
 
         def take(step: int) -> None:
-            record.taking = step + 1, run.schedule(step)
-            run.algorithm.step(x, gradient, run.schedule(step))
-            (record.step if run.works else record.line)(step + 1, run.schedule(step))
+            record.taking = _, rate = step + 1, run.schedule(step)
+            run.algorithm.step(x, gradient, rate)
+            (record.step if run.works else record.line)(step + 1, rate)
 
         def asked() -> bool:
             return stop_asked() or noticed(run, record)

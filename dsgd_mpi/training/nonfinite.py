@@ -57,15 +57,15 @@ def tried(run: Training, record: Record) -> str:
     """What has been done about it, in vain."""
     if run.on_nonfinite == "skip":
         return f", and {run.optimizer.skipped} updates were left out"
-    return f", after {record.restores} restores" if record.restores else ""
+    return f", after {record.restores} restore{'s'[: record.restores > 1]}" if record.restores else ""
 
 
 def way_out(run: Training) -> str:
-    newest, lower = run.checkpoints.newest(), "a lower --lr or a longer --warmup"
+    newest, lower = run.checkpoints.newest(), "with a lower --lr or a longer --warmup"
     if newest is None:
-        return f"no checkpoint was written before; start again with {lower}"
+        return f"no checkpoint was written before; start again {lower}"
     folder = run.checkpoints.folder
-    return f"the newest finite checkpoint is of step {newest}; continue with --resume {folder}, {lower}"
+    return f"the newest finite checkpoint is of step {newest}; continue with --resume {folder} or start again, {lower}"
 
 
 def slowed(run: Training, record: Record) -> Training:
@@ -90,7 +90,8 @@ def restored(run: Training, record: Record, problem: Diverged) -> tuple[Training
         raise problem from None
     run.host.traffic.reset()
     record.rewind(step, {**totals, "restores": record.restores + 1, "peak_lr": run.schedule.lr}, algorithm)
-    log.warning("%s; back to step %d at rate %g, restore %d of %d", problem.message.partition(";")[0], step,
-                run.schedule.lr / 2**record.restores, record.restores, RESTORES)
+    if run.host.rank == 0:
+        log.warning("%s; back to step %d at rate %g, restore %d of %d", problem.message.partition(";")[0], step,
+                    run.schedule.lr / 2**record.restores, record.restores, RESTORES)
     return dataclasses.replace(run, algorithm=algorithm), step
 
