@@ -61,6 +61,7 @@ class Claim:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.holder, self.ended = folder, own(), threading.Event()
+        self.made = False                   # whether the folder was made for this run
         acquire(folder / LOCK, self.holder, folder)
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -73,8 +74,20 @@ class Claim:
     def __enter__(self) -> Claim:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self.made and kind and issubclass(kind, UsageError):
+            self.unmake()
         self.release()
+
+    def unmake(self) -> None:
+        """Removes what a refused run has left in the folder made for it, if it has not trained yet."""
+        lines = self.folder / "metrics.jsonl"
+        if any(self.folder.glob("checkpoint-*")) or (lines.exists() and lines.stat().st_size):
+            return
+        with suppress(OSError):
+            for name in ("config.toml", "env.json", "metrics.jsonl", LOCK):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_S):
@@ -128,6 +141,7 @@ def prepared(config: Config, folder: Path) -> Claim:
                              f"--resume {folder}, or choose another --out")
         with writing(folder):
             write_whole(config_file, replace(config, out=str(folder), auto_resume=False).to_toml())
+        claim.made = True
         return claim
     except BaseException:
         claim.release()
