@@ -28,8 +28,9 @@ def start() -> None:
     local, ranks_here = on_this_node()
     needed, there = START_BYTES * ranks_here, total_bytes()
     if about.startswith("MPICH") and there < needed:
+        ranks = f"{ranks_here} rank{'s' if ranks_here > 1 else ''}"
         problem = UsageError(f"{SHARED_MEMORY} on {platform.node()} is {there / 2**20:,.1f} MiB large, but to start "
-                             f"MPI with {ranks_here} ranks there takes {needed / 2**20:,.1f} MiB; {WAY_OUT}")
+                             f"MPI on {ranks} there takes {needed / 2**20:,.1f} MiB; {WAY_OUT}")
         if local == 0 and launched().rank:  # rank 0, which reports what is raised, is on another node
             problem.show()
         raise problem
