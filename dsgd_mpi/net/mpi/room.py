@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 
 from mpi4py import MPI
 
@@ -13,7 +12,6 @@ from dsgd_mpi.errors import UsageError
 SHARED_MEMORY = "/dev/shm"                  # where MPICH and Open MPI put the windows of ranks on one node
 WAY_OUT = ("give the container more of it (docker run --shm-size=8g, or --ipc=host; Kubernetes: an emptyDir of medium "
            "Memory), mount it larger, use fewer ranks per node, or remove what killed runs left there")
-HEAR_S = 2.0                                # rank 0 tells it for all and ends the job
 
 
 def require(comm: MPI.Intracomm, own_bytes: int) -> None:
@@ -24,7 +22,6 @@ def require(comm: MPI.Intracomm, own_bytes: int) -> None:
     node.Free()
     for told in comm.allgather(problem):
         if told:
-            time.sleep(HEAR_S if comm.rank else 0)
             raise UsageError(told)
 
 
