@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 TOOL_S = 10.0                               # for a tool that only has to answer
 LAUNCH_S = 60.0                             # for two processes to start, even on a slow file system
@@ -39,8 +39,7 @@ class Answer(NamedTuple):
 
 def ask(*words: str | Path, limit_s: float = TOOL_S, env: dict[str, str] | None = None) -> Answer:
     """Runs a program. After a timeout it is killed with all its children, and not waited for: a driver may block it."""
-    text: Any = {"mode": "w+", "encoding": "utf-8", "errors": "replace"}
-    with tempfile.TemporaryFile(**text) as output, tempfile.TemporaryFile(**text) as errors:
+    with in_memory("output") as output, in_memory("errors") as errors:
         try:
             process = subprocess.Popen([*map(str, words)], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
                                        env=env, start_new_session=True)
@@ -56,6 +55,11 @@ def ask(*words: str | Path, limit_s: float = TOOL_S, env: dict[str, str] | None 
         for file in (output, errors):
             file.seek(0)
         return Answer(status, output.read(), errors.read())
+
+
+def in_memory(name: str) -> IO[str]:
+    """A file of text for a program's output: there may be no folder for temporary files."""
+    return open(os.memfd_create(name), "w+", encoding="utf-8", errors="replace")
 
 
 def probe(module: str, *launcher: str | Path, limit_s: float = LAUNCH_S) -> tuple[list[dict[str, Any]], str]:
