@@ -132,22 +132,30 @@ def prepared(config: Config, folder: Path) -> Claim:
         raise UsageError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    claim = Claim(folder)
     try:
-        if config_file.exists():            # looked for again: now nobody else can write it
-            if config.auto_resume and same_run(config, folder):
-                return claim
-            raise UsageError(f"{folder} already holds {'another' if config.auto_resume else 'a'} run; continue it with "
-                             f"--resume {folder}, or choose another --out")
-        with writing(folder):
-            write_whole(config_file, replace(config, out=str(folder), auto_resume=False).to_toml())
-        claim.made = True
-        return claim
+        claim = Claim(folder)
+        try:
+            begin(config, folder, claim)
+        except BaseException:
+            claim.release()
+            raise
     except BaseException:
-        claim.release()
         with suppress(OSError):
             folder.rmdir()                  # only if there is nothing in it
         raise
+    return claim
+
+
+def begin(config: Config, folder: Path, claim: Claim) -> None:
+    """Writes config.toml of a new run, or finds that of this very run. UsageError if it is another's."""
+    file = folder / "config.toml"
+    if not file.exists():                   # looked for again: now nobody else can write it
+        with writing(folder):
+            write_whole(file, replace(config, out=str(folder), auto_resume=False).to_toml())
+        claim.made = True
+    elif not (config.auto_resume and same_run(config, folder)):
+        raise UsageError(f"{folder} already holds {'another' if config.auto_resume else 'a'} run; continue it with "
+                         f"--resume {folder}, or choose another --out")
 
 
 def same_run(config: Config, folder: Path) -> bool:
