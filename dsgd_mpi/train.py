@@ -16,6 +16,7 @@ import click
 
 from dsgd_mpi.config import TABLES, Config, GroupedCommand, command_line_options, from_toml
 from dsgd_mpi.net.launch import launched
+from dsgd_mpi.terminal import print_anything
 
 
 def read_run(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -108,6 +109,7 @@ def optimizers() -> str:
 def main() -> None:
     """`python -m dsgd_mpi.train`, on every rank."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would compete with oneDNN's
+    print_anything()
     config = parse()
     if config is not None:
         from dsgd_mpi.training.job import run
@@ -118,7 +120,7 @@ def parse() -> Config | None:
     """The configuration, or None if the command line only asks for output. All ranks read it; only rank 0 prints."""
     if launched().rank == 0:
         return read_command_line()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         return read_command_line()
 
 

@@ -49,7 +49,8 @@ def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) 
     finally:
         with suppress(OSError):             # it is gone if all went well
             part.unlink()
-    _fsync(path.parent)                     # the rename itself is in the folder
+    with suppress(OSError):                 # not every file system does this for a folder
+        _fsync(path.parent)                 # the rename itself is in it
 
 
 def read_everything(file: h5py.File) -> None:

@@ -243,7 +243,7 @@ def _read_png(path: Path) -> tuple[Array, Any]:
     test = path.name == "test_batch.png"
     source = path.with_name("test_lables.json" if test else "train_lables.json")
     try:
-        labels = json.loads(source.read_text())
+        labels = json.loads(source.read_text("utf-8"))
         if not isinstance(labels, list):
             raise ValueError(f"found {type(labels).__name__}")
     except (ValueError, RecursionError) as error:
