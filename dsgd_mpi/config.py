@@ -178,9 +178,11 @@ def from_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a file sets; UsageError if it is missing, is not TOML or names an unknown field."""
     values = read_toml(path)
     values.pop("grid", None)                # the points of a study do not concern a run
-    for key in values:
+    for key, value in values.items():
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")
+        if key not in TABLES and not (isinstance(value, int | float | str) and "\0" not in str(value)):
+            raise UsageError(f"{path}: expected one number, text or true or false for {key}, found {value!r}")
     for name, owner in TABLES.items():
         table = values.get(name, {})
         if not isinstance(table, Mapping):
