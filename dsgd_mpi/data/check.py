@@ -50,6 +50,10 @@ def check_layout(file: h5py.File, path: Path) -> dict[str, Array]:
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
+        for link in (file.get(each, getlink=True) for each in (name.split("/")[0], name)):
+            if isinstance(link, h5py.ExternalLink):
+                raise UsageError(f"{path}: {name} is a link to {link.path} in {link.filename}, where it cannot be "
+                                 "found or read; put that file where it was")
         names: list[str] = []
         file.visititems(lambda key, item: names.append(key) if isinstance(item, h5py.Dataset) else None)
         raise UsageError(f"{path}: expected the datasets train/images, train/labels, test/images and test/labels, "

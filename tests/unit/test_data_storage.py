@@ -147,6 +147,19 @@ def test_external_files_are_found_whole_or_the_file_is_refused(tmp_path, act, mo
 
 
 @BOTH
+@pytest.mark.parametrize("name", ["train", "test/labels"])
+def test_a_link_to_a_file_that_is_gone_is_told_by_its_name(tmp_path, act, name):
+    path = dataset_file(tmp_path)
+    with h5py.File(path, "r+") as file, h5py.File(tmp_path / "other.h5", "w") as other:
+        file.copy(name, other, "x")
+        del file[name]
+        file[name] = h5py.ExternalLink("other.h5", "/x")
+    act(path)
+    (tmp_path / "other.h5").rename(tmp_path / "moved.h5")
+    refused(act, path, f"{name}", "is a link to /x in other.h5, where it cannot be found")
+
+
+@BOTH
 @pytest.mark.parametrize("name", ["train/images", "test/images", "train/labels", "test/labels"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_what_was_never_written_is_refused(tmp_path, act, name, chunked):

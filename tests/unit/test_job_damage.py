@@ -20,7 +20,7 @@ from tests.support.data_samples import dataset_file
 
 FEW = settings(max_examples=50, deadline=None, derandomize=True,
                suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=3000, derandomize=False)
+MANY = settings(FEW, max_examples=1000, derandomize=False)
 SINGLE = [1, 0, -1, 2**70, 1.5, 1e300, float("nan"), float("inf"), "", "x", "1", "nan", "é", "1:2", "\0", True, False]
 NESTED = [[], [1], [[]], [{}], {}, {"a": 1}, datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1, 1),
           datetime.time(1)]
