@@ -58,6 +58,7 @@ def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
         file.visititems(lambda key, item: names.append(key) if isinstance(item, h5py.Dataset) else None)
         raise UsageError(f"{path}: expected the datasets train/images, train/labels, test/images and test/labels, "
                          f"found no {name} but {', '.join(names[:6]) or 'none at all'}; rename or convert them")
+    check_reachable(found, path)            # first of all: where parts are gone, the shape may be another
     return found
 
 
@@ -81,8 +82,6 @@ def _check_images_shape(file: h5py.File, name: str, path: Path) -> None:
     if images.dtype != np.uint8:
         raise UsageError(f"{path}: expected {name} as uint8, 0 to 255, found {images.dtype}; they are normalised when "
                          f"read, so store them as they were{_as_bytes(images, path)}")
-    check_reachable(images, path)
-
 
 def _as_bytes(images: h5py.Dataset, path: Path) -> str:
     """What makes bytes of numbers of another type, if that is plain from the first image."""
