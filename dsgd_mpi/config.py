@@ -212,11 +212,11 @@ def from_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a file sets; UsageError if it is missing, is not TOML or names an unknown field."""
     values = read_toml(path)
     values.pop("grid", None)                # the points of a study do not concern a run
-    for key in values:
+    for key, value in values.items():
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")
         if key not in TABLES:
-            check_type(kind_of(FIELDS[key]), values[key], f"{path}: {key}")
+            check_type(kind_of(FIELDS[key]), value, f"{path}: {key}")
     for name, owner in TABLES.items():
         table = values.get(name, {})
         if not isinstance(table, Mapping):
@@ -285,6 +285,8 @@ def check_type(kind: Any, value: Any, what: str) -> None:
     if type(value) not in FITS[base]:
         found = repr(value) if isinstance(value, str) else str(value)
         raise UsageError(f"{what}: expected {WORDS[base]}, found {short(found.lower() if value is True else found)}")
+    if "\0" in str(value):
+        raise UsageError(f"{what}: expected a string without NUL, found {value!r}")
     convert(kind, str(value), what)
 
 

@@ -36,7 +36,13 @@ def make_defaults(ctx: click.Context, path: Path) -> None:
     for table, owner in TABLES.items():
         if found.get(owner) not in (None, before.get(owner)):
             before = {**before, table: ()}  # the options of another one
-    ctx.default_map = {**before, **found, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
+    words = {key: as_word(value) for key, value in found.items() if key not in TABLES}
+    ctx.default_map = {**before, **words, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
+
+
+def as_word(value: Any) -> str:
+    """As on the command line, since click would make an integer of 16.5 and a number of true."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})

@@ -126,7 +126,7 @@ class Watch:
         if node != platform.node():
             return ""
         try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         except FileNotFoundError:
             return "X"
         except OSError:
