@@ -31,8 +31,8 @@ from dsgd_mpi.training.build import optimizer_of
 from dsgd_mpi.training.output import write_whole
 
 LOCK = "run.lock"
-BEAT_S = 30.0                               # between two touches
-SILENT_S = 600.0                            # after which a holder on another machine counts as gone: 20 touches missed
+BEAT_S = 20.0                               # between two touches
+SILENT_S = 180.0                            # after which a holder on another machine counts as gone: 9 touches missed
 TAKING_S = 10.0                             # how long another process is waited for that takes the same claim over
 OF_OPTIMIZER = ("optimizer", "set_optimizer", "momentum", "weight_decay")
 

@@ -65,6 +65,14 @@ def test_tables_and_paths_are_printed_whatever_the_locale(encoding):
     assert "gr\u00fcn/\u4e2d".encode(encoding, "backslashreplace") in done.stdout
 
 
+def test_output_to_a_full_disk_is_lost_and_the_program_goes_on():
+    program = ("from dsgd_mpi.terminal import print_anything; print_anything(); from dsgd_mpi.training.display import "
+               "Display; import sys\nfor _ in range(1000): Display(True).table('t', {'a': 'b' * 90})\n"
+               "print('x', flush=True); print('x', file=sys.stderr, flush=True); sys.exit(7)")
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full).returncode == 7
+
+
 def test_no_file_is_read_or_written_in_the_locale_s_encoding():
     """`make lint` finds what ruff understands; this the short forms that it does not, and output of programs."""
     found = [f"{path}: {line.strip()}" for path in Path(ROOT, "dsgd_mpi").rglob("*.py")
