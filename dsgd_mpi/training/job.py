@@ -5,6 +5,7 @@ An error on any rank ends the whole job at once, with that rank's message; the o
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -26,7 +27,7 @@ from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic, read_finite
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
-from dsgd_mpi.errors import UsageError
+from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training import agreement
@@ -134,6 +135,9 @@ def told(host: Host, problem: UsageError | None) -> bool:
 def fail(host: Any, failure: BaseException | None) -> None:
     """Reports what happened on this rank and ends the job."""
     sys.stdout.flush()
+    if isinstance(failure, OSError) and no_room(failure):
+        where = f"rank {host.rank} on {platform.node()}"
+        failure = RunError(f"{failure} ({where}); make room there, and continue with --resume", 1)
     if isinstance(failure, click.ClickException):
         time.sleep(PATIENCE_S if host.rank else 0)      # others may have found the same: rank 0 says it for all
         print(f"Error: {failure.message}", file=sys.stderr, flush=True)
@@ -142,6 +146,12 @@ def fail(host: Any, failure: BaseException | None) -> None:
     print(f"{trace}rank {host.rank} on {platform.node()} failed: {failure!r}; ending the job", file=sys.stderr,
           flush=True)
     host.abort(1)
+
+
+def no_room(failure: BaseException | None) -> bool:
+    """Whether a full disk or a used-up quota is at the bottom of it."""
+    return failure is not None and (getattr(failure, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+                                    or no_room(failure.__cause__))
 
 
 def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None) -> int:

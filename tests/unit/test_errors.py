@@ -1,7 +1,11 @@
 """How a rank that fails ends the job: one line for what is the user's, a traceback for the rest, and the status."""
 
+import errno
+import os
+
 import pytest
 
+from dsgd_mpi.arrays import hdf5
 from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.training.job import fail
 
@@ -34,3 +38,21 @@ def test_any_other_error_is_printed_with_its_rank_and_where_it_was_raised(capsys
         fail(Host(), ValueError("unforeseen"))
     assert gone.value.args == (1,)
     assert "rank 3 on " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_found_no_room_at_the_end_is_one_line_that_says_how_to_go_on(tmp_path, monkeypatch, capsys, number):
+    def full(*_args):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(hdf5, "_write", full)
+    with pytest.raises(OSError, match=os.strerror(number)) as failure, hdf5.atomic(tmp_path / "model.h5"):
+        pass
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(Gone) as gone:
+        fail(Host(), failure.value)
+    assert gone.value.args == (1,)
+    said = capsys.readouterr().err
+    assert said.startswith(f"Error: {tmp_path / 'model.h5'} was not written")
+    assert os.strerror(number) in said
+    assert "continue with --resume" in said
+    assert said.count("\n") == 1
