@@ -400,6 +400,22 @@ def test_a_run_is_not_overwritten(tmp_path):
     assert (tmp_path / "run" / "model.h5").read_bytes() == before
 
 
+def test_of_two_runs_in_one_folder_one_trains_and_the_other_says_who_has_it(tmp_path):
+    folder = tmp_path / "run"
+    first = Job("-m", "dsgd_mpi.train", "--steps", 100_000, "--batch", 4, "--out", folder, "--quiet")
+    until((folder / "env.json").exists)
+    for options in (("--resume", folder), ("--auto-resume", "--out", folder, "--steps", 100_000, "--batch", 4)):
+        status, _, errors = train(*options)
+        assert status == 2
+        assert errors.startswith(f"Error: {folder} is in use by process {first.process.pid} on "), errors
+        assert errors.count("\n") == 1
+    first.process.kill()
+    first.finish()
+    status, _, errors = train("--out", folder, "--auto-resume", "--steps", 3)
+    assert (status, "already holds another run" in errors) == (2, True)
+    assert not (folder / "run.lock").exists()           # left by the killed run, taken over, released
+
+
 def test_a_run_of_gossip_cannot_be_resumed_with_other_ranks(tmp_path):
     assert train(*SMALL, "--algorithm", "gossip", "--out", tmp_path / "run", ranks=3)[0] == 0
     status, _, errors = train("--resume", tmp_path / "run", "--steps", 20, ranks=2)
