@@ -7,6 +7,7 @@ must come before MPI and threads, and costs some milliseconds.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from dsgd_mpi.errors import UsageError
 
-CPU_S = 20                                  # of computation, thousands of times what a file takes; disks may be slow
+CPU_S = 10                                  # of computation, thousands of times what a file takes; disks may be slow
 
 
 def tried(act: Callable[[], object], path: Path) -> None:
@@ -49,6 +50,7 @@ def _attempt(act: Callable[[], object], tell: int) -> None:
     """In the child, which ends here: no handler, no buffer and no lock of its parent's is its own."""
     result = ["passed", ""]
     try:
+        faulthandler.disable()              # the parent's: its dump would be printed beside the one line
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
