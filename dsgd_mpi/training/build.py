@@ -137,8 +137,9 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
     asked = round(min(chosen.warmup * epoch, steps))
     warmup = min(asked, steps // 2)
-    if warmup < asked and chosen.warmup != Config.warmup:
-        log.warning("--warmup %g: shortened to %d steps, half of the run", chosen.warmup, warmup)
+    if warmup < asked and chosen.warmup != Config.warmup and host.rank == 0:
+        log.warning("--warmup %g is longer than half of the run: shortened to %d of %d steps", chosen.warmup, warmup,
+                    steps)
     threads = chosen.threads or host.cores()
     parts.kernels.set_threads(threads)
     model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)

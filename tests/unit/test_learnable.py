@@ -47,6 +47,6 @@ def test_a_warm_up_is_at_most_half_of_the_run_and_one_asked_for_is_told_so(tmp_p
     with caplog.at_level(logging.WARNING):
         run = Cluster(1).run(lambda host: assemble(prepare(config, 1), host, tmp_path))[0]
     assert run.schedule.warmup == done
-    assert ("half of the run" in caplog.text) == said
+    assert ("longer than half of the run: shortened" in caplog.text) == said
     assert all(np.isfinite(run.schedule(step)) and 0 <= run.schedule(step) <= config.lr for step in range(steps))
     assert run.eval_every == steps
