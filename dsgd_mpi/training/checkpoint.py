@@ -1,41 +1,35 @@
-"""Checkpoints: a folder for each, with an HDF5 file per rank that holds a model of its own; complete or absent.
+"""Checkpoints: a folder for each, with a file per rank that holds a model of its own; complete or absent.
 
-    checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
-                         rank1.h5 ...   optimizer/ its state by name: v (parameters,) is SGD's momentum
-                                        keeps/ the rest of the algorithm's state
-                                        kernels/ the kernels' state: the loss scale in float16
-                                        attributes: format, step, ranks, algorithm, optimizer, seed, config (TOML),
-                                                    totals (JSON), shared_out (whether steps are counted over all
-                                                    ranks together)
-
-Format 1, which can still be read, supported no optimizer but SGD, and had its v next to x.
+    checkpoint-000001234/rank0.h5, rank1.h5 ...     one for all ranks where their models are always the same
+                         SHA256SUMS                 of these files, as sha256sum writes it
 
 Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the position
 in the data. A run that is resumed at step k draws what it would have drawn.
+
+Whatever else lies in the run's folder or in that of a checkpoint is not ours: it is neither read nor deleted.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic, read_everything
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
+from dsgd_mpi.training import rankfile
+from dsgd_mpi.training.rankfile import Saved, State, Unfit
 
-FORMAT = 2
+SUMS = "SHA256SUMS"
+OURS = re.compile(r"rank\d+\.h5|\.rank\d+\.h5\.\w+\.part|" + SUMS)
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -52,120 +46,170 @@ class Checkpoints:
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Collective, after `step` steps. If it fails (a full disk), it is lost with a warning; the run continues."""
         algorithm.rest(x)
+        part = partial(self.folder, step)
+        begun = self.host.allgather(self.host.rank != 0 or self._try(step, begin, part))[0]     # the folder exists
+        sums = None
+        if begun and (self.host.rank == 0 or not algorithm.replicated):
+            attributes = {**self.header, "step": step, "ranks": self.host.size}
+            sums = self._try(step, rankfile.write, part / file_name(self._file(algorithm)), attributes, totals,
+                             State(x, optimizer, algorithm, self.state))
+        everyone = self.host.allgather(sums)
         if self.host.rank == 0:
-            self._partial(step).mkdir(exist_ok=True)
-        self.host.settle()                  # the folder exists
-        written = True
-        if self.host.rank == 0 or not algorithm.replicated:
-            attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
-                          "optimizer": optimizer.name, "totals": json.dumps(totals)}
-            written = self._write(self._partial(step) / self._name(algorithm), attributes, x, optimizer, algorithm)
-        complete = self._all(written)
-        if self.host.rank == 0:
-            self._conclude(step, complete)
+            written = everyone[:1] if algorithm.replicated else everyone
+            if not all(written) or not self._try(step, conclude, self.folder, step, written):
+                with suppress(OSError):
+                    remove(part)
+                return
+            for old in [each for each in steps_in(self.folder) if each <= step][: -self.kept]:
+                with suppress(OSError):
+                    remove(path_of(self.folder, old))
 
     def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
                 required: bool = True) -> tuple[int, dict[str, Any]]:
-        """Collective: loads the newest checkpoint that all ranks can read back in full; a warning for any newer one.
+        """Collective: loads the newest checkpoint from which all ranks can go on; a warning says why not a newer one.
 
-        Overwrites x and the state of the optimizer, the algorithm and the kernels; kernel state that the file does not
-        hold (another dtype wrote it) is left as it is. Returns the step to continue with and the totals so far.
-        UsageError if there is none, or if its number of ranks (unless all are alike), network or optimizer differs.
-        If none is `required` and none was ever completed, returns step 0 and overwrites nothing.
+        Overwrites x and the state of the optimizer, the algorithm and the kernels, once all ranks have checked all of
+        theirs; kernel state that the file does not hold (another dtype wrote it) is left as it is. Returns the step to
+        continue with and the totals so far. UsageError tells of each why it cannot be used, if none can. If none is
+        `required` and none was ever completed, returns step 0 and overwrites nothing.
         """
-        steps = np.full(64, -1)
-        found = self._steps()[-len(steps):]
-        steps[: len(found)] = found
-        self.host.broadcast(steps)          # all try the same ones, whatever each sees in the folder
-        if not required and steps[0] < 0:
-            return 0, {}
-        for step in steps[steps >= 0][::-1]:
-            path = self._path(int(step)) / self._name(algorithm)
-            if self._all(_reads_back(path)):
-                return self._read(path, x, optimizer, algorithm)
-        raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
+        state = State(x, optimizer, algorithm, self.state)
+        found: list[int] = self.host.allgather(steps_in(self.folder))[0]    # all try the same, whatever each sees
+        reasons: dict[str, str] = {}
+        for step in reversed(found):
+            saved, reason = self._examined(step, state)
+            wrong = self.host.allgather(reason)
+            if not any(wrong):
+                assert saved
+                if reasons and self.host.rank == 0:
+                    log.warning("resumed from step %d, since newer checkpoints cannot be used: %s", step, told(reasons))
+                rankfile.put_back(saved, state)
+                return saved.step, saved.totals
+            rank = next(rank for rank, each in enumerate(wrong) if each)
+            reasons[path_of(self.folder, step).name] = wrong[rank] or ""
+        if reasons:
+            raise UsageError(f"{self.folder}: no checkpoint to resume from: {told(reasons)}")
+        if required:
+            raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
+        return 0, {}
 
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"checkpoint-{step:09d}"
-
-    def _partial(self, step: int) -> Path:
-        return self.folder / f".checkpoint-{step:09d}.part"
-
-    def _name(self, algorithm: Algorithm) -> str:
-        return f"rank{0 if algorithm.replicated else self.host.rank}.h5"
-
-    def _all(self, fine: bool) -> bool:
-        """Collective: whether it is so on all ranks."""
-        return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
-
-    def _write(self, path: Path, attributes: dict[str, Any], x: Array, optimizer: Optimizer,
-               algorithm: Algorithm) -> bool:
+    def _examined(self, step: int, state: State) -> tuple[Saved | None, str | None]:
+        """This rank's file of a checkpoint, or why it cannot be used."""
         try:
-            with atomic(path) as file:
-                file.attrs.update(attributes)
-                file.create_dataset("x", data=to_numpy(x), chunks=True, fletcher32=True)
-                for name, array in optimizer.state.items():
-                    file.create_dataset(f"optimizer/{name}", data=to_numpy(array), chunks=True, fletcher32=True)
-                for name in algorithm.keeps:
-                    file[f"keeps/{name}"] = to_numpy(getattr(algorithm, name))
-                for name, array in self.state.items():
-                    file[f"kernels/{name}"] = to_numpy(array)
+            saved = read(self.folder, step, self._file(state.algorithm))
+            rankfile.check(saved, state, self.header, self.host.size)
+        except Unfit as reason:
+            return None, str(reason)
+        return saved, None
+
+    def _file(self, algorithm: Algorithm) -> int:
+        return 0 if algorithm.replicated else self.host.rank
+
+    def _try(self, step: int, act: Any, *args: Any) -> Any:
+        """What it returns; None, with a warning, if the file system refuses."""
+        try:
+            return act(*args)
         except OSError as error:
-            log.warning("no checkpoint at step %d: %s; the run continues", attributes["step"], error)
-            return False
-        return True
-
-    def _conclude(self, step: int, complete: bool) -> None:
-        if not complete:
-            shutil.rmtree(self._partial(step), ignore_errors=True)
-            return
-        shutil.rmtree(self._path(step), ignore_errors=True)     # of an earlier run to the same step
-        os.replace(self._partial(step), self._path(step))
-        for old in self._steps()[: -self.kept]:
-            shutil.rmtree(self._path(old))
-
-    def _read(self, path: Path, x: Array, optimizer: Optimizer, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
-        with h5py.File(path, "r", locking=False) as file:
-            ranks = int(file.attrs["ranks"])
-            if not algorithm.replicated and ranks != self.host.size:
-                raise UsageError(f"{path.parent}: holds {ranks} different models, one per rank, but this run has "
-                                 f"{self.host.size} ranks; resume it with {ranks}")
-            if file["x"].shape != x.shape:
-                raise UsageError(f"{path}: holds a network of {file['x'].size} elements; this run's has {x.size}")
-            if file.attrs.get("shared_out", False) != self.header.get("shared_out", False):
-                raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
-                                 f"{_counted(self.header)}; use --steps-total if and only if the run began with it")
-            before = file.attrs.get("optimizer", "sgd")
-            if before != optimizer.name:
-                raise UsageError(f"{path.parent}: expected the state of {optimizer.name}, found that of {before}; "
-                                 f"resume with --optimizer {before}")
-            fill(x, file["x"][()])
-            for name, array in optimizer.state.items():
-                fill(array, file[name if file.attrs["format"] == 1 else f"optimizer/{name}"][()])
-            for name in algorithm.keeps:
-                kept = file["keeps"][name][()]
-                setattr(algorithm, name, beside(x, kept) if kept.shape else kept)
-            for name, array in self.state.items():
-                if f"kernels/{name}" in file:
-                    fill(array, file[f"kernels/{name}"][()])
-            return int(file.attrs["step"]), json.loads(file.attrs["totals"])
+            log.warning("no checkpoint at step %d: %s; the run continues", step, error)
+            return None
 
 
-def _counted(about: Any) -> str:
-    """Whose steps a run counts, by its header."""
-    return "all ranks together" if about.get("shared_out", False) else "each rank"
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:09d}"
 
 
-def _reads_back(path: Path) -> bool:
+def partial(folder: Path, step: int) -> Path:
+    return folder / f".checkpoint-{step:09d}.part"
+
+
+def file_name(rank: int) -> str:
+    return f"rank{rank}.h5"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Of the checkpoints in a run's folder, ascending: folders, no links, of a name that we give, with a rank's file.
+
+    OSError is told as an empty folder.
+    """
+    found = []
+    with suppress(OSError):
+        for path in folder.iterdir():
+            name = re.fullmatch(r"checkpoint-(\d{9,})", path.name)
+            if (name and path == path_of(folder, int(name[1])) and path.is_dir() and not path.is_symlink()
+                    and any(path.glob("rank*.h5"))):
+                found.append(int(name[1]))
+    return sorted(found)
+
+
+def read(folder: Path, step: int, rank: int) -> Saved:
+    """What a rank's file holds, once it is known to be as it was written; Unfit."""
+    path = path_of(folder, step)
+    return rankfile.read(path / file_name(rank), step, digests(path).get(file_name(rank)))
+
+
+def digests(path: Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files by name; of older versions, none. Unfit if the list of them is damaged."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") not in (1, FORMAT):
-                raise OSError(f"expected checkpoint format {FORMAT} or 1, found {file.attrs.get('format')}")
-            read_everything(file)
-    except OSError as error:
-        log.warning("%s cannot be read back: %s", path, error)
-        return False
+        lines = (path / SUMS).read_text("ascii").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise Unfit(f"{SUMS} cannot be read: {error}") from None
+    found = [re.fullmatch(r"([0-9a-f]{64})  (rank\d+\.h5)", line) for line in lines]
+    if not all(found) or not found:
+        raise Unfit(f"{SUMS} is damaged")
+    sums = {each[2]: each[1] for each in found if each}
+    if missing := [name for name in map(file_name, range(len(found))) if name not in sums]:
+        raise Unfit(f"{SUMS} is damaged: it does not name {missing[0]}")
+    return sums
+
+
+def begin(part: Path) -> bool:
+    """An empty folder of that name, whatever was there: a killed run's, or somebody else's."""
+    if part.is_dir() and not part.is_symlink():
+        remove(part)
+    if os.path.lexists(part):
+        make_way(part)
+    part.mkdir()
     return True
+
+
+def conclude(folder: Path, step: int, sums: list[str]) -> bool:
+    """Makes a whole checkpoint of its files, in the place of an earlier one of the same step."""
+    part, path = partial(folder, step), path_of(folder, step)
+    text = "".join(f"{each}  {file_name(rank)}\n" for rank, each in enumerate(sums))
+    with open(part / SUMS, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.is_dir() and not path.is_symlink():
+        remove(path)
+    if os.path.lexists(path):
+        make_way(path)
+    os.replace(part, path)
+    return True
+
+
+def make_way(path: Path) -> None:
+    """Renames what is not ours but has a name that we need."""
+    names = (path.with_name(f"{path.name}.other{count or ''}") for count in range(10**6))
+    other = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, other)
+    log.warning("%s was in the way of a checkpoint; it is now %s", path, other.name)
+
+
+def remove(path: Path) -> None:
+    """A checkpoint's folder; it stays if there is something in it that is not ours."""
+    for each in path.iterdir():
+        if OURS.fullmatch(each.name):
+            each.unlink()
+    with suppress(OSError):
+        path.rmdir()
+
+
+def told(reasons: Mapping[str, str]) -> str:
+    """Of each checkpoint why it cannot be used; equal reasons once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())

@@ -143,8 +143,12 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     display = Display(host.rank == 0 and not config.quiet, training.steps)
     first, totals = 0, None
     if config.resume or config.auto_resume:
-        first, totals = training.checkpoints.restore(training.model.flat, training.optimizer, training.algorithm,
-                                                     required=config.resume is not None)
+        found, problem = attempted(training.checkpoints.restore, training.model.flat, training.optimizer,
+                                   training.algorithm, config.resume is not None)
+        if told(host, problem):
+            return UsageError.exit_code
+        assert found
+        first, totals = found
         if first >= training.steps:
             display.print(f"{folder}: already finished, at step {first}")
             return 0
