@@ -20,7 +20,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("algorithms",),
     ("training.rankfile",),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
-     "training.deadline", "training.output", "training.agreement"),
+     "training.deadline", "training.output", "training.agreement", "training.results"),
     ("training.parts",),
     ("training.evaluate", "training.steps"),
     ("training.loop",),
@@ -31,6 +31,7 @@ FLOORS = [                                  # lowest first; a module is of the r
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
     "training.record": ("training.display", "training.output"),
+    "training.results": ("training.output",),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "doctor")

@@ -55,7 +55,8 @@ class Display:
             self.progress.update(self.task, completed=row["step"])
         own = (f" (ranks' own {row['own_accuracy_min']:.2%} to {row['own_accuracy_max']:.2%})"
                if row["own_accuracy_mean"] is not None else "")
-        self.console.print(f"epoch {row['epoch']:g}   train loss {row['train_loss']:.4f}   "
+        loss = "unknown" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        self.console.print(f"epoch {row['epoch']:g}   train loss {loss}   "
                            f"test accuracy {row['accuracy']:.2%}{own}   {row['images_per_s']:,.0f} images/s   "
                            f"{row['wall_s']:.1f} s")
 

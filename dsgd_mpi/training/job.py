@@ -36,6 +36,7 @@ from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.loop import train
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
+from dsgd_mpi.training.results import keep_config, lacking
 from dsgd_mpi.training.signals import STATUS, StopRequest
 
 PATIENCE_S = 1.0                            # in which rank 0 ends the job
@@ -141,7 +142,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
-    first, totals = 0, None
+    first, totals, row = 0, None, {}
     if config.resume or config.auto_resume:
         found, problem = attempted(training.checkpoints.restore, training.model.flat, training.optimizer,
                                    training.algorithm, config.resume is not None)
@@ -149,14 +150,23 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
             return UsageError.exit_code
         assert found
         first, totals = found
-        if first >= training.steps:
-            display.print(f"{folder}: already finished, at step {first}")
+        if first > training.steps:
+            display.print(f"{folder}: already at step {first}, beyond the {training.steps} asked for; nothing was done")
             return 0
+        if first == training.steps:
+            missing, row = host.allgather(lacking(folder, first) if host.rank == 0 else None)[0]
+            display.print(f"{folder}: already finished, at step {first}"
+                          + (f", but for {', '.join(missing)}" if missing else ""))
+            if not missing:
+                return 0
+        if host.rank == 0:
+            keep_config(folder, config)
     machine = environment(parts, host, training.threads)
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"job": job.described()} if job else {})})
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals)
+    record.row = row
     if host.rank == 0:
         record.output.put("env.json", json.dumps(machine, indent=2) + "\n")
     display.begin(first)
@@ -167,7 +177,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
     if host.rank == 0:
         if last == training.steps:
-            write_model(folder / "model.h5", training, parts)
+            write_model(folder / "model.h5", training, parts, last)
         display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
                                  and key != "staleness_counts"})
         display.print(f"run folder: {folder}")
@@ -231,11 +241,11 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
     return {"GPUs": "\n".join(lines[:SHOWN] + more)} if lines else {}
 
 
-def write_model(path: Path, training: Training, parts: Prepared) -> None:
-    """The trained model by torchvision's names, with what inference needs."""
+def write_model(path: Path, training: Training, parts: Prepared, step: int) -> None:
+    """The trained model by torchvision's names, with what inference needs, and its step."""
     with atomic(path) as file:
         for name, view in training.model.state.items():
             file.create_dataset(name, data=to_numpy(view))
         dataset = parts.dataset
-        file.attrs.update(model=parts.config.model, classes=list(dataset.classes), image=np.array(dataset.image),
-                          mean=dataset.mean, std=dataset.std)
+        file.attrs.update(step=step, model=parts.config.model, classes=list(dataset.classes),
+                          image=np.array(dataset.image), mean=dataset.mean, std=dataset.std)

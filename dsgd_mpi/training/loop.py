@@ -67,16 +67,23 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             record.settle()
             stopped = reached < goal
             if not stopped and due(reached, run.eval_every, run.steps):
-                with record.evaluating:
-                    found = evaluate(run, reached, record)
-                record.evaluation(reached, run.schedule(reached - 1), **found)
+                evaluation(run, reached, record)
             if stopped or due(reached, run.checkpoint_every, run.steps):
                 run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
             if stopped:
                 return reached
+    if not record.row:                      # resumed at its very end, from a checkpoint that was made to stop
+        evaluation(run, run.steps, record)
     with record.evaluating:
         take_answer(run, run.steps, record)
     return run.steps
+
+
+def evaluation(run: Training, step: int, record: Record) -> None:
+    """Collective: a row of the summary."""
+    with record.evaluating:
+        found = evaluate(run, step, record)
+    record.evaluation(step, run.schedule(step - 1), **found)
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -162,9 +162,10 @@ class Record:
         own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.figures()}
         self.epoch_losses.clear()
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
+        loss, losses = means.pop("loss"), means.pop("losses")
         rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
         self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, **found,
-                    "train_loss": means.pop("loss") / means.pop("losses"), **means,
+                    "train_loss": loss / losses if losses else None, **means,
                     **{key: round(means[key] * self.host.size) for key in SUMS}}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         self.row["rank_steps"] = " ".join(map(str, rank_steps))

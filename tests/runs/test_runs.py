@@ -76,6 +76,46 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
     assert "already finished, at step 12" in train("--resume", halved, ranks=ranks)[1]
 
 
+def content_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_lengthened_run_is_from_then_on_the_long_one_and_whatever_its_end_lacks_is_made(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(*SMALL, "--schedule", "constant", "--out", whole)[0] == 0
+    assert train(*SMALL, "--schedule", "constant", "--steps", 6, "--out", run)[0] == 0
+    stale, finished = (run / "model.h5").read_bytes(), content_of(run)
+    for again in ((), ("--steps", 6), ("--steps", 5)):
+        status, output, errors = train("--resume", run, *again)
+        assert (status, errors) == (0, "")
+        assert ("already at step 6, beyond the 5" if 5 in again else "already finished, at step 6\n") in output
+    assert content_of(run) == finished
+    assert train("--resume", run, "--steps", 12)[0] == 0
+    assert same(model_of(whole), model_of(run))
+    assert "steps = 12\n" in (run / "config.toml").read_text()
+    finished = content_of(run)
+    assert "already finished, at step 12\n" in train("--resume", run)[1]
+    assert content_of(run) == finished
+    (run / "model.h5").write_bytes(stale)       # killed before it was written again
+    (run / "summary.json").unlink()
+    rows = (run / "summary.csv").read_text().splitlines(keepends=True)
+    (run / "summary.csv").write_text("".join(rows[:-1]))
+    status, output, errors = train("--resume", run)
+    assert (status, errors) == (0, "")
+    assert "already finished, at step 12, but for summary.csv, summary.json, model.h5" in output
+    assert same(model_of(whole), model_of(run))
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert [row.split(",")[0] for row in (run / "summary.csv").read_text().splitlines()] == ["step", "6", "12"]
+    assert steps_of(run) == steps_of(whole)
+    before = (run / "summary.json").read_bytes()
+    (run / "model.h5").write_bytes(b"cut short")
+    assert "but for model.h5\n" in train("--resume", run)[1]
+    assert same(model_of(whole), model_of(run))
+    after = json.loads((run / "summary.json").read_text())
+    assert {key: after[key] for key in ("accuracy", "images")} == {
+        key: json.loads(before)[key] for key in ("accuracy", "images")}
+
+
 @pytest.mark.parametrize(("number", "options"), [
     (signal.SIGUSR1, ("allreduce",)), (signal.SIGUSR2, ("gossip",)), (signal.SIGTERM, ("gossip", "--set", "mode=push")),
     (signal.SIGUSR2, ("parameter_server", "--set", "servers=1"))])
