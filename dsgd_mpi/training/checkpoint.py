@@ -17,16 +17,21 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.flat import Array, fill
+from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.training import rankfile
 from dsgd_mpi.training.rankfile import Saved, State, Unfit
+from dsgd_mpi.training.resume import Consent, refusal, shared_among
 
 SUMS = "SHA256SUMS"
 OURS = re.compile(r"rank\d+\.h5|\.rank\d+\.h5\.\w+\.part|" + SUMS)
@@ -36,26 +41,32 @@ log = logging.getLogger("dsgd_mpi")
 class Checkpoints:
     """The checkpoints of one run, in its folder; the last `kept` of them are retained.
 
-    `header`: attributes of every file. `state`: the kernels', `Kernels.state`.
+    `header`: attributes of every file. `state`: the kernels', `Kernels.state`. `course`: what steps mean in images.
+    `resumed`: the attributes and the ranks of the checkpoint that was restored.
     """
 
     def __init__(self, host: Host, folder: Path, header: dict[str, Any], state: Mapping[str, Array] | None = None,
-                 kept: int = 2) -> None:
+                 course: Course | None = None, kept: int = 2) -> None:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
+        self.course = course
+        self.resumed: tuple[dict[str, Any], int] | None = None
 
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Collective, after `step` steps. If it fails (a full disk), it is lost with a warning; the run continues."""
         algorithm.rest(x)
         part = partial(self.folder, step)
         begun = self.host.allgather(self.host.rank != 0 or self._try(step, begin, part))[0]     # the folder exists
-        sums = None
+        sums, everyone = None, self.host.allgather(totals)
         if begun and (self.host.rank == 0 or not algorithm.replicated):
             attributes = {**self.header, "step": step, "ranks": self.host.size}
-            sums = self._try(step, rankfile.write, part / file_name(self._file(algorithm)), attributes, totals,
-                             State(x, optimizer, algorithm, self.state))
-        everyone = self.host.allgather(sums)
+            if self.course:
+                now = self.course
+                attributes["course"] = [now.batch, now.epoch, now.first, now.workers, now.drawn(step)]
+            sums = self._try(step, rankfile.write, part / file_name(self._file(algorithm)), attributes,
+                             everyone if algorithm.replicated else [totals], State(x, optimizer, algorithm, self.state))
+        written = self.host.allgather(sums)
         if self.host.rank == 0:
-            written = everyone[:1] if algorithm.replicated else everyone
+            written = written[:1] if algorithm.replicated else written
             if not all(written) or not self._try(step, conclude, self.folder, step, written):
                 with suppress(OSError):
                     remove(part)
@@ -65,7 +76,7 @@ class Checkpoints:
                     remove(path_of(self.folder, old))
 
     def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
-                required: bool = True) -> tuple[int, dict[str, Any]]:
+                required: bool = True, consent: Consent | None = None) -> tuple[int, dict[str, Any]]:
         """Collective: loads the newest checkpoint from which all ranks can go on; a warning says why not a newer one.
 
         Overwrites x and the state of the optimizer, the algorithm and the kernels, once all ranks have checked all of
@@ -73,18 +84,17 @@ class Checkpoints:
         continue with and the totals so far. UsageError tells of each why it cannot be used, if none can. If none is
         `required` and none was ever completed, returns step 0 and overwrites nothing.
         """
-        state = State(x, optimizer, algorithm, self.state)
+        state, consent = State(x, optimizer, algorithm, self.state), consent or Consent()
+        mean = consent.mean and not algorithm.replicated
         found: list[int] = self.host.allgather(steps_in(self.folder))[0]    # all try the same, whatever each sees
         reasons: dict[str, str] = {}
         for step in reversed(found):
-            saved, reason = self._examined(step, state)
+            saved, reason = self._examined(step, state, consent) if not mean or self.host.rank == 0 else (None, None)
             wrong = self.host.allgather(reason)
             if not any(wrong):
-                assert saved
                 if reasons and self.host.rank == 0:
                     log.warning("resumed from step %d, since newer checkpoints cannot be used: %s", step, told(reasons))
-                rankfile.put_back(saved, state)
-                return saved.step, saved.totals
+                return self._taken(step, saved, state, mean)
             rank = next(rank for rank, each in enumerate(wrong) if each)
             reasons[path_of(self.folder, step).name] = wrong[rank] or ""
         if reasons:
@@ -93,14 +103,43 @@ class Checkpoints:
             raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
         return 0, {}
 
-    def _examined(self, step: int, state: State) -> tuple[Saved | None, str | None]:
-        """This rank's file of a checkpoint, or why it cannot be used."""
+    def _examined(self, step: int, state: State, consent: Consent) -> tuple[Saved | None, str | None]:
+        """This rank's file of a checkpoint, or the mean of all, or why it cannot be used."""
         try:
             saved = read(self.folder, step, self._file(state.algorithm))
-            rankfile.check(saved, state, self.header, self.host.size)
+            self._allowed(saved, state, consent)
+            if consent.mean and not state.algorithm.replicated:
+                return mean_of(self.folder, saved, state), None
+            rankfile.check(saved, state)
         except Unfit as reason:
             return None, str(reason)
         return saved, None
+
+    def _allowed(self, saved: Saved, state: State, consent: Consent) -> None:
+        """Unfit if the rules do not let this run go on from a checkpoint."""
+        try:
+            reason = refusal(saved.about, saved.ranks, self.header, self.host.size, state.algorithm.replicated, consent)
+        except ValueError as error:
+            reason = f"its attributes are damaged: {error}"
+        if reason:
+            raise Unfit(reason)
+
+    def _taken(self, step: int, saved: Saved | None, state: State, mean: bool) -> tuple[int, dict[str, Any]]:
+        """Collective: the state becomes that of a checkpoint which all ranks have checked."""
+        about, ranks, totals = self.host.allgather(saved and [saved.about, saved.ranks, saved.totals])[0]
+        if mean:
+            if saved:
+                fill(state.x, saved.arrays["x"])
+            self.host.broadcast(state.x)
+        else:
+            assert saved
+            rankfile.put_back(saved, state)
+        self.resumed = about, ranks
+        if mean or (state.algorithm.replicated and ranks != self.host.size):
+            every = totals if len(totals) == ranks else totals * ranks      # an older version noted those of one
+            return step, shared_among(every, self.host.size)[self.host.rank]
+        own = saved.totals if saved else totals
+        return step, own[self.host.rank] if len(own) > 1 else own[0]
 
     def _file(self, algorithm: Algorithm) -> int:
         return 0 if algorithm.replicated else self.host.rank
@@ -145,6 +184,20 @@ def read(folder: Path, step: int, rank: int) -> Saved:
     """What a rank's file holds, once it is known to be as it was written; Unfit."""
     path = path_of(folder, step)
     return rankfile.read(path / file_name(rank), step, digests(path).get(file_name(rank)))
+
+
+def mean_of(folder: Path, first: Saved, state: State) -> Saved:
+    """The mean of the models of a checkpoint that were trained, in place of rank 0's `first`; Unfit."""
+    servers = first.ranks - int(first.about.get("workers", first.ranks))
+    total, totals = 0.0, []
+    for rank in range(first.ranks):
+        saved = read(folder, first.step, rank)
+        if "x" not in saved.arrays or saved.arrays["x"].shape != state.x.shape:
+            raise Unfit(f"{file_name(rank)}: expected a network of {state.x.size} elements")
+        totals += saved.totals
+        if rank >= servers:
+            total = total + saved.arrays["x"].astype(np.float64) / (first.ranks - servers)
+    return replace(first, arrays={"x": total}, totals=totals)
 
 
 def digests(path: Path) -> dict[str, str]:

@@ -66,7 +66,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             reached = walk(reached, goal, take, stop_asked)
             record.settle()
             stopped = reached < goal
-            if not stopped and due(reached, run.eval_every, run.steps):
+            if not stopped and (reached == run.steps or evaluation_after(run, reached - 1) == reached):
                 evaluation(run, reached, record)
             if stopped or due(reached, run.checkpoint_every, run.steps):
                 run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
@@ -92,8 +92,14 @@ def due(step: int, every: int, last: int) -> bool:
 
 def next_meeting(run: Training, step: int) -> int:
     """The next step after which there is something for all ranks to do together."""
-    regular = [every for every in (run.eval_every, run.checkpoint_every) if every]
-    return min(run.steps, *((step // every + 1) * every for every in regular))
+    regular = [run.checkpoint_every] if run.checkpoint_every else []
+    return min(run.steps, evaluation_after(run, step), *((step // every + 1) * every for every in regular))
+
+
+def evaluation_after(run: Training, step: int) -> int:
+    """The next step after which the run is evaluated, the end apart."""
+    every = run.eval_every
+    return run.course.reaches((run.course.units(step) // every + 1) * every)
 
 
 def linger(seconds: float, between: Callable[[], None]) -> None:

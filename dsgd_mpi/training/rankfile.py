@@ -4,10 +4,14 @@
     optimizer/  its state by name: v (parameters,) is SGD's momentum
     keeps/      the rest of the algorithm's state
     kernels/    the kernels' state: the loss scale in float16
-    attributes  format, step, ranks, algorithm, optimizer, seed, config (TOML), totals (JSON), shared_out (whether steps
-                are counted over all ranks together)
+    totals      JSON, a list: what each rank has counted whose file this is: its own rank, or all where one file is for
+                all; the losses since the last evaluation are among it
+    attributes  format, step, ranks, workers (ranks that train), algorithm, optimizer, seed, config (TOML), data (JSON),
+                shared_out (whether steps are counted over all ranks together), course (images of a step, of an epoch,
+                and of a step at the beginning; workers at the beginning; images drawn)
 
-Format 1, which can still be read, supported no optimizer but SGD, and had its v next to x. Nothing is believed of a
+Format 2 had the totals of one rank, as an attribute, and neither workers, data nor course. Format 1 supported no
+optimizer but SGD, and had its v next to x. Both can still be read. Nothing is believed of a
 file before it was checked, and nothing of a run is changed before all of the file was.
 """
 
@@ -24,13 +28,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic
 from dsgd_mpi.optim.api import Optimizer
 
-FORMAT = 2
+FORMAT = 3
+OLDER = 1, 2
 READ_BYTES = 1 << 20                        # at a time, for a digest
 
 
@@ -55,18 +59,19 @@ class Saved:
     step: int
     ranks: int
     about: dict[str, Any]                   # the other attributes
-    totals: dict[str, Any]
+    totals: list[dict[str, Any]]
     arrays: dict[str, Array]
 
 
-def write(path: Path, attributes: Mapping[str, Any], totals: Mapping[str, Any], state: State) -> str:
+def write(path: Path, attributes: Mapping[str, Any], totals: list[dict[str, Any]], state: State) -> str:
     """Writes a file, whole or not at all; its SHA-256. OSError."""
     with atomic(path) as file:
-        file.attrs.update({**attributes, "format": FORMAT, "optimizer": state.optimizer.name,
-                           "totals": json.dumps(totals)})
+        file.attrs.update({**attributes, "format": FORMAT, "optimizer": state.optimizer.name})
         arrays = {"x": state.x, **{f"optimizer/{name}": array for name, array in state.optimizer.state.items()}}
         for name, array in arrays.items():
             file.create_dataset(name, data=to_numpy(array), chunks=True, fletcher32=True)
+        text = json.dumps(totals, allow_nan=False).encode()
+        file.create_dataset("totals", data=np.frombuffer(text, np.uint8), chunks=True, fletcher32=True)
         for name in state.algorithm.keeps:
             file[f"keeps/{name}"] = to_numpy(getattr(state.algorithm, name))
         for name, array in state.kernels.items():
@@ -103,16 +108,17 @@ def read(path: Path, step: int, expected: str | None = None) -> Saved:
 
 
 def _content(file: h5py.File, step: int) -> Saved:
-    about = {key: file.attrs[key] for key in file.attrs}
-    if about.get("format") not in (1, FORMAT):
-        raise Unfit(f"expected checkpoint format {FORMAT} or 1, found {about.get('format')}")
+    about = {key: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+             for key, value in file.attrs.items()}
+    if about.get("format") not in (*OLDER, FORMAT):
+        raise Unfit(f"expected checkpoint format {FORMAT}, or {' or '.join(map(str, OLDER))}, "
+                    f"found {about.get('format')}")
     found, ranks = _whole(about, "step"), _whole(about, "ranks")
     if found != step:
         raise Unfit(f"holds step {found}, but is in the folder of step {step}")
-    totals = json.loads(about.get("totals", "null"))
-    if not isinstance(totals, dict) or not all(_figure(value) for value in totals.values()):
-        raise Unfit("attribute totals is missing" if totals is None else f"attribute totals is no record of a run: "
-                    f"{about['totals'][:40]!r}")
+    course = about.get("course", [1] * 5)
+    if not (isinstance(course, list) and len(course) == 5 and min(course) >= 0 < min(course[:4])):
+        raise Unfit(f"attribute course is damaged: {course!r}")
     arrays: dict[str, Array] = {}
 
     def visit(name: str, item: Any) -> None:
@@ -125,13 +131,21 @@ def _content(file: h5py.File, step: int) -> Saved:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise Unfit(f"dataset {name} holds numbers that are not finite")
+    text = about.get("totals") if about["format"] in OLDER else arrays.pop("totals", None)
+    if text is None:
+        raise Unfit("totals are missing")
+    totals = json.loads(text if isinstance(text, str) else text.astype(np.uint8).tobytes())
+    totals = [totals] if about["format"] in OLDER else totals
+    if not isinstance(totals, list) or not totals or not all(isinstance(each, dict) and _figure(each)
+                                                             for each in totals):
+        raise Unfit(f"totals are no record of a run: {json.dumps(totals)[:40]}")
     return Saved(found, ranks, about, totals, arrays)
 
 
 def _whole(about: Mapping[str, Any], name: str) -> int:
     """An attribute that is a whole number, not negative."""
     value = about.get(name)
-    if not isinstance(value, (int, np.integer)) or value < 0:
+    if not isinstance(value, int) or value < 0:
         raise Unfit(f"attribute {name} is missing" if value is None else
                     f"attribute {name}: expected a whole number, at least 0, found {value!r}")
     return int(value)
@@ -144,22 +158,12 @@ def _figure(value: Any) -> bool:
     return isinstance(value, (int, float)) and isfinite(value)
 
 
-def check(saved: Saved, state: State, header: Mapping[str, Any], ranks: int) -> None:
-    """Unfit unless a run on that many ranks, with this header for its own checkpoints, can go on from a file."""
+def check(saved: Saved, state: State) -> None:
+    """Unfit unless a file holds all of the state, each array in its shape."""
     algorithm, own, about = state.algorithm, state.optimizer, saved.about
-    before = about.get("algorithm")
-    if "algorithm" in header and before not in _names(header["algorithm"]):
-        raise Unfit(f"it is of a run of {before}, but this run is one of {header['algorithm']}; "
-                    f"resume with --algorithm {before}")
-    if not algorithm.replicated and saved.ranks != ranks:
-        raise Unfit(f"it holds {saved.ranks} different models, one per rank, but this run has {ranks} ranks; "
-                    f"resume it with {saved.ranks}")
     shape = saved.arrays["x"].shape if "x" in saved.arrays else None
     if shape and shape != state.x.shape:
         raise Unfit(f"it holds a network of {saved.arrays['x'].size} elements; this run's has {state.x.size}")
-    if bool(about.get("shared_out")) != bool(header.get("shared_out")):
-        raise Unfit(f"it counts the steps of {_counted(about)}, but this run those of {_counted(header)}; use "
-                    "--steps-total if and only if the run began with it")
     name = about.get("optimizer", "sgd")
     if name != own.name:
         raise Unfit(f"expected the state of {own.name}, found that of {name}; resume with --optimizer {name}")
@@ -175,23 +179,12 @@ def check(saved: Saved, state: State, header: Mapping[str, Any], ranks: int) -> 
             _check_shape(saved, f"kernels/{name}", array.shape)
 
 
-def _names(algorithm: str) -> list[str]:
-    """An algorithm's name, and those that it had before."""
-    return [algorithm, *(old for old, (_, new) in algorithms.RENAMED.items() if algorithm in new.values()),
-            *algorithms.RENAMED.get(algorithm, ("", {}))[1].values()]
-
-
 def _check_shape(saved: Saved, name: str, shape: tuple[int, ...]) -> None:
     found = saved.arrays.get(name)
     if found is None:
         raise Unfit(f"dataset {name} is missing")
     if found.shape != shape:
         raise Unfit(f"dataset {name}: expected the shape {shape}, found {found.shape}")
-
-
-def _counted(about: Mapping[str, Any]) -> str:
-    """Whose steps a run counts, by its header."""
-    return "all ranks together" if about.get("shared_out", False) else "each rank"
 
 
 def put_back(saved: Saved, state: State) -> None:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from dsgd_mpi import algorithms
+from dsgd_mpi.data.formats import write
 from dsgd_mpi.nn import resnet
+from tests.support.data_samples import content
 from tests.support.jobs import Job, pids, run, train, until
 
 SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
@@ -28,6 +30,15 @@ def model_of(folder):
 
 def steps_of(folder):
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def progress_of(folder):
+    """All that does not depend on the clock, of each line and each evaluation."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with open(folder / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return ([[line[key] for key in ("step", "epoch", "lr", "loss", "images")] for line in lines],
+            [[row[key] for key in ("step", "epoch", "lr", "accuracy", "train_loss", "images")] for row in rows])
 
 
 def same(one, other):
@@ -72,7 +83,7 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
     assert status == 0
     assert "cannot be read back" in errors
     assert same(model_of(whole), model_of(halved))
-    assert steps_of(halved) == steps_of(whole)
+    assert progress_of(halved) == progress_of(whole)
     assert "already finished, at step 12" in train("--resume", halved, ranks=ranks)[1]
 
 
@@ -114,6 +125,28 @@ def test_a_lengthened_run_is_from_then_on_the_long_one_and_whatever_its_end_lack
     after = json.loads((run / "summary.json").read_text())
     assert {key: after[key] for key in ("accuracy", "images")} == {
         key: json.loads(before)[key] for key in ("accuracy", "images")}
+
+
+def test_other_ranks_go_on_in_the_middle_of_an_epoch_and_what_changed_is_told(tmp_path):
+    """Of 12,000 images: two ranks have drawn 10 x 2 x 8, then three draw 3 x 8 a step, to 16 x 16 at the least."""
+    run, data = tmp_path / "run", tmp_path / "other.h5"
+    assert train(*SMALL, "--schedule", "linear", "--warmup", 0, "--checkpoint-every", 10, "--out", run, ranks=2)[0] == 0
+    shutil.rmtree(run / "checkpoint-000000012")
+    status, output, errors = train("--resume", run, "--steps", 16, "--log-every", 1, ranks=3)
+    assert (status, errors) == (0, "")
+    told = " ".join(output.replace("│", " ").split())
+    assert "changed ranks 2 -> 3, global batch 16 -> 24, --steps 12 -> 16, --log-every 4 -> 1" in told
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-4:]
+    assert [line["step"] for line in lines] == [11, 12, 13, 14]
+    assert [line["lr"] for line in lines] == pytest.approx([0.2 * (256 - images) / 256 for images in (
+        160, 184, 208, 232)])
+    assert json.loads((run / "summary.json").read_text())["images"] == 160 + 4 * 24
+    write(data, content(train=9000, side=28, channels=1))
+    refused = train("--resume", run, "--steps", 20, env={"DSGD_DATA": str(data)})
+    assert refused[0] == 2
+    assert refused[2].count("\n") == 1
+    assert "trained on other data: train 12000, now 9000" in refused[2]
+    assert "resnet8" in train("--resume", run, "--steps", 20, "--model", "resnet14")[2]
 
 
 @pytest.mark.parametrize(("number", "options"), [

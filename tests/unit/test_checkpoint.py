@@ -103,6 +103,10 @@ def replaced(name, value):
     return change
 
 
+def totals(text):
+    return replaced("totals", np.frombuffer(text, np.uint8))
+
+
 @pytest.mark.parametrize(("change", "reason"), [
     (without("x"), "dataset x is missing"), (without("optimizer/v"), "dataset optimizer/v is missing"),
     (without("keeps/t"), "dataset keeps/t is missing"), (without("optimizer"), "dataset optimizer/v is missing"),
@@ -115,9 +119,12 @@ def replaced(name, value):
     (attribute("step", "ten"), "attribute step: expected a whole number"),
     (attribute("step", 10), "holds step 10, but is in the folder of step 20"),
     (attribute("ranks"), "attribute ranks is missing"), (attribute("ranks", 7), "holds 7 different models"),
-    (attribute("totals"), "attribute totals is missing"), (attribute("totals", "{"), "cannot be read back"),
-    (attribute("totals", "[1]"), "totals is no record of a run"),
-    (attribute("totals", '{"wall_s": "long"}'), "totals is no record of a run"),
+    (without("totals"), "totals are missing"), (totals(b"{"), "cannot be read back"),
+    (totals(b"[1]"), "totals are no record of a run"), (totals(b"[]"), "totals are no record of a run"),
+    (totals(b'[{"wall_s": "long"}]'), "totals are no record of a run"),
+    (totals(b'[{"wall_s": NaN}]'), "totals are no record of a run"),
+    (attribute("course", [32, 0, 32, 2, 5]), "attribute course is damaged"),
+    (attribute("course", "x"), "attribute course is damaged"), (attribute("config", "[["), "attributes are damaged"),
     (attribute("format", 99), "expected checkpoint format"), (attribute("format", "x"), "expected checkpoint format"),
     (attribute("algorithm", "easgd"), "it is of a run of easgd, but this run is one of gossip"),
     (attribute("optimizer", "lars"), "expected the state of sgd, found that of lars")])
@@ -207,7 +214,7 @@ def test_no_damage_of_any_kind_gets_past_the_check_or_raises_anything_else(tmp_p
                 pass
     assert passed == 0 if sums else passed < 600
     path.write_bytes(whole)
-    assert json.dumps(checkpoint.read(tmp_path, 10, 0).totals) == '{"wall_s": 5.0}'
+    assert json.dumps(checkpoint.read(tmp_path, 10, 0).totals) == '[{"wall_s": 5.0}]'
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0  rank0.h5\n", b"a" * 64 + b"  rank0.h5\n",
@@ -279,7 +286,7 @@ def test_the_state_of_an_optimizer_is_kept_by_name_and_is_no_other_optimizer_s(t
         return adamw.state
     written = act(AdamW(), save)
     with h5py.File(next(tmp_path.rglob("rank0.h5"))) as file:
-        assert (file.attrs["format"], file.attrs["optimizer"], set(file["optimizer"])) == (2, "adamw", {"m", "v", "t"})
+        assert (file.attrs["format"], file.attrs["optimizer"], set(file["optimizer"])) == (3, "adamw", {"m", "v", "t"})
 
     def restore(optimizer, checkpoints, x):
         before = dict(optimizer.state)
@@ -297,7 +304,8 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path):
     for path in tmp_path.rglob("rank*.h5"):
         with h5py.File(path, "r+") as file:
             file["v"] = file["optimizer/v"][()]
-            del file["optimizer"], file.attrs["optimizer"]
+            file.attrs["totals"] = json.dumps({"wall_s": 5.0})
+            del file["optimizer"], file.attrs["optimizer"], file["totals"]
             file.attrs["format"] = 1
     next(tmp_path.rglob("SHA256SUMS")).unlink()
     assert on_cluster(tmp_path, 3, Gossip, restore) == [(10, 5, 100 + rank, rank, 10) for rank in range(3)]
