@@ -29,7 +29,7 @@ def header(data=None, shared_out=False, **options):
 @pytest.mark.parametrize(("before", "now", "ranks", "replicated", "reason"), [
     ({}, {}, 2, False, None), ({}, {}, 4, True, None), ({}, {"lr": 0.1, "epochs": 9, "seed": 7}, 2, False, None),
     ({}, {"batch": 8}, 2, False, None),
-    ({}, {}, 4, False, "2 different models, one per rank, but this run has 4 ranks; resume it with 2, or from the mean"),
+    ({}, {}, 4, False, "2 different models, one per rank, but this run has 4 ranks; resume it with 2, or from"),
     ({}, {"model": "resnet14"}, 2, True, "it holds a resnet8, but this run's model is resnet14"),
     ({}, {"algorithm": "gossip"}, 2, True, "it is of a run of allreduce, but this run is one of gossip"),
     ({"algorithm": "push_sum"}, {"algorithm": "sgp"}, 2, True, None),
