@@ -13,6 +13,7 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
 from dsgd_mpi import algorithms, optim
+from dsgd_mpi.config import limits_of
 
 
 class Catalogue(Directive):
@@ -82,8 +83,7 @@ def allowed(hint: typing.Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"``{choice}``" for choice in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Annotated:
-        kind, least = typing.get_args(hint)[:2]
-        return f"{allowed(kind)}, at least {least}"
+        return f"{allowed(typing.get_args(hint)[0])}, {limits_of(hint)}"
     return {int: "integer", float: "number", bool: "true or false"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 

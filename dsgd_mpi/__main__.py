@@ -6,6 +6,8 @@ import importlib
 import sys
 from typing import Any
 
+from dsgd_mpi.terminal import print_anything
+
 COMMANDS = {                                # name: module, function, help text
     "train": ("dsgd_mpi.train", "main", "Train a network; the same as `python -m dsgd_mpi.train`."),
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
@@ -17,6 +19,7 @@ COMMANDS = {                                # name: module, function, help text
 
 def main() -> None:
     """Passes the rest of the command line on; a command's module is imported only when it is used."""
+    print_anything()
     click = imported("click")
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         module, function, _ = COMMANDS[sys.argv[1]]

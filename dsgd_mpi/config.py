@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import math
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -39,10 +40,36 @@ BYTE_ORDER_MARKS = {                        # in this order: one of the first be
 TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
 
 
-def option(group: str, default: Any, text: str, *, least: float | None = None, flag: bool = False,
+class Most(typing.NamedTuple):
+    """An upper limit: `Annotated[number, its minimum, Most(1)]`."""
+
+    bound: float
+
+    def holds(self, value: float) -> bool:
+        return value <= self.bound
+
+    def __str__(self) -> str:
+        return f"at most {self.bound}"
+
+
+class Below(Most):
+    """One that the number does not reach."""
+
+    def holds(self, value: float) -> bool:
+        return value < self.bound
+
+    def __str__(self) -> str:
+        return f"less than {self.bound}"
+
+
+COUNT = Most(10**15)                        # of anything: what is computed from it fits into 64 bits
+
+
+def option(group: str, default: Any, text: str, *, least: float = 0, limit: Most | None = None, flag: bool = False,
            unit: str = "") -> Any:
-    """A field with its help text and its minimum; its type says which other values are allowed."""
-    return field(default=default, metadata={"group": group, "help": text, "least": least, "flag": flag, "unit": unit})
+    """A field with its help text, and a number's minimum and upper limit; its type says what else is allowed."""
+    return field(default=default, metadata={"group": group, "help": text, "least": least, "limit": limit, "flag": flag,
+                                            "unit": unit})
 
 
 @dataclass(frozen=True)
@@ -67,27 +94,31 @@ class Config:
         "model, else recalibrate.")
     slow_rank: str | None = option("Experiment", None, "Delay each gradient of one rank by this much, to simulate a "
                                    "straggler.", unit="RANK:SECONDS")
-    seed: int = option("Experiment", 0, "Seed of weights, shuffling and augmentation.", least=0)
+    seed: int = option("Experiment", 0, "Seed of weights, shuffling and augmentation.",
+                       limit=Most(2**63 - 1))
 
     epochs: int = option("Schedule", 6, "Passes over the training set.", least=1, unit="EPOCHS")
     steps: int | None = option("Schedule", None, "Number of steps, instead of epochs.", least=1, unit="STEPS")
     steps_total: int | None = option("Schedule", None, "Total steps of all ranks, instead: each rank takes the next "
                                      "one when it is free; asynchronous algorithms only.", least=1, unit="STEPS")
     batch: int = option("Schedule", 16, "Images per rank and step.", least=1, unit="IMAGES")
-    lr: float = option("Schedule", 0.2, "Peak learning rate.", least=0)
+    lr: float = option("Schedule", 0.2, "Peak learning rate.")
     schedule: Literal["constant", "step", "cosine", "linear"] = option(
         "Schedule", "cosine", "Learning rate decay: none, by a factor of 10 at each milestone, or along a cosine or a "
         "straight line to 0.")
     milestones: str | None = option("Schedule", None, "Epochs at which --schedule step drops the rate, e.g. 30,60,80.  "
                                     "[default: 1/2 and 3/4 of the run]", unit="EPOCHS,...")
     warmup: float = option("Schedule", 0.5, "Epochs over which the learning rate rises to its peak, from that peak "
-                           "divided by the ranks that train.", least=0,
+                           "divided by the ranks that train; at most half of the run.",
                            unit="EPOCHS")
     momentum: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, 0.9 "
-                                    "for sgd]", least=0)
+                                    "for sgd]", limit=Below(1))
     weight_decay: float | None = option("Schedule", None, "For optimizers that have it.  [default: the optimizer's, "
-                                        "1e-4 for sgd]", least=0)
-    smoothing: float = option("Schedule", 0.0, "Label smoothing.", least=0)
+                                        "1e-4 for sgd]")
+    on_nonfinite: Literal["stop", "skip", "restore"] = option(
+        "Schedule", "stop", "Once a loss or gradient is not finite: stop, with status 3; skip updates by such a "
+        "gradient; or restore the newest checkpoint and go on at half the rate, at most three times.")
+    smoothing: float = option("Schedule", 0.0, "Label smoothing.", limit=Below(1))
     augment: bool = option("Schedule", False, "Random crops and flips of the training images: helps in long runs, "
                            "hurts in short ones.", flag=True)
 
@@ -98,20 +129,24 @@ class Config:
         "Machine", "float32", "Type of activations; weights are always float32 (float64 with float64). tf32 and "
         "float16 on GPUs only, float64 on CPUs only.")
     threads: int = option("Machine", 0, "Threads per rank; 0: the cores it may use, divided among the ranks that share "
-                          "them.", least=0)
+                          "them.", limit=Most(4096))
 
+    hang_timeout: float | None = option(
+        "Machine", None, "End the job when ranks have waited that long for one that does not answer; 0: only say so.  "
+        "[default: say so after a minute or 10 times the longest wait so far, end after 5 times that]", least=0,
+        unit="SECONDS")
     gpu_comm: Literal["auto", "staged", "direct", "nccl"] = option(
         "Machine", "auto", "How data on GPUs is sent: staged through pinned host memory, directly by a GPU-aware MPI, "
         "or averages by NCCL; auto: NCCL if all ranks have it and a GPU of their own, else direct if a trial shows "
         "that it works.")
     share_gpu: bool = option("Machine", False, "Allow several ranks per GPU.", flag=True)
 
-    eval_every: float = option("Output", 1, "Epochs between evaluations on the test set; may be fractional.", least=0,
+    eval_every: float = option("Output", 1, "Epochs between evaluations on the test set; may be fractional.",
                                unit="EPOCHS")
     eval_own: int = option("Output", 1000, "Test images, evenly spaced, on which each rank also evaluates its own "
-                           "model where the ranks' models differ; 0: none.", least=0, unit="IMAGES")
+                           "model where the ranks' models differ; 0: none.", unit="IMAGES")
     log_every: int = option("Output", 10, "Steps between lines of metrics.jsonl.", least=1, unit="STEPS")
-    checkpoint_every: int = option("Output", 0, "Steps between checkpoints; 0: only one, at the end.", least=0,
+    checkpoint_every: int = option("Output", 0, "Steps between checkpoints; 0: only one, at the end.",
                                    unit="STEPS")
     out: str | None = option("Output", None, "Run folder to create.  [default: runs/DATE-ALGORITHM-MODEL-RANKS]",
                              unit="DIR")
@@ -119,7 +154,7 @@ class Config:
                                "batch system restarts.", flag=True)
     time_left: float = option("Output", 120.0, "Save and stop when the batch job has this long left, or a tenth of "
                               "what it had at the start if that is less; must exceed the time of a checkpoint and an "
-                              "evaluation. 0: never.", least=0, unit="SECONDS")
+                              "evaluation. 0: never.", unit="SECONDS")
     resume: str | None = option("Output", None, "Run folder to resume, from its newest valid checkpoint and with its "
                                 "configuration.", unit="DIR")
     resume_as: Literal["same", "mean"] = option(
@@ -166,7 +201,9 @@ class Config:
         if self.slow_rank is None:
             return None
         rank, _, seconds = self.slow_rank.partition(":")
-        return convert(int, rank, "--slow-rank RANK:SECONDS"), convert(float, seconds, "--slow-rank RANK:SECONDS")
+        what = "--slow-rank RANK:SECONDS"
+        return (convert(typing.Annotated[int, 0, COUNT], rank, what),
+                convert(typing.Annotated[float, 0], seconds, what))
 
     def to_toml(self) -> str:
         """A file that `from_toml` reads back; fields that are None are omitted."""
@@ -178,9 +215,11 @@ def from_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a file sets; UsageError if it is missing, is not TOML or names an unknown field."""
     values = read_toml(path)
     values.pop("grid", None)                # the points of a study do not concern a run
-    for key in values:
+    for key, value in values.items():
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")
+        if key not in TABLES:
+            check_type(kind_of(FIELDS[key]), value, f"{path}: {key}")
     for name, owner in TABLES.items():
         table = values.get(name, {})
         if not isinstance(table, Mapping):
@@ -226,6 +265,32 @@ def encoding_of(data: bytes) -> str:
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+HINTS = typing.get_type_hints(Config)
+FITS = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}       # types of a TOML value for a field's
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
+def kind_of(item: dataclasses.Field[Any]) -> Any:
+    """A field's type as `convert` takes it: without None, and a number with its limits."""
+    hint = HINTS[item.name]
+    if typing.get_origin(hint) is Literal:
+        return hint
+    kind = next(each for each in (typing.get_args(hint) or (hint,)) if each is not type(None))
+    limit = item.metadata["limit"] or (COUNT if kind is int else None)
+    limits = (kind, item.metadata["least"], *([limit] if limit else []))
+    annotated: Any = typing.Annotated       # mypy would not have the tuple
+    return annotated[limits] if kind in (int, float) else kind
+
+
+def check_type(kind: Any, value: Any, what: str) -> None:
+    """UsageError unless a value from a TOML file is of the type that `kind` describes, and within its limits."""
+    base = str if typing.get_origin(kind) is Literal else typing.get_args(kind)[0] if typing.get_args(kind) else kind
+    if type(value) not in FITS[base]:
+        found = repr(value) if isinstance(value, str) else str(value)
+        raise UsageError(f"{what}: expected {WORDS[base]}, found {short(found.lower() if value is True else found)}")
+    if "\0" in str(value):
+        raise UsageError(f"{what}: expected a string without NUL, found {value!r}")
+    convert(kind, str(value), what)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -257,25 +322,44 @@ def build(cls: type, options: Mapping[str, str], what: str) -> Any:
 
 
 def convert(kind: Any, text: str, what: str) -> Any:
-    """`text` as int, float, bool, str, one of the strings of a Literal, or Annotated[number, its minimum]."""
+    """`text` as int, float, bool, str, one of the strings of a Literal, or Annotated[number, its limits].
+
+    Limits are the minimum, and Most or Below if there is an upper one. No number is infinite or NaN.
+    """
     if typing.get_origin(kind) is typing.Annotated:
-        kind, least = typing.get_args(kind)
-        value = convert(kind, text, what)
-        if not value >= least:
-            raise UsageError(f"{what}: expected at least {least}, found {text}")
+        number, least, *limits = typing.get_args(kind)
+        value = convert(number, text, what)
+        if value < least or not all(limit.holds(value) for limit in limits):
+            raise UsageError(f"{what}: expected {limits_of(kind)}, found {short(text.strip())}")
         return value
     if typing.get_origin(kind) is Literal:
         if text not in typing.get_args(kind):
-            raise UsageError(f"{what}: expected one of {', '.join(typing.get_args(kind))}, found {text!r}")
+            raise UsageError(f"{what}: expected one of {', '.join(typing.get_args(kind))}, found {short(repr(text))}")
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise UsageError(f"{what}: expected true or false, found {text!r}")
+            raise UsageError(f"{what}: expected true or false, found {short(repr(text))}")
         return text.lower() == "true"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
-        raise UsageError(f"{what}: expected {kind.__name__}, found {text!r}") from None
+        raise UsageError(f"{what}: expected {WORDS[kind]}, found {short(repr(text))}") from None
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"{what}: expected a finite number, found {short(text.strip())}")
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise UsageError(f"{what}: expected an integer of at most 64 bits, found {short(text.strip())}")
+    return value
+
+
+def limits_of(kind: Any) -> str:
+    """Of Annotated[number, its limits], in words."""
+    _, least, *limits = typing.get_args(kind)
+    return " and ".join([f"at least {least}", *map(str, limits)])
+
+
+def short(text: str) -> str:
+    """What was found, in a message."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class GroupedCommand(click.Command):
@@ -296,17 +380,26 @@ def group_of(parameter: click.Parameter) -> str:
 
 def command_line_options(callbacks: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Decorates a function of `Config`'s fields with an option for each; those with a callback are processed first."""
-    hints = typing.get_type_hints(Config)
-
     def decorate(command: Command) -> Command:
         for item in reversed(FIELDS.values()):
             early = {"callback": callbacks[item.name], "is_eager": True} if item.name in callbacks else {}
-            command = click_option(item, hints[item.name], early)(command)
+            command = click_option(item, early)(command)
         return command
     return decorate
 
 
-def click_option(item: dataclasses.Field[Any], hint: Any, early: dict[str, Any]) -> Any:
+class Number(click.ParamType):              # type: ignore[type-arg]  # it has none before click 8.2
+    """An integer or number, within the limits of its option."""
+
+    def __init__(self, kind: Any, what: str) -> None:
+        self.kind, self.what = kind, what
+        self.name = "integer" if typing.get_args(kind)[0] is int else "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return convert(self.kind, str(value), self.what)
+
+
+def click_option(item: dataclasses.Field[Any], early: dict[str, Any]) -> Any:
     about = item.metadata
     name = "--" + item.name.replace("_", "-")
     shared: dict[str, Any] = dict(help=about["help"], default=item.default, show_default=item.default not in (None, ()),
@@ -315,11 +408,10 @@ def click_option(item: dataclasses.Field[Any], hint: Any, early: dict[str, Any])
         return click.option(f"{name}/--no{name[1:]}", **shared)
     if item.name in TABLES:
         return click.option(name, multiple=True, metavar=about["unit"], **shared)
-    kind: Any = next(kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None))
-    if typing.get_origin(hint) is Literal:
-        kind = click.Choice(typing.get_args(hint))
-    elif kind is int:
-        kind = click.IntRange(min=about["least"])
-    elif kind is float:
-        kind = click.FloatRange(min=about["least"])
+    kind = kind_of(item)
+    if typing.get_origin(kind) is Literal:
+        kind = click.Choice(typing.get_args(kind))
+    elif typing.get_args(kind):
+        shared["help"] += f"  [{limits_of(kind)}]" if isinstance(about["limit"], Below) else ""
+        kind = Number(kind, name)
     return click.option(name, type=kind, metavar=about["unit"] or None, **shared)

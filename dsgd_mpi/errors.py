@@ -1,6 +1,14 @@
-"""The one error that is the user's to fix: it is printed as a single line, without a traceback."""
+"""The errors that are one line for the user: printed without a traceback, each with an exit status of its own."""
 
 import click
+
+
+class RunError(click.ClickException):
+    """A run that ends with one line for the user and a status of its own, which is given to it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code          # type: ignore[misc]  # click has one for each class
 
 
 class UsageError(click.ClickException):

@@ -16,6 +16,7 @@ import click
 
 from dsgd_mpi.config import TABLES, Config, GroupedCommand, command_line_options, from_toml
 from dsgd_mpi.net.launch import launched
+from dsgd_mpi.terminal import print_anything
 
 
 def read_run(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -35,7 +36,13 @@ def make_defaults(ctx: click.Context, path: Path) -> None:
     for table, owner in TABLES.items():
         if found.get(owner) not in (None, before.get(owner)):
             before = {**before, table: ()}  # the options of another one
-    ctx.default_map = {**before, **found, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
+    words = {key: as_word(value) for key, value in found.items() if key not in TABLES}
+    ctx.default_map = {**before, **words, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
+
+
+def as_word(value: Any) -> str:
+    """As on the command line, since click would make an integer of 16.5 and a number of true."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @click.command(cls=GroupedCommand, context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})
@@ -108,6 +115,7 @@ def optimizers() -> str:
 def main() -> None:
     """`python -m dsgd_mpi.train`, on every rank."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would compete with oneDNN's
+    print_anything()
     config = parse()
     if config is not None:
         from dsgd_mpi.training.job import run
@@ -118,7 +126,7 @@ def parse() -> Config | None:
     """The configuration, or None if the command line only asks for output. All ranks read it; only rank 0 prints."""
     if launched().rank == 0:
         return read_command_line()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         return read_command_line()
 
 
@@ -126,7 +134,7 @@ def read_command_line() -> Config | None:
     try:
         config: Config | int | None = command.main(prog_name="python -m dsgd_mpi.train", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"Error: {error.format_message()}", err=True)        # one line, without click's on usage
         sys.exit(error.exit_code)
     return config if isinstance(config, Config) else None
 

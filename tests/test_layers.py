@@ -13,16 +13,16 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "dsgd_mpi"
 FLOORS = [                                  # lowest first; a module is of the room with the longest prefix that fits
-    ("", "errors", "arrays", "net.launch"),
+    ("", "errors", "arrays", "net.launch", "terminal"),
     ("config", "net.api", "net.topology", "net.places", "kernels.api", "optim.schedule"),
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
     ("training.rankfile", "training.resume"),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
-     "training.deadline", "training.output", "training.agreement", "training.results"),
+     "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),
     ("training.parts",),
-    ("training.evaluate", "training.steps"),
+    ("training.evaluate", "training.steps", "training.nonfinite"),
     ("training.loop",),
     ("training.build",),
     ("training.folder",),
@@ -30,6 +30,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("train", "doctor", "__main__"),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
+    "training.watch": ("training.signals",),
     "training.record": ("training.display", "training.output"),
     "training.results": ("training.output",),
 }

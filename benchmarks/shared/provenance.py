@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from benchmarks.shared import tree
+from dsgd_mpi.arrays.strict import to_json
 
 RESULTS = Path(os.environ.get("DSGD_RESULTS") or tree.ROOT / "benchmarks" / "results")
 PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp", "cupy-cuda12x", "cupy-cuda13x",
@@ -86,5 +86,5 @@ def save(name: str, result: dict[str, Any]) -> Path:
     said = about()
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**said, **result}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(to_json({**said, **result}, indent=1) + "\n", encoding="utf-8")
     return path

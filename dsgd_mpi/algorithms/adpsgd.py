@@ -12,6 +12,7 @@ norm's running statistics are each rank's own, and the answer has their mean.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
@@ -22,7 +23,7 @@ from dsgd_mpi.optim.api import Optimizer
 
 @dataclass
 class AsynchronousDecentralised(Algorithm):
-    seed: int = 0                           # of each rank's choice of peers
+    seed: Annotated[int, 0] = 0         # of each rank's choice of peers
 
     one_sided = True
     independent = True

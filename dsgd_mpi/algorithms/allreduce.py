@@ -12,12 +12,13 @@ from typing import Annotated
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Most
 from dsgd_mpi.net.api import Pending
 
 
 @dataclass
 class Allreduce(Algorithm):
-    bucket_mb: Annotated[float, 0] = 4.0    # size of a bucket, the gradient per message, in 1e6 bytes
+    bucket_mb: Annotated[float, 0, Most(1e6)] = 4.0     # size of a bucket, the gradient per message, in 1e6 bytes
 
     keeps = ()
     one_model = replicated = True

@@ -19,6 +19,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Most
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.sparse import Sparse, largest_share
@@ -29,7 +30,7 @@ STAGES = 5                                  # of the warm-up: 25 %, 6.25 %, 1.6 
 
 @dataclass
 class DeepGradientCompression(Algorithm):
-    share: Annotated[float, 0] = 0.001      # of each weight's entries; at least one is sent
+    share: Annotated[float, 0, Most(1)] = 0.001     # of each weight's entries; at least one is sent
     clip: Annotated[float, 0] = 0.0         # of the norm of the gradient of all ranks; 0: none
     warmup: Annotated[int, 0] = 1000        # steps; the paper has four epochs
     masking: bool = True

@@ -10,7 +10,7 @@ moving averages move on from where mixing has put them: from x_i they could beco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
@@ -20,7 +20,7 @@ from dsgd_mpi.net.topology import neighbours
 @dataclass
 class Decentralised(Algorithm):
     graph: Literal["ring", "torus", "exponential", "random", "complete"] = "ring"
-    seed: int = 0                           # of the random graph, the same on all ranks
+    seed: Annotated[int, 0] = 0         # of the random graph, the same on all ranks
 
     traffic = "an exchange of models with each neighbour"
     variants = {}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}

@@ -17,13 +17,14 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Most
 from dsgd_mpi.net.topology import random_peer
 
 
 @dataclass
 class GossipPush(Algorithm):
-    probability: Annotated[float, 0] = 1.0  # p, of sending at a step
-    seed: int = 0                           # of each rank's random choices
+    probability: Annotated[float, 0, Most(1)] = 1.0     # p, of sending at a step
+    seed: Annotated[int, 0] = 0         # of each rank's random choices
 
     keeps = "t", "w"
     independent = True

@@ -22,6 +22,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Most
 from dsgd_mpi.net.api import Pending
 from dsgd_mpi.net.topology import matching, random_peer
 
@@ -31,8 +32,8 @@ class Gossip(Algorithm):
     mode: Literal["pull", "push"] = "pull"
     order: Literal["adapt-then-combine", "combine-then-adapt"] = "adapt-then-combine"
     period: Annotated[int, 1] = 1           # tau: local steps between exchanges
-    probability: Annotated[float, 0] = 1.0  # of an exchange at those steps
-    seed: int = 0                           # the same on all ranks: it determines the pairs
+    probability: Annotated[float, 0, Most(1)] = 1.0     # of an exchange at those steps
+    seed: Annotated[int, 0] = 0         # the same on all ranks: it determines the pairs
 
     traffic = "an exchange of models, or one model sent, every `period` steps"
     drift = "1; mode=push: 0.7 to 0.85, with order=combine-then-adapt 1 to 1.25"

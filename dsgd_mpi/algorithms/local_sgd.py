@@ -21,6 +21,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array, Layout, fill
+from dsgd_mpi.config import Below
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.sgd import Sgd
@@ -29,8 +30,8 @@ from dsgd_mpi.optim.sgd import Sgd
 @dataclass
 class Local(Algorithm):
     period: Annotated[int, 1] = 8           # H
-    post_local: Annotated[int, 0] = 0       # steps of all-reduce before the first local one
-    slow_momentum: Annotated[float, 0] = 0.0    # beta
+    post_local: Annotated[int, 0] = 0   # steps of all-reduce before the first local one
+    slow_momentum: Annotated[float, 0, Below(1)] = 0.0  # beta
     slow_lr: Annotated[float, 0] = 1.0      # alpha
     buffers: Literal["maintain", "reset", "average"] = "maintain"
 

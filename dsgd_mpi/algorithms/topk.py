@@ -17,6 +17,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Most
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.sparse import Sparse, largest_share
 from dsgd_mpi.optim.api import Optimizer
@@ -24,7 +25,7 @@ from dsgd_mpi.optim.api import Optimizer
 
 @dataclass
 class TopK(Algorithm):
-    share: Annotated[float, 0] = 0.01       # k as a fraction of the trained parameters; at least one is sent
+    share: Annotated[float, 0, Most(1)] = 0.01  # k as a fraction of the trained parameters; at least one is sent
 
     keeps = "t", "error"
     one_model = True

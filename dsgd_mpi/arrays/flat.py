@@ -26,6 +26,11 @@ def fill(x: Array, values: Array) -> None:
         x[...] = values
 
 
+def finite(x: Array) -> bool:
+    """Whether all elements are. Waits for the device that x is on."""
+    return not x.size or bool(np.isfinite(x.min()) and np.isfinite(x.max()))     # both are NaN if an element is
+
+
 def beside(x: Array, values: Array) -> Array:
     """A copy of `values`, a NumPy array, in the same kind of memory as x."""
     copy = np.empty_like(x, dtype=values.dtype, shape=values.shape)

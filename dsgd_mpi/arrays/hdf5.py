@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 BLOCK_BYTES = 4 << 20                       # read at a time: little memory, and few system calls
 ABANDONED_S = 3600                          # a live writer touches its file far more often than that
@@ -48,15 +49,29 @@ def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) 
     finally:
         with suppress(OSError):             # it is gone if all went well
             part.unlink()
-    _fsync(path.parent)                     # the rename itself is in the folder
+    with suppress(OSError):                 # not every file system does this for a folder
+        _fsync(path.parent)                 # the rename itself is in it
 
 
 def read_everything(file: h5py.File) -> None:
     """Reads every dataset once; OSError if a checksum (fletcher32) does not match or the file is truncated."""
-    def visit(_name: str, item: Any) -> None:
+    _read(file, lambda name, values: None)
+
+
+def read_finite(file: h5py.File) -> None:
+    """`read_everything`; OSError too if a dataset holds a number that is not finite."""
+    def check(name: str, values: Any) -> None:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise OSError(f"{name} holds numbers that are not finite")
+
+    _read(file, check)
+
+
+def _read(file: h5py.File, check: Callable[[str, Any], None]) -> None:
+    def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             for rows in blocks(item):
-                item[rows]
+                check(name, item[rows])
 
     file.visititems(visit)
 

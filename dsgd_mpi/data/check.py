@@ -50,10 +50,15 @@ def check_layout(file: h5py.File, path: Path) -> dict[str, Array]:
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
+        for link in (file.get(each, getlink=True) for each in (name.split("/")[0], name)):
+            if isinstance(link, h5py.ExternalLink):
+                raise UsageError(f"{path}: {name} is a link to {link.path} in {link.filename}, where it cannot be "
+                                 "found or read; put that file where it was")
         names: list[str] = []
         file.visititems(lambda key, item: names.append(key) if isinstance(item, h5py.Dataset) else None)
         raise UsageError(f"{path}: expected the datasets train/images, train/labels, test/images and test/labels, "
                          f"found no {name} but {', '.join(names[:6]) or 'none at all'}; rename or convert them")
+    check_reachable(found, path)            # first of all: where parts are gone, the shape may be another
     return found
 
 
@@ -77,8 +82,6 @@ def _check_images_shape(file: h5py.File, name: str, path: Path) -> None:
     if images.dtype != np.uint8:
         raise UsageError(f"{path}: expected {name} as uint8, 0 to 255, found {images.dtype}; they are normalised when "
                          f"read, so store them as they were{_as_bytes(images, path)}")
-    check_reachable(images, path)
-
 
 def _as_bytes(images: h5py.Dataset, path: Path) -> str:
     """What makes bytes of numbers of another type, if that is plain from the first image."""

@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ FASHION_MNIST = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 LARGEST = 1 << 30                           # bytes of an unpacked file; a few kB of gzip can claim far more
+Read = TypeVar("Read")
 NOT_PUBLISHED = ", not as published"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_BATCH = 10_000                      # images in each of its six files
@@ -84,7 +85,7 @@ def _idx(folder: Path, name: str, dimensions: int, digests: dict[str, str]) -> A
     if path is None:
         raise UsageError(f"{folder}: expected {name} or {name}.gz, found {_listing(folder)}; "
                          "give the folder that the four files are in")
-    content = _unpacked(path)
+    content = _read(path, _unpacked)
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if content[:4] != magic:
@@ -100,6 +101,16 @@ def _idx(folder: Path, name: str, dimensions: int, digests: dict[str, str]) -> A
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
+def _read(path: Path, read: Callable[[Path], Read]) -> Read:
+    try:
+        return read(path)
+    except PermissionError as error:
+        raise UsageError(f"{path}: no permission to read it; try chmod +r") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read from where it is stored ({error.strerror or error}); try again, or "
+                         "from a copy elsewhere") from error
+
+
 def _unpacked(path: Path) -> bytes:
     """The content of a file that may be gzipped whatever its name: browsers unpack some and leave the name."""
     try:
@@ -109,6 +120,8 @@ def _unpacked(path: Path) -> bytes:
             with gzip.GzipFile(fileobj=file) if packed else file as content:
                 found = content.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None):   # gzip's own have none
+            raise
         raise UsageError(f"{path}: cannot be unpacked ({error}); download it again") from error
     if len(found) > LARGEST:
         raise UsageError(f"{path}: expected at most {LARGEST} bytes, found more; that is another set")
@@ -164,10 +177,7 @@ def _find_layout(folder: Path) -> tuple[Path, _Layout]:
 
 
 def _cifar10_file(path: Path, layout: _Layout) -> tuple[Array, Array]:
-    try:
-        images, found = layout.read(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); mend that, or copy it again") from error
+    images, found = _read(path, layout.read)
     labels = _labels(found, path)
     if len(images) != CIFAR10_BATCH or len(labels) != CIFAR10_BATCH:
         raise UsageError(f"{path}: expected {CIFAR10_BATCH} images and as many labels, found {len(images)} and "
@@ -208,8 +218,9 @@ def _read_binary(path: Path) -> tuple[Array, Array]:
 
 
 def _read_pickle(path: Path) -> tuple[Array, Any]:
+    made = path.read_bytes()
     try:
-        content = load(path.read_bytes())
+        content = load(made)
     except Exception as error:              # bytes that are not a pickle may raise anything
         raise UsageError(f"{path}: expected a pickle of arrays, found {type(error).__name__}: "
                          f"{' '.join(str(error).split())[:200]}; download it again") from error
@@ -243,7 +254,7 @@ def _read_png(path: Path) -> tuple[Array, Any]:
     test = path.name == "test_batch.png"
     source = path.with_name("test_lables.json" if test else "train_lables.json")
     try:
-        labels = json.loads(source.read_text())
+        labels = json.loads(source.read_text("utf-8"))
         if not isinstance(labels, list):
             raise ValueError(f"found {type(labels).__name__}")
     except (ValueError, RecursionError) as error:

@@ -158,7 +158,7 @@ def check(path: str | Path) -> None:
 def data_folder() -> Path:
     """Where converted data sets are kept: $DSGD_DATA_DIR, else $XDG_CACHE_HOME/dsgd_mpi, else ~/.cache/dsgd_mpi."""
     if folder := os.environ.get("DSGD_DATA_DIR"):
-        return Path(folder).expanduser()
+        return Path(os.path.expanduser(folder))          # never raises
     return cache_folder()
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,7 @@ from typing import Any
 import click
 
 from dsgd_mpi import __version__
+from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.doctor import machine
 from dsgd_mpi.doctor.hang import DONE, HangGuard
 from dsgd_mpi.doctor.report import Report
@@ -28,6 +30,9 @@ from dsgd_mpi.net.gpu import aware
 from dsgd_mpi.net.launch import MPI_WAY_OUT, VARIABLES, launched
 
 GIB = 2**30
+LEAST_SHARED = GIB // 4                     # bytes in /dev/shm: a few ranks with a middling model
+LONGEST_TMPDIR = 60                         # letters
+SHARED_MEMORY = Path("/dev/shm")
 LEAST_FREE = GIB                            # bytes: a few checkpoints of the largest models
 PACKAGES = ("numpy", "mpi4py", "h5py", "click", "rich", "cffi")
 PIP = f"{sys.executable} -m pip install"
@@ -76,6 +81,8 @@ def survey(report: Report, out: Path) -> None:
     report.section("GPUs", accelerators(report, libraries))
     report.section("SLURM", machine.slurm().items() or [("SLURM", "none on PATH here")])
     report.section("run folders", folders(report, machine.place(out)))
+    report.section("shared memory", shared_memory(report, machine.place(SHARED_MEMORY)))
+    report.section("places", places(report))
     settings = {key: value for key, value in sorted(os.environ.items()) if key.startswith(machine.SETTINGS)}
     if settings:
         report.section("settings in the environment", settings.items())
@@ -151,6 +158,37 @@ def folders(report: Report, place: machine.Place) -> Iterator[tuple[str, str | N
     if place.kind in VOLATILE:
         report.note(f"{place.path} lies in this host's memory ({place.kind}): a run there is lost when the host "
                     "restarts, and other hosts cannot see it")
+
+
+def shared_memory(report: Report, place: machine.Place) -> Iterator[tuple[str, str]]:
+    yield str(place.path), f"{place.free / 2**20:,.0f} MiB free of {place.size / 2**20:,.0f}"
+    if place.free < LEAST_SHARED:
+        report.note(f"{place.path} has {place.free / 2**20:,.0f} MiB free: ranks on one node talk through it, and "
+                    "one-sided algorithms keep models there, so that many ranks or large models are refused; "
+                    "docker run --shm-size=8g or --ipc=host, or mount it larger")
+
+
+def places(report: Report) -> Iterator[tuple[str, str]]:
+    """Folders for what is temporary and for what can be made again."""
+    try:
+        temporary = tempfile.gettempdir()
+    except OSError:
+        temporary = "none that can be written to"
+        report.wrong("there is no folder for temporary files, which MPI and this report need",
+                     "set TMPDIR to a folder where you may write")
+    given = os.environ.get("TMPDIR")
+    yield "temporary", temporary
+    if given and Path(given) != Path(temporary):
+        report.note(f"TMPDIR is {given}, which is not there or cannot be written to: {temporary} is used, and MPI may "
+                    "not start")
+    if len(given or "") > LONGEST_TMPDIR:
+        report.note(f"TMPDIR has {len(given or '')} letters: the sockets that Open MPI makes there may have 107 with "
+                    "their names; set it to a shorter one, such as /tmp, if MPI does not start")
+    cache = machine.place(cache_folder())
+    yield "cache", f"{cache.path}" + ("" if cache.writable else ", which cannot be made or written to")
+    if not cache.writable:
+        report.note(f"{cache.path} cannot be written to: nothing is kept there between runs; set XDG_CACHE_HOME to a "
+                    "folder where you may write, and DSGD_DATA_DIR for data sets")
 
 
 def question_mpi(report: Report, limit_s: float) -> None:

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 TOOL_S = 10.0                               # for a tool that only has to answer
 LAUNCH_S = 60.0                             # for two processes to start, even on a slow file system
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 def ask(*words: str | Path, limit_s: float = TOOL_S, env: dict[str, str] | None = None) -> Answer:
     """Runs a program. After a timeout it is killed with all its children, and not waited for: a driver may block it."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    with in_memory("output") as output, in_memory("errors") as errors:
         try:
             process = subprocess.Popen([*map(str, words)], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
                                        env=env, start_new_session=True)
@@ -55,6 +55,11 @@ def ask(*words: str | Path, limit_s: float = TOOL_S, env: dict[str, str] | None 
         for file in (output, errors):
             file.seek(0)
         return Answer(status, output.read(), errors.read())
+
+
+def in_memory(name: str) -> IO[str]:
+    """A file of text for a program's output: there may be no folder for temporary files."""
+    return open(os.memfd_create(name), "w+", encoding="utf-8", errors="replace")
 
 
 def probe(module: str, *launcher: str | Path, limit_s: float = LAUNCH_S) -> tuple[list[dict[str, Any]], str]:
@@ -108,7 +113,7 @@ def family(launcher: Path) -> str | None:
 def gpus() -> list[str]:
     """The GPUs that this process may see, by name: from the driver's files, which answer at once and cannot hang."""
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    names = [line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()
+    names = [line.partition(":")[2].strip() for file in files for line in file.read_text("utf-8").splitlines()
              if line.startswith("Model")]
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))      # in a job, those allocated to it
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -124,7 +129,8 @@ class Place(NamedTuple):
     kind: str
     mount: str
     source: str
-    free: int                               # bytes
+    size: int                               # bytes
+    free: int
     writable: bool
 
 
@@ -132,7 +138,8 @@ def place(path: Path) -> Place:
     path = path.absolute()
     nearest = next(folder for folder in (path, *path.parents) if folder.is_dir())
     kind, mount, source = mounted(nearest.resolve())
-    return Place(path, nearest, kind, mount, source, shutil.disk_usage(nearest).free, writable(nearest))
+    usage = shutil.disk_usage(nearest)
+    return Place(path, nearest, kind, mount, source, usage.total, usage.free, writable(nearest))
 
 
 def writable(folder: Path) -> bool:
@@ -148,7 +155,7 @@ def writable(folder: Path) -> bool:
 def mounted(folder: Path) -> tuple[str, str, str]:
     """Type, mount point and source of a folder's file system; the last of those mounted there counts."""
     found = ("unknown", "/", "unknown")
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
         source, mount, kind, *_ = line.split()
         mount = mount.encode().decode("unicode_escape")         # a blank is written \\040
         if folder.is_relative_to(mount) and len(mount) >= len(found[1]):
@@ -185,8 +192,8 @@ def slurm() -> dict[str, str]:
 
 def here() -> dict[str, Any]:
     """A rank's facts for the table of hosts; from files, since not every MPI lets its ranks start programs."""
-    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
               if line.startswith("model name")]
     return {"host": platform.node(), "cpu": models[0] if models else platform.machine(), "gpus": gpus(),
             "cores": sorted(os.sched_getaffinity(0)), "cores_there": os.cpu_count() or 1,

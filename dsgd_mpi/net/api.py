@@ -81,6 +81,11 @@ class Traffic:
     bytes_sent: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
 
+    def reset(self) -> None:
+        """In place: as if nothing had been communicated."""
+        self.comm_s, self.wait_s, self.bytes_sent = 0.0, 0.0, 0
+        self.staleness.clear()
+
 
 class Net(Protocol):
     """All that an algorithm sees."""
@@ -156,3 +161,6 @@ class Host(Net, Protocol):
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         """At every step boundary: True on all ranks at the same step, soon after `asked` is true on one of them."""
+
+    def forget_stop(self) -> None:
+        """Collective, between steps: as if nobody had asked to stop."""

@@ -18,6 +18,9 @@ VARIABLES = {
     "PMIx": ("PMIX_RANK", None),
     "SLURM": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 }
+# the same of this process among those on its node
+LOCAL = (("MPI_LOCALRANKID", "MPI_LOCALNRANKS"), ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+         ("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"), ("SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"))
 # what to do if MPI cannot be loaded
 MPI_WAY_OUT = ("pip install mpich, or load the module of your cluster's MPI; if its library is not called libmpi.so, "
                "build mpi4py against it: pip install --no-binary mpi4py mpi4py")
@@ -38,6 +41,15 @@ def launched() -> Launch:
         if rank is not None and (size_name is None or (size is not None and rank < size)):
             return Launch(rank, size, launcher)
     return Launch(0, 1, None)
+
+
+def on_this_node() -> tuple[int, int]:
+    """Rank and number of ranks on this node, as far as the launcher tells; (0, 1) where it does not."""
+    for rank_name, size_name in LOCAL:
+        rank, size = number(rank_name), number(size_name)
+        if rank is not None and size is not None and rank < size:
+            return rank, size
+    return 0, 1
 
 
 def number(name: str | None) -> int | None:

@@ -40,6 +40,11 @@ def sharing(places: list[Place]) -> list[Place]:
     return [place for place in places if ranks[place["uuid"]] > 1]
 
 
+def ranks_named(ranks: list[int]) -> str:
+    """`rank 0`, or `ranks 1-3,7`, of ascending numbers."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
+
+
 def ranges(numbers: list[int]) -> str:
     """[0, 1, 2, 5] -> "0-2,5"."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from dsgd_mpi.arrays.flat import Shape
 from dsgd_mpi.errors import UsageError
@@ -54,6 +55,14 @@ class Graph:
     @property
     def trained(self) -> dict[str, Shape]:
         return {name: weight.shape for name, weight in self.weights.items() if weight.trained}
+
+    def lone(self, batch: int) -> list[str]:
+        """The layers that would take statistics of a single value a channel: all that they compute is their shift.
+
+        The value minus its mean is 0 whatever the weights before it are, so no gradient passes such a layer.
+        """
+        return [layer.y for layer in self.layers if any(not self.weights[name].trained for name in layer.weights)
+                and batch * prod(self.shapes[layer.x][:-1]) == 1]
 
     @property
     def statistics(self) -> dict[str, Shape]:

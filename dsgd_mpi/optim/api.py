@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from dsgd_mpi.arrays.flat import Array, Layout, beside
+from dsgd_mpi.arrays.flat import Array, Layout, beside, finite
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import STATISTICS_RATE, Kernels, Step
 from dsgd_mpi.kernels.reference import in_blocks
@@ -39,8 +39,12 @@ class Optimizer:
     array([0.9, 0.9, 0.9])
     """
 
+    patience: ClassVar[int] = 50                # updates left out in a row, after which it is `stuck`
     vectors: ClassVar[tuple[str, ...]] = ()     # names in `state` of vectors like the trained one, initially zero
     counts: ClassVar[bool] = False              # whether `state` holds `t` too, float64 (1,): the steps taken
+    leaves_out = False                          # whether an update whose gradient is not finite is left out,
+    skipped = in_a_row = 0                      # how many were, and how many since the last that was not
+    stuck = False                               # too many in a row, or x itself is not finite: no update can help
 
     def start(self: Started, layout: Layout, like: Array, kernels: Kernels | None = None) -> Started:
         """Once, before the first update; returns self.
@@ -54,6 +58,7 @@ class Optimizer:
         self.state: dict[str, Array] = {name: np.zeros_like(like, shape=layout.parameters) for name in self.vectors}
         if self.counts:
             self.state["t"] = np.zeros_like(like, dtype="float64", shape=1)
+        self.kernel_skips = kernels is not None and kernels.dtype == "float16"     # and adapts the scale of the loss
         self.in_parts: InParts = kernels.in_parts if kernels else at_once if hasattr(like, "get") else in_cache
         make = kernels.fused.get(self.name) if kernels else None
         self.fused: Step | None = make(self) if make else None
@@ -69,12 +74,24 @@ class Optimizer:
 
     def update(self, x: Array, g: Array, lr: float) -> None:
         """Updates x in place by the gradient g at a learning rate; both (layout.size,). g is not changed."""
+        if self.leaves_out and self.left_out(x, g) and not self.kernel_skips:
+            return
         if self.fused:
             self.fused(x, g, lr)
             return
         self.step(x[self.trained], g[self.trained], lr)
         statistics = slice(self.trained.stop, None)
         x[statistics] -= STATISTICS_RATE * g[statistics]
+
+    def left_out(self, x: Array, g: Array) -> bool:
+        """Whether g is not finite, so that its update is to be left out. Waits for the device that g is on."""
+        if finite(g):
+            self.in_a_row = 0
+            return False
+        self.skipped += 1
+        self.in_a_row += 1
+        self.stuck = self.in_a_row >= self.patience or not finite(x)
+        return True
 
     def change(self, x: Array, g: Array, lr: float) -> Array:
         """As `update`; returns the change, x - before."""

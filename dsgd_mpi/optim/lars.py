@@ -16,13 +16,14 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Below
 from dsgd_mpi.optim.api import Optimizer, decays, trust_ratio
 
 
 @dataclass
 class Lars(Optimizer):
     trust: Annotated[float, 0] = 0.001      # length of a step at rate 1, as a fraction of ||x||
-    momentum: Annotated[float, 0] = 0.9     # mu
+    momentum: Annotated[float, 0, Below(1)] = 0.9     # mu
     weight_decay: Annotated[float, 0] = 5e-4    # lambda
     adapt: Literal["all", "weights"] = "weights"    # what is adapted; all includes biases and batch norm's parameters
     decay: Literal["adapted", "all", "weights"] = "adapted"     # what decays; adapted: what is adapted

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.config import Below
 from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
 class Sgd(Optimizer):
-    momentum: Annotated[float, 0] = 0.9     # mu
+    momentum: Annotated[float, 0, Below(1)] = 0.9     # mu
     nesterov: bool = True                   # else the heavy ball
     weight_decay: Annotated[float, 0] = 1e-4    # lambda
     decay: Literal["all", "weights"] = "all"    # what decays; all includes biases and batch norm's parameters

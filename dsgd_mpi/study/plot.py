@@ -56,7 +56,7 @@ class Run:
     folder: Path
     config: Config
     ranks: int | None                       # None: not known
-    status: str                             # finished, stopped (on request) or unfinished (killed, or in progress)
+    status: str                             # finished, stopped (on request), diverged, or unfinished (killed, going on)
     options: dict[str, Any]                 # the algorithm's, defaults included
     losses: list[Point]                     # of rank 0's share of the training set
     accuracies: list[Point]                 # 0 to 1, on the test set
@@ -191,7 +191,7 @@ def placed(losses: Iterator[Point], accuracies: list[Point]) -> list[Point]:
 def read_json(path: Path) -> dict[str, Any]:
     """Empty if the run has not written it yet."""
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (OSError, ValueError, TypeError):
         raise UsageError(f"{path}: cannot be read or is damaged; move it away to plot the run without it") from None
 
@@ -207,7 +207,7 @@ def all_options(config: Config) -> dict[str, Any]:
 def whole_lines(path: Path) -> list[str]:
     """Without a last one that a killed run left unfinished; none if the file does not exist."""
     try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     return [line.rstrip() for line in lines if line.endswith("\n")]
@@ -297,7 +297,7 @@ def shared(runs: list[Run]) -> str:
 
 
 def write_table(runs: list[Run], path: Path) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for run in runs:

@@ -49,7 +49,7 @@ def scaled(rates: list[Rate]) -> list[Scaled]:
 
 
 def write_scaling(found: list[Scaled], path: Path) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Scaled._fields)
         writer.writerows(found)

@@ -17,7 +17,7 @@ from dsgd_mpi.config import FIELDS, Config
 from dsgd_mpi.data import Dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
-from dsgd_mpi.net.places import ranges
+from dsgd_mpi.net.places import ranks_named
 
 # what concerns a rank alone, or is done by rank 0 for all
 MAY_DIFFER = {"threads", "log_every", "out", "time_left", "quiet"}
@@ -79,8 +79,3 @@ def spread(values: list[str]) -> str:
     for rank, value in enumerate(values):
         by_value.setdefault(value, []).append(rank)
     return ", ".join(f"{value} on {ranks_named(ranks)}" for value, ranks in by_value.items())
-
-
-def ranks_named(ranks: list[int]) -> str:
-    """`rank 0`, or `ranks 1-3,7`, of ascending numbers."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"

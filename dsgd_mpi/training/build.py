@@ -68,6 +68,8 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
     if config_.dtype == "float16" and not algorithm.may_skip_step:
         raise UsageError(f"--dtype float16: {config_.algorithm} cannot skip a step whose gradient overflows, as "
                          "float16 requires; use --dtype bfloat16")
+    if config_.on_nonfinite == "skip" and not algorithm.may_skip_step:
+        raise UsageError(f"--on-nonfinite skip: {config_.algorithm} cannot skip a step; use stop or restore")
     kernels = load(config_.kernels, config_.dtype, config_.device)
     if config_.dtype == "float16" and optimizer.name not in kernels.fused:
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
@@ -77,8 +79,12 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
     if launched().rank == 0:                # one rank is enough to read some of the images before the first step
         for remark in dataset.verify(thorough=False):
             log.warning(remark)
-    parts = Prepared(config_, algorithm, optimizer, kernels, dataset,
-                     models.graph(config_.model, len(dataset.classes), dataset.image))
+    graph = models.graph(config_.model, len(dataset.classes), dataset.image)
+    if lone := graph.lone(config_.batch):
+        raise UsageError(f"--batch {config_.batch}: {config_.model} could not learn, since in {len(lone)} layers, such "
+                         f"as {lone[-1]}, batch norm would see one value a channel, an image of 1x1; use --batch 2 or "
+                         "more, or larger images")
+    parts = Prepared(config_, algorithm, optimizer, kernels, dataset, graph)
     if ranks:
         fit(parts, ranks)
     return parts
@@ -141,6 +147,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         optimizer=optimizer, eval_own=chosen.eval_own,
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state, pace["course"]),
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
+        on_nonfinite=chosen.on_nonfinite,
         bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)
 
 
@@ -160,10 +167,13 @@ def paced(parts: Prepared, host: Host, course: Course | None = None) -> dict[str
         course = Course(batch, batches.course.epoch, batch, workers)
     epoch = course.epoch // course.first
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
-    warmup = min(round(chosen.warmup * epoch), steps // 2)
+    asked = round(min(chosen.warmup * epoch, steps))
+    warmup = min(asked, steps // 2)
+    if warmup < asked and chosen.warmup != Config.warmup:
+        log.warning("--warmup %g: shortened to %d steps, half of the run", chosen.warmup, warmup)
     epochs = chosen.milestone_epochs()
     milestones = epochs and tuple(each * epoch for each in epochs)
     schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / course.workers, course.units)
     return {"batches": batches, "course": course, "steps": course.reaches(steps), "schedule": schedule,
             "steps_per_epoch": course.epoch // course.batch, "ranks_per_step": 1 if shared_out else workers,
-            "eval_every": max(1, round(chosen.eval_every * epoch))}
+            "eval_every": max(1, round(min(chosen.eval_every * epoch, steps)))}

@@ -3,7 +3,8 @@
     checkpoint-000001234/rank0.h5, rank1.h5 ...     one for all ranks where their models are always the same
                          SHA256SUMS                 of these files, as sha256sum writes it
 
-Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete.
+Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete. One
+that holds a number that is not finite is not written, and not read if it is found.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the position
 in the data. A run that is resumed at step k draws what it would have drawn.
 
@@ -102,6 +103,10 @@ class Checkpoints:
         if required:
             raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
         return 0, {}
+
+    def newest(self) -> int | None:
+        """The step of the newest one, as this rank sees the folder; None if there is none."""
+        return max(steps_in(self.folder), default=None)
 
     def _examined(self, step: int, state: State, consent: Consent) -> tuple[Saved | None, str | None]:
         """This rank's file of a checkpoint, or the mean of all, or why it cannot be used."""

@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import NamedTuple
 
 ASKING_S = 10                               # the most that squeue may take
@@ -43,17 +43,23 @@ def batch_job() -> BatchJob | None:
     number = os.environ.get("SLURM_JOB_ID")
     if not number:
         return None
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
     return BatchJob(number, os.environ.get("SLURM_JOB_NAME", ""), os.environ.get("SLURM_JOB_NODELIST", ""),
-                    int(os.environ.get("SLURM_RESTART_COUNT", 0)), end_of(number))
+                    int(restarts) if restarts.isdecimal() else 0, end_of(number))
 
 
 def end_of(number: str) -> float:
     with suppress(ValueError):
-        return float(os.environ.get("SLURM_JOB_END_TIME", ""))
+        end = float(os.environ.get("SLURM_JOB_END_TIME", ""))
+        if end > 0:                         # nor is it NaN
+            return end
     with suppress(OSError, subprocess.SubprocessError, ValueError):
         asked = ["squeue", "--noheader", "--jobs", number, "--format", "%e"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=ASKING_S, check=True)
-        return datetime.fromisoformat(done.stdout.strip()).timestamp()
+        # it prints local time without a zone: an hour comes twice a year; and as the user wants it printed
+        environment = {**os.environ, "TZ": "UTC0", "SLURM_TIME_FORMAT": "standard"}
+        done = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=ASKING_S, check=True,
+                              env=environment)
+        return datetime.fromisoformat(done.stdout.strip()).replace(tzinfo=timezone.utc).timestamp()
     return math.inf                         # NONE or N/A, or no squeue
 
 

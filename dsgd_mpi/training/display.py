@@ -53,10 +53,10 @@ class Display:
         """A line of summary.csv."""
         if self.progress:
             self.progress.update(self.task, completed=row["step"])
+        loss = f"train loss {row['train_loss']:.4f}   " if row["train_loss"] is not None else ""
         own = (f" (ranks' own {row['own_accuracy_min']:.2%} to {row['own_accuracy_max']:.2%})"
                if row["own_accuracy_mean"] is not None else "")
-        loss = "unknown" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
-        self.console.print(f"epoch {row['epoch']:g}   train loss {loss}   "
+        self.console.print(f"epoch {row['epoch']:g}   {loss}"
                            f"test accuracy {row['accuracy']:.2%}{own}   {row['images_per_s']:,.0f} images/s   "
                            f"{row['wall_s']:.1f} s")
 

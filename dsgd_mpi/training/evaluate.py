@@ -57,6 +57,7 @@ def counted(run: Training, rank: int, size: int, most: int | None = None) -> tup
     for images, labels in evaluation_batches(run.test, model.batch, rank, size, model.kernels.byte_memory, most):
         right += int((predict(images).argmax(1) == labels).sum())
         seen += len(labels)
+        run.host.progress()
     return right, seen
 
 

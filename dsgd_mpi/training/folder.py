@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsgd_mpi import algorithms
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.training.build import optimizer_of
@@ -61,6 +62,7 @@ class Claim:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.holder, self.ended = folder, own(), threading.Event()
+        self.made = False                   # whether the folder was made for this run
         acquire(folder / LOCK, self.holder, folder)
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -73,8 +75,20 @@ class Claim:
     def __enter__(self) -> Claim:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self.made and kind and issubclass(kind, UsageError):
+            self.unmake()
         self.release()
+
+    def unmake(self) -> None:
+        """Removes what a refused run has left in the folder made for it, if it has not trained yet."""
+        lines = self.folder / "metrics.jsonl"
+        if any(self.folder.glob("checkpoint-*")) or (lines.exists() and lines.stat().st_size):
+            return
+        with suppress(OSError):
+            for name in ("config.toml", "env.json", "metrics.jsonl", LOCK):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_S):
@@ -119,21 +133,30 @@ def prepared(config: Config, folder: Path) -> Claim:
         raise UsageError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    claim = Claim(folder)
     try:
-        if config_file.exists():            # looked for again: now nobody else can write it
-            if config.auto_resume and same_run(config, folder):
-                return claim
-            raise UsageError(f"{folder} already holds {'another' if config.auto_resume else 'a'} run; continue it with "
-                             f"--resume {folder}, or choose another --out")
-        with writing(folder):
-            write_whole(config_file, replace(config, out=str(folder), auto_resume=False).to_toml())
-        return claim
+        claim = Claim(folder)
+        try:
+            begin(config, folder, claim)
+        except BaseException:
+            claim.release()
+            raise
     except BaseException:
-        claim.release()
         with suppress(OSError):
             folder.rmdir()                  # only if there is nothing in it
         raise
+    return claim
+
+
+def begin(config: Config, folder: Path, claim: Claim) -> None:
+    """Writes config.toml of a new run, or finds that of this very run. UsageError if it is another's."""
+    file = folder / "config.toml"
+    if not file.exists():                   # looked for again: now nobody else can write it
+        with writing(folder):
+            write_whole(file, replace(config, out=str(folder), auto_resume=False).to_toml())
+        claim.made = True
+    elif not (config.auto_resume and same_run(config, folder)):
+        raise UsageError(f"{folder} already holds {'another' if config.auto_resume else 'a'} run; continue it with "
+                         f"--resume {folder}, or choose another --out")
 
 
 def same_run(config: Config, folder: Path) -> bool:
@@ -165,7 +188,7 @@ def acquire(path: Path, me: Holder, folder: Path) -> None:
     """Makes `path` a claim of this process. UsageError if it is held, or if nothing can be written there."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_text(json.dumps(me._asdict()) + "\n", encoding="utf-8")
+        part.write_text(to_json(me._asdict()) + "\n", encoding="utf-8")
         end = time.monotonic() + TAKING_S
         while not placed(part, path):
             if not left_behind(path, me, now=part.stat().st_mtime):     # the file server's clock

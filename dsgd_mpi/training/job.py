@@ -5,7 +5,6 @@ An error on any rank ends the whole job at once, with that rank's message; the o
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -20,11 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import numpy as np
 
 from dsgd_mpi import __version__
 from dsgd_mpi.arrays.flat import to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.arrays.hdf5 import atomic, read_finite
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
@@ -35,11 +36,13 @@ from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.loop import train
+from dsgd_mpi.training.nonfinite import Diverged
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.results import keep_config, lacking
 from dsgd_mpi.training.resume import Consent, changes, course_of, gone_on
 from dsgd_mpi.training.signals import STATUS, StopRequest
+from dsgd_mpi.training.watch import Watch
 
 PATIENCE_S = 1.0                            # in which rank 0 ends the job
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
@@ -48,7 +51,10 @@ log = logging.getLogger("dsgd_mpi")
 
 
 def run(config: Config) -> int:
-    """Trains as configured, on all ranks of the job; the exit status: 0, 2 for a usage error, 75 if asked to stop."""
+    """Trains as configured, on all ranks of the job; the exit status.
+
+    0, 2 for a usage error, 3 if the run diverged, 4 if ranks hung, 75 if it was asked to stop.
+    """
     stop = StopRequest()
     rank, size, _ = launched()
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
@@ -68,6 +74,7 @@ def run(config: Config) -> int:
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
+        watch = Watch(host, config.hang_timeout, stop)
         if told(host, problem):
             return UsageError.exit_code
         assert parts
@@ -84,8 +91,9 @@ def run(config: Config) -> int:
             return UsageError.exit_code
         assert net
         with claim or nullcontext():
-            where = Path(host.allgather(claim and str(claim.folder))[0])
+            where = watch.folder = Path(host.allgather(claim and str(claim.folder))[0])
             status = work(parts, net, where, stop, job)
+        watch.close()
         host.close()
         return status
     except BaseException as failure:
@@ -129,10 +137,10 @@ def told(host: Host, problem: UsageError | None) -> bool:
 def fail(host: Any, failure: BaseException | None) -> None:
     """Reports what happened on this rank and ends the job."""
     sys.stdout.flush()
-    if isinstance(failure, UsageError):
+    if isinstance(failure, click.ClickException):
         time.sleep(PATIENCE_S if host.rank else 0)      # others may have found the same: rank 0 says it for all
         print(f"Error: {failure.message}", file=sys.stderr, flush=True)
-        host.abort(UsageError.exit_code)
+        host.abort(failure.exit_code)
     trace = "".join(traceback.format_exception(failure))
     print(f"{trace}rank {host.rank} on {platform.node()} failed: {failure!r}; ending the job", file=sys.stderr,
           flush=True)
@@ -173,11 +181,16 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals, training.course)
     record.row = row
-    if host.rank == 0:
-        record.output.put("env.json", json.dumps(machine, indent=2) + "\n")
+    if record.output:                       # rank 0
+        record.output.put("env.json", to_json(machine, indent=2) + "\n")
     display.begin(first)
     try:
         last = train(training, record, first, stop)
+    except Diverged as problem:             # on all ranks
+        record.finish("diverged", problem.step, parts.about(host.size))
+        if host.rank == 0:
+            problem.show()
+        return problem.exit_code
     finally:
         display.end()
     summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
@@ -219,7 +232,7 @@ def python() -> str:
 
 def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
     """Collective: the run's software and hardware, for env.json."""
-    own = {**host.place(), "kernels": parts.kernels.name, "threads": threads}
+    own = {**host.place(), "pid": os.getpid(), "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
             "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
@@ -251,6 +264,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
+                f"warm-up of {training.schedule.warmup} steps, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,
@@ -268,7 +282,7 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
 
 def write_model(path: Path, training: Training, parts: Prepared, step: int) -> None:
     """The trained model by torchvision's names, with what inference needs, and its step."""
-    with atomic(path) as file:
+    with atomic(path, read_finite) as file:
         for name, view in training.model.state.items():
             file.create_dataset(name, data=to_numpy(view))
         dataset = parts.dataset

@@ -12,8 +12,11 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dsgd_mpi.arrays.flat import Array, Buckets, Hear
 from dsgd_mpi.training.evaluate import evaluate, take_answer
+from dsgd_mpi.training.nonfinite import Diverged, check, noticed, restored, slowed
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.steps import walk_of
@@ -22,10 +25,27 @@ BETWEEN_S = 5e-4                            # between polls while a slow computa
 
 
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
-    """Collective, from step `first` on: the step reached, earlier if all agreed to stop. Saved in a checkpoint."""
+    """Collective, from step `first` on: the step reached, earlier if all agreed to stop. Saved in a checkpoint.
+
+    Diverged, on all ranks, once a number that matters is not finite and nothing can be done about it (`nonfinite`).
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):     # noticed where it matters
+        while True:
+            try:
+                return attempt(slowed(run, record), record, first, stop_asked)
+            except Diverged as problem:
+                run, first = restored(run, record, problem)
+
+
+def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
+    """Collective: `train`, or Diverged at the first number that is not finite."""
     host, model, x = run.host, run.model, run.model.flat
     run.algorithm.start(run.net, x, run.optimizer)
     host.before_waiting(record.settle)
+    run.optimizer.skipped = record.updates_skipped
+    run.optimizer.leaves_out = run.on_nonfinite == "skip"
+    if first == 0 and run.on_nonfinite == "restore":        # there is always one to go back to
+        run.checkpoints.save(0, x, run.optimizer, run.algorithm, record.totals())
     sent: list[tuple[Any, Array]] = []      # the next batch, once it is on its way to a device
 
     with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
@@ -56,15 +76,20 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
             return g
 
         def take(step: int) -> None:
-            run.algorithm.step(x, gradient, run.schedule(step))
-            (record.step if run.works else record.line)(step + 1, run.schedule(step))
+            record.taking = _, rate = step + 1, run.schedule(step)
+            run.algorithm.step(x, gradient, rate)
+            (record.step if run.works else record.line)(step + 1, rate)
+
+        def asked() -> bool:
+            return stop_asked() or noticed(run, record)
 
         walk = walk_of(run, record, first)
         reached = first
         while reached < run.steps:
             goal = next_meeting(run, reached)
-            reached = walk(reached, goal, take, stop_asked)
+            reached = walk(reached, goal, take, asked)
             record.settle()
+            check(run, record, reached)
             stopped = reached < goal
             if not stopped and (reached == run.steps or evaluation_after(run, reached - 1) == reached):
                 evaluation(run, reached, record)
@@ -76,6 +101,7 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
         evaluation(run, run.steps, record)
     with record.evaluating:
         take_answer(run, run.steps, record)
+    check(run, record, run.steps)
     return run.steps
 
 

@@ -40,6 +40,7 @@ class Training:
     workers: int                            # ranks that train a model; the others only serve
     works: bool                             # whether this rank is one of them
     bn: Literal["average", "recalibrate", "local"] = "average"  # whose batch norm statistics the answer gets
+    on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what becomes of a loss or gradient that is not finite
     delay_s: float = 0.0                    # added to the time of each gradient
 
     @property

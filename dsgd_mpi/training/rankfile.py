@@ -30,7 +30,8 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.arrays.hdf5 import atomic, read_finite
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.optim.api import Optimizer
 
 FORMAT = 3
@@ -65,12 +66,12 @@ class Saved:
 
 def write(path: Path, attributes: Mapping[str, Any], totals: list[dict[str, Any]], state: State) -> str:
     """Writes a file, whole or not at all; its SHA-256. OSError."""
-    with atomic(path) as file:
+    with atomic(path, read_finite) as file:
         file.attrs.update({**attributes, "format": FORMAT, "optimizer": state.optimizer.name})
         arrays = {"x": state.x, **{f"optimizer/{name}": array for name, array in state.optimizer.state.items()}}
         for name, array in arrays.items():
             file.create_dataset(name, data=to_numpy(array), chunks=True, fletcher32=True)
-        text = json.dumps(totals, allow_nan=False).encode()
+        text = to_json(totals).encode()
         file.create_dataset("totals", data=np.frombuffer(text, np.uint8), chunks=True, fletcher32=True)
         for name in state.algorithm.keeps:
             file[f"keeps/{name}"] = to_numpy(getattr(state.algorithm, name))
@@ -155,7 +156,7 @@ def _figure(value: Any) -> bool:
     """Whether it is a number, or are numbers, as totals hold them."""
     if isinstance(value, (list, dict)):
         return all(_figure(each) for each in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, (int, float)) and isfinite(value)
+    return value is None or (isinstance(value, (int, float)) and isfinite(value))
 
 
 def check(saved: Saved, state: State) -> None:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.data import Course
 from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
@@ -52,38 +54,52 @@ class Record:
     def __init__(self, host: Host, algorithm: Algorithm, folder: Path, display: Display, steps_per_epoch: int,
                  batch: int, ranks_per_step: int, log_every: int, first: int = 0,
                  totals: dict[str, Any] | None = None, course: Course | None = None) -> None:
-        self.host, self.algorithm, self.folder, self.display = host, algorithm, folder, display
+        self.host, self.folder, self.display = host, folder, display
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.ranks_per_step, self.course = ranks_per_step, course
-        self.before = totals or {}
+        self.output: Output | None = None   # of rank 0
+        self.rewind(first, totals or {}, algorithm)
+
+    def rewind(self, first: int, before: dict[str, Any], algorithm: Algorithm) -> None:
+        """To step `first`, with the totals of a checkpoint: what was counted or written after it is forgotten."""
+        self.algorithm, self.before = algorithm, before
         self.before.setdefault("images_applied", self.before.get("images", 0))     # of older versions
         self.rank_steps = int(self.before.get("rank_steps", 0))     # taken by this rank
+        self.updates_skipped = int(self.before.get("updates_skipped", 0))   # by this rank
+        self.restores = int(self.before.get("restores", 0))     # of the run, at half the rate each,
+        self.peak_lr = self.before.get("peak_lr")   # from this one
         counted = self.before.get("staleness_counts", {})
-        host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
-        self.told = host.traffic.staleness.copy()   # the part of it already logged
-        self.begin = host.now()
+        self.host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
+        self.told = self.host.traffic.staleness.copy()  # the part of it already logged
+        self.begin = self.host.now()
         self.data, self.compute = Stopwatch(), Stopwatch()
         self.evaluating = Stopwatch()
         self.answering, self.recalibrating = Stopwatch(), Stopwatch()   # these run while it runs
-        self.losses: list[float] = list(self.before.get("line_losses", ()))     # since the last step with a line
-        self.epoch_loss, self.epoch_losses = self.before.get("epoch_loss", (0.0, 0))    # sum, count since an evaluation
+        # those that are finite: since the last step with a line, and sum and count since the last evaluation
+        self.losses: list[float] = list(self.before.get("line_losses", ()))
+        self.epoch_loss, self.epoch_losses = self.before.get("epoch_loss", (0.0, 0))
         self.later: Later | None = None     # the last loss, if it was not known yet
+        self.taking = self.taken = first, 0.0   # the step being taken and its rate, and those of the last loss
+        self.lost: tuple[int, str] | None = None    # the step of the first loss that was not finite, in words too
         self.unwritten: dict[str, Any] = {}     # the line that waits for it
         self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
         self.row: dict[str, Any] = {}
         self.columns: list[str] | None = None       # of summary.csv, once it has some
-        if host.rank == 0:
-            self.output = Output(folder)
-            keep_lines(folder / "metrics.jsonl", lambda line: int(json.loads(line)["step"]), first)
-            keep_lines(folder / "summary.csv", lambda line: int(line.split(",")[0]), first)
+        if self.host.rank == 0:
+            if self.output:
+                self.output.close()
+            self.output = Output(self.folder)
+            keep_lines(self.folder / "metrics.jsonl", lambda line: int(json.loads(line)["step"]), first)
+            keep_lines(self.folder / "summary.csv", lambda line: int(line.split(",")[0]), first)
             self.output.add("metrics.jsonl", "")        # there may be no line yet
 
     def totals(self) -> dict[str, Any]:
         """What this rank has counted since the start of the run, resumed or not, for a checkpoint."""
         return {**self.figures(), "rank_steps": self.rank_steps, "line_losses": self.losses,
                 "epoch_loss": [self.epoch_loss, self.epoch_losses],
-                "staleness_counts": {str(stale): count for stale, count in self.host.traffic.staleness.items()}}
+                "staleness_counts": {str(stale): count for stale, count in self.host.traffic.staleness.items()},
+                "updates_skipped": self.updates_skipped, "restores": self.restores, "peak_lr": self.peak_lr}
 
     def epoch(self, step: int) -> float:
         return self.course.epochs(step) if self.course else step / self.steps_per_epoch
@@ -114,7 +130,7 @@ class Record:
         """Of the gradient just begun. That of the one before is waited for: no more than these two are under way."""
         self.settle()
         self.gradients += 1
-        self.later = later
+        self.later, self.taken = later, self.taking
         if later.done():
             self.settle()
 
@@ -125,9 +141,13 @@ class Record:
             return
         with self.compute:
             loss = later.wait(self.host.progress)
-        self.losses.append(loss)
-        self.epoch_loss += loss
-        self.epoch_losses += 1
+        if math.isfinite(loss):
+            self.losses.append(loss)
+            self.epoch_loss += loss
+            self.epoch_losses += 1
+        elif self.lost is None:
+            step, lr = self.taken
+            self.lost = step, f"the loss at step {step} is {loss} at rate {lr:g}"
         self.stepping_s = self.host.now() - self.begin - self.eval_s()
         if self.unwritten:
             self.write()
@@ -160,8 +180,8 @@ class Record:
         """The line that was waiting, with the losses since the one before; by rank 0."""
         line, self.unwritten, losses, self.losses = self.unwritten, {}, self.losses, []
         line["loss"] = float(np.mean(losses)) if losses else None       # a rank may only serve
-        if self.host.rank == 0:
-            self.output.add("metrics.jsonl", json.dumps(line) + "\n")
+        if self.output:                     # rank 0
+            self.output.add("metrics.jsonl", to_json(line) + "\n")
             self.display.step(line)
 
     def evaluation(self, step: int, lr: float, **found: float | None) -> None:
@@ -171,14 +191,15 @@ class Record:
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
         loss, losses = means.pop("loss"), means.pop("losses")
         rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
+        train_loss = loss / losses if losses else None      # no loss was finite
         self.row = {"step": step, "epoch": self.epoch(step), "lr": lr, **found,
-                    "train_loss": loss / losses if losses else None, **means,
+                    "train_loss": train_loss, **means,
                     **{key: round(means[key] * self.host.size) for key in SUMS}}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         self.row["rank_steps"] = " ".join(map(str, rank_steps))
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
         self.row["staleness_counts"] = " ".join(f"{value}:{stale[value]}" for value in sorted(stale))
-        if self.host.rank == 0:
+        if self.output:                     # rank 0
             self.output.add("summary.csv", self.as_csv(self.row))
             self.display.epoch(self.row)
 
@@ -200,11 +221,11 @@ class Record:
         summary = {"status": status, **about, "steps": step, "epochs": self.epoch(step), **figures,
                    "staleness": percentiles(stale) if stale else None, "staleness_counts": dict(sorted(stale.items())),
                    "rank_steps": self.host.allgather(self.rank_steps),
+                   "rank_updates_skipped": self.host.allgather(self.updates_skipped), "restores": self.restores,
                    "rank_images_per_s": self.host.allgather(self.rate())}
-        if self.host.rank != 0:
-            return summary
-        self.output.put("summary.json", json.dumps(summary, indent=2) + "\n")
-        self.output.close()
+        if self.output:                     # rank 0
+            self.output.put("summary.json", to_json(summary, indent=2) + "\n")
+            self.output.close()
         return summary
 
     def as_csv(self, row: dict[str, Any]) -> str:

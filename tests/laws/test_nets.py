@@ -130,18 +130,29 @@ def test_broadcast_and_allgather(world):
 
 def test_all_ranks_stop_at_the_same_step_although_one_asks_in_the_middle(world):
     """The ranks are coupled by exchanges, in which a rank that stopped too early would be missed."""
+    assert_all_stop_at_one_step(world, lambda host, step: host.rank == host.size // 2 and step >= 40)
+
+
+def test_all_ranks_may_stop_again_once_they_have_forgotten_that_they_did(world):
+    assert_all_stop_at_one_step(world, lambda host, step: host.rank % 2 == 0 and step >= 40, times=3)
+
+
+def assert_all_stop_at_one_step(world, asked, times=1):
     def main(host):
-        x = on(host, np.zeros(1000))
-        for step in range(100_000):
-            if host.stop_agreed(step, asked=host.rank == host.size // 2 and step >= 40):
-                return step
-            peer = (host.size - 1 - host.rank + step) % host.size   # an involution that differs from step to step
-            host.compute(lambda: None)
-            host.exchange(x, peer).wait()
-        return None
-    steps = world.run(main)
-    assert len(set(steps)) == 1
-    assert 40 <= steps[0] < 1000
+        x, stopped = on(host, np.zeros(1000)), []
+        for _ in range(times):
+            for step in range(100_000):
+                if host.stop_agreed(step, asked(host, step)):
+                    break
+                peer = (host.size - 1 - host.rank + step) % host.size   # an involution that differs from step to step
+                host.compute(lambda: None)
+                host.exchange(x, peer).wait()
+            stopped.append(step)
+            host.forget_stop()
+        return stopped
+    found = world.run(main)
+    assert all(stopped == found[0] for stopped in found)
+    assert all(40 <= step < 1000 for step in found[0])
 
 
 def test_bytes_are_counted(world):

@@ -28,7 +28,8 @@ def doctor(*args, ranks=None, env=None, limit_s=120):
 def fake_mpi4py(folder, content):
     """An mpi4py that goes before the real one, in this program and in those that it starts."""
     (folder / "mpi4py").mkdir()
-    (folder / "mpi4py" / "__init__.py").write_text("def get_config(): return {}\n")
+    (folder / "mpi4py" / "__init__.py").write_text("from types import SimpleNamespace\n"
+                                                     "rc = SimpleNamespace()\ndef get_config(): return {}\n")
     (folder / "mpi4py" / "MPI.py").write_text(content)
     return {"PYTHONPATH": str(folder)}
 

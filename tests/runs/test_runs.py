@@ -335,6 +335,27 @@ def test_one_rank_that_raises_ends_the_whole_job_with_its_message(tmp_path, wher
 
 # bad input
 
+@pytest.mark.parametrize(("options", "said"), [
+    (("--algorithm", "parameter_server", "--on-nonfinite", "stop"), "no checkpoint was written before"),
+    (("--algorithm", "gossip", "--on-nonfinite", "skip"), "updates were left out"),
+    (("--algorithm", "gossip", "--set", "mode=push", "--on-nonfinite", "restore"), "after 3 restores; the")])
+def test_a_run_that_diverges_ends_on_all_ranks_with_one_line_and_nothing_that_is_not_finite(tmp_path, options, said):
+    status, _, errors = train("--lr", 1e9, "--schedule", "constant", "--warmup", 0, "--weight-decay", 1, "--steps", 60,
+                              "--log-every", 1, "--quiet", "--out", tmp_path / "run", *options, ranks=2)
+    assert status == 3, errors
+    *restores, last = errors.splitlines()
+    assert last.startswith("Error: rank ")
+    assert said in last
+    assert len(restores) == (3 if "restore" in options else 0)
+    assert not (tmp_path / "run" / "model.h5").exists()
+    for line in ((tmp_path / "run" / "metrics.jsonl").read_text() + "{}").splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
+    for path in (tmp_path / "run").rglob("*.h5"):
+        with h5py.File(path) as file:
+            assert np.isfinite(file["x"][()]).all()
+
+
 def test_a_usage_error_under_mpirun_is_printed_once(tmp_path):
     for options in (("--model", "resnet9"), ("--set", "perod=2", "--algorithm", "gossip"), ("--steps", "none"),
                     ("--data", tmp_path / "missing.h5"), ("--batch", 9000), ("--lr", "-1"), ("--wrong",)):
@@ -413,7 +434,7 @@ def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, 
     (("--model", "resnet9"), "unknown model 'resnet9'; the choices are resnet8, resnet14"),
     (("--algorithm", "gosip"), "unknown algorithm 'gosip'"),
     (("--algorithm", "gossip", "--set", "perod=2"), "gossip has no option 'perod'; did you mean 'period'?"),
-    (("--algorithm", "gossip", "--set", "period=two"), "gossip: period: expected int, found 'two'"),
+    (("--algorithm", "gossip", "--set", "period=two"), "gossip: period: expected an integer, found 'two'"),
     (("--algorithm", "gossip", "--set", "period=0"), "gossip: period: expected at least 1, found 0"),
     (("--algorithm", "gossip", "--set", "mode=pul"), "gossip: mode: expected one of pull, push, found 'pul'"),
     (("--set", "bucket"), "--set expects KEY=VALUE, found 'bucket'"),
@@ -423,7 +444,7 @@ def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, 
     (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
     (("--resume", "nowhere"), "config.toml: cannot be read"),
     (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
-    (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected float, found ''"),
+    (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected a number, found ''"),
     (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd depends on other ranks; use "
      "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, parameter_server"),
     (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "

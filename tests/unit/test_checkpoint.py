@@ -249,7 +249,7 @@ def test_damage_on_one_rank_sends_all_to_the_checkpoint_before(tmp_path, damage,
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
     on_cluster(tmp_path, 2, Gossip, save(10))
 
-    def atomic(path):
+    def atomic(path, verify):
         raise OSError(f"{path}: No space left on device")
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(rankfile, "atomic", atomic)

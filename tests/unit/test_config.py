@@ -84,7 +84,7 @@ def test_options_of_the_optimizer_come_from_both_file_and_command_line(tmp_path)
 @pytest.mark.parametrize(("words", "message"), [
     (("--milestones", "1,2"), "expected --schedule step, found cosine"),
     (("--schedule", "step", "--milestones", "2,1"), "expected epochs in ascending order, found 2,1"),
-    (("--schedule", "step", "--milestones", "1,x"), "--milestones: expected float, found 'x'"),
+    (("--schedule", "step", "--milestones", "1,x"), "--milestones: expected a number, found 'x'"),
     (("--set-optimizer", "trust"), "--set-optimizer expects KEY=VALUE, found 'trust'"),
     (("--optimizer", "sdg"), "unknown optimizer 'sdg'; the choices are adamw, lamb, lars, sgd"),
     (("--optimizer", "adamw", "--momentum", 0.9), "--momentum: expected an optimizer that has it, found adamw"),

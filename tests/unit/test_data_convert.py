@@ -209,6 +209,22 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch
     amiss(convert.fashion_mnist, tmp_path, "expected at most 1048576 bytes, found more")
 
 
+@pytest.mark.parametrize(("error", "message"), [
+    (PermissionError(13, "x"), r"no permission to read it; try chmod \+r"),
+    (OSError(5, "Input/output error"), r"cannot be read from where it is stored \(Input/output error\)")])
+def test_what_is_the_disks_fault_is_not_the_files(tmp_path, monkeypatch, error, message):
+    def fail(*_):
+        raise error
+
+    idx(tmp_path)
+    python3_pickle(tmp_path)
+    monkeypatch.setattr(convert.gzip.GzipFile, "read", fail)
+    (tmp_path / FILES[0][0]).write_bytes(gzip.compress(FILES[0][1]))
+    amiss(convert.fashion_mnist, tmp_path, message)
+    monkeypatch.setattr(convert.Path, "read_bytes", fail)
+    amiss(convert.cifar10, tmp_path, message)
+
+
 def test_a_web_page_is_told(tmp_path):
     idx(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\n\n\n<!DOCTYPE html>")

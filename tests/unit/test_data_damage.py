@@ -24,7 +24,7 @@ from tests.support.data_samples import content
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True,
                suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=5000, derandomize=False)
+MANY = settings(FEW, max_examples=2000, derandomize=False)
 
 
 def plain(path, libver=None):
@@ -63,7 +63,7 @@ def test_hdf5_files_with_wrong_bytes_are_refused_in_one_line(tmp_path, maker):
 @pytest.mark.soak
 @pytest.mark.parametrize("maker", MAKERS)
 def test_very_many_hdf5_files_with_wrong_bytes_are_refused_in_one_line(tmp_path, maker):
-    tried(tmp_path, maker, 5000)
+    tried(tmp_path, maker, 2000)
 
 
 def test_a_file_that_hdf5_never_comes_back_from_is_refused(tmp_path, monkeypatch):

@@ -150,6 +150,18 @@ def test_one_flipped_bit_is_found_and_placed(tmp_path, part):
         getattr(dataset, part).read(np.arange(2), np.empty((2, 8, 8, 3), np.uint8))
 
 
+def test_black_images_and_classes_without_images_are_remarked_but_no_error(tmp_path):
+    made = content()
+    made.train[0][3:5] = 0
+    made.test[1][:] = 2
+    write(tmp_path / "x.h5", made)
+    with Dataset(tmp_path / "x.h5") as dataset:
+        for thorough in (True, False):
+            assert dataset.verify(thorough) == [
+                f"{tmp_path}/x.h5: 2 of 60 train/images are black, every byte is 0",
+                f"{tmp_path}/x.h5: no image in test/images is of class 'north', 'east', 'west'"]
+
+
 def test_a_file_that_was_cut_off_is_told_from_one_that_is_no_hdf5(tmp_path):
     path = dataset_file(tmp_path)
     path.write_bytes(path.read_bytes()[:-1000])

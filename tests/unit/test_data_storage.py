@@ -13,6 +13,8 @@ from dsgd_mpi.data import check as checks
 from dsgd_mpi.data import storage
 from dsgd_mpi.data.formats import Dataset, check
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.launch import Launch
+from dsgd_mpi.training import build
 from dsgd_mpi.training.build import prepare
 from tests.support.data_samples import content, dataset_file
 
@@ -133,6 +135,23 @@ def test_virtual_datasets_that_mean_each_other_are_refused(tmp_path):
 
 
 @BOTH
+def test_a_virtual_dataset_without_an_end_is_refused_too_when_its_part_is_gone(tmp_path, act):
+    path = virtual_file(tmp_path)
+    images, end = content().train[0], h5py.h5s.UNLIMITED
+    limits = {"shape": images.shape, "maxshape": (None, 8, 8, 3)}
+    layout = h5py.VirtualLayout(dtype=np.uint8, **limits)
+    layout[0:end] = h5py.VirtualSource("b.h5", "x", **limits)[0:end]
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file.create_dataset("x", data=images, maxshape=limits["maxshape"])
+    with h5py.File(path, "r+") as file:
+        del file["train/images"]
+        file.create_virtual_dataset("train/images", layout)
+    act(path)
+    (tmp_path / "b.h5").unlink()
+    refused(act, path, "b.h5 cannot be found")
+
+
+@BOTH
 def test_external_files_are_found_whole_or_the_file_is_refused(tmp_path, act, monkeypatch):
     path, images = dataset_file(tmp_path), content().train[0]
     monkeypatch.chdir(tmp_path)
@@ -144,6 +163,25 @@ def test_external_files_are_found_whole_or_the_file_is_refused(tmp_path, act, mo
     refused(act, path, "expected 5760 bytes of train/images in 2.raw", "found 100")
     (tmp_path / "2.raw").unlink()
     refused(act, path, "train/images is kept in 2 other files, of which 2.raw cannot be found")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "1.raw").rename(tmp_path / "elsewhere" / "1.raw")
+    (tmp_path / "elsewhere" / "2.raw").write_bytes(images[HALF:].tobytes())
+    code = f"from dsgd_mpi.data.formats import check; check({str(path)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True,
+                   env={**os.environ, "HDF5_EXTFILE_PREFIX": str(tmp_path / "elsewhere")})
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["train", "test/labels"])
+def test_a_link_to_a_file_that_is_gone_is_told_by_its_name(tmp_path, act, name):
+    path = dataset_file(tmp_path)
+    with h5py.File(path, "r+") as file, h5py.File(tmp_path / "other.h5", "w") as other:
+        file.copy(name, other, "x")
+        del file[name]
+        file[name] = h5py.ExternalLink("other.h5", "/x")
+    act(path)
+    (tmp_path / "other.h5").rename(tmp_path / "moved.h5")
+    refused(act, path, f"{name}", "is a link to /x in other.h5, where it cannot be found")
 
 
 @BOTH
@@ -213,7 +251,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize(("libver", "locking", "words"), [
-    ("", "TRUE", "locked, another process has it open for writing"), ("", "junk", None), ("", None, None),
+    ("", "TRUE", "locked, another process has it open for writing"), ("", "junk", None), ("", "FALSE", None),
     ("latest", None, "open for writing elsewhere")])
 def test_a_file_that_is_open_for_writing_elsewhere_is_said_to_be_that(tmp_path, libver, locking, words):
     path = dataset_file(tmp_path)
@@ -290,6 +328,16 @@ def test_a_sample_shows_the_mean_of_the_images_own_deviations(tmp_path, monkeypa
     with h5py.File(path, "r+") as file:
         file.attrs["std"] = (images / 255).std((1, 2)).mean(0)
     refused(trained, path, "expected the attribute std to be that of the training images")
+
+
+def test_one_rank_looks_for_all(tmp_path, monkeypatch):
+    path = dataset_file(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["mean"] = file.attrs["mean"] / 2
+    monkeypatch.setattr(build, "launched", lambda: Launch(1, 2, None))
+    trained(path)
+    monkeypatch.setattr(build, "launched", lambda: Launch(0, 2, None))
+    refused(trained, path, "expected the attribute mean")
 
 
 def test_what_passes_the_thorough_check_is_not_refused_by_a_sample(tmp_path, monkeypatch):

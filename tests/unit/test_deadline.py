@@ -44,3 +44,24 @@ def test_where_nobody_knows_the_end_there_is_none(monkeypatch):
     found = batch_job()
     assert found
     assert found.end == math.inf
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "UTC"])
+@pytest.mark.parametrize("end", [1_792_888_200, 1_792_891_800, 1_800_000_000])     # 02:30 twice, in Berlin
+def test_what_squeue_prints_is_understood_in_every_zone(monkeypatch, tmp_path, zone, end):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\n[ "$SLURM_TIME_FORMAT" = standard ] && date -d @{end} +%Y-%m-%dT%H:%M:%S\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for given in ("", "junk", "nan", "0"):
+            monkeypatch.setenv("SLURM_JOB_END_TIME", given)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", given)
+            assert batch_job()[3:] == (0, end)
+    finally:
+        monkeypatch.undo()
+        time.tzset()

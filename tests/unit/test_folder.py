@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -181,3 +182,21 @@ def test_a_folder_made_in_vain_is_removed(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="No space left on device"):
         claimed(Config(out=str(tmp_path / "r")), 0, 1)
     assert not (tmp_path / "r").exists()
+
+
+def refused_with(claim, error):
+    with pytest.raises(type(error)), claim:
+        raise error
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path):
+    for lines, error, there in (("", UsageError("no"), False), ("line\n", UsageError("no"), True),
+                                ("", RuntimeError("no"), True)):
+        claim = claimed(Config(out=str(tmp_path / "r")), 0, 1)
+        (tmp_path / "r" / "metrics.jsonl").write_text(lines)
+        refused_with(claim, error)
+        assert (tmp_path / "r").exists() == there
+        shutil.rmtree(tmp_path / "r", ignore_errors=True)
+    claimed(Config(out=str(tmp_path / "r")), 0, 1).release()
+    refused_with(claimed(Config(resume=str(tmp_path / "r")), 0, 1), UsageError("no"))
+    assert os.listdir(tmp_path / "r") == ["config.toml"]

@@ -92,7 +92,7 @@ class Device(Protocol):
 def source() -> str:
     """All our kernels, as one source."""
     paths = [SOURCES / "number.cuh", *sorted(SOURCES.glob("*.cu"))]
-    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
+    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text("utf-8")}' for path in paths)
 
 
 def width(vec: Vec) -> int:

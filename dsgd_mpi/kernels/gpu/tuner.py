@@ -93,14 +93,14 @@ class Choices:
 
     def get(self, key: str) -> str | None:
         with suppress(OSError, ValueError):
-            return (self.folder / key).read_text()
+            return (self.folder / key).read_text("utf-8")
         return None
 
     def agreed(self, key: str, name: str) -> str:
         """The choice to use: `name`, unless another process was first."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=self.folder, prefix=".") as file:
+            with NamedTemporaryFile("w", encoding="utf-8", dir=self.folder, prefix=".") as file:
                 file.write(name)
                 file.flush()
                 os.fsync(file.fileno())

@@ -33,8 +33,8 @@ def alone(environment: Mapping[str, str]) -> dict[str, str]:
 def refusal(command: list[str], limit_s: float = LIMIT_S) -> str | None:
     """Why device pointers must not be passed to MPI; None if the child's answer was right."""
     try:
-        child = subprocess.run(command, env=alone(os.environ), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                               timeout=limit_s, start_new_session=True)
+        child = subprocess.run(command, env=alone(os.environ), stdin=subprocess.DEVNULL, capture_output=True,
+                               encoding="utf-8", errors="replace", timeout=limit_s, start_new_session=True)
     except subprocess.TimeoutExpired:
         return f"the trial was still running after {limit_s:g} s"
     if child.returncode < 0:

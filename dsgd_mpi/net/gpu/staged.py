@@ -271,6 +271,9 @@ class StagedHost:
     def stop_agreed(self, step: int, asked: bool) -> bool:
         return self.host.stop_agreed(step, asked)
 
+    def forget_stop(self) -> None:
+        self.host.forget_stop()
+
     # copies
 
     @contextmanager

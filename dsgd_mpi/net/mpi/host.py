@@ -16,7 +16,9 @@ from mpi4py import MPI
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half, wire_bytes
+from dsgd_mpi.errors import RunError
 from dsgd_mpi.net.api import Done, Letter, Traffic
+from dsgd_mpi.net.mpi.alarm import Alarm
 from dsgd_mpi.net.mpi.ring import RingMean
 from dsgd_mpi.net.mpi.stop import Stop
 from dsgd_mpi.net.mpi.window import Numbers, Window
@@ -28,6 +30,8 @@ WIRE_DTYPES = ("float32", "float64", "uint16", "int32", "int64")
 RING, RINGS = 1000, 1000                    # tags of the rings in progress, used in turn
 RING_PART_BYTES = 1 << 15                   # below, latency dominates, and MPI's own tree is faster
 IDLE_S = 2e-4                               # of sleep between two reads of shared memory
+IDLE_GAP_S = 0.1                            # after which another wait for shared memory has begun
+GONE_S = 0.3                                # in which a launcher ends the job after one of its processes has ended
 NOTE_BYTES = 8                              # a letter begins with its note, a float64
 
 
@@ -66,18 +70,20 @@ class Waiting:
             try:
                 self.complete = self.work.test()
             except MPI.Exception as error:
-                raise RuntimeError(f"rank {self.host.rank}: {self.what} failed: {error}") from error
+                raise self.host.failed(self.what, error) from error
         return self.complete
 
     def wait(self) -> Any:
         start = time.perf_counter()
         while not self.test():
             self.host.stop.listen()
-            os.sched_yield()                # ranks may outnumber the cores
+            self.host.pause(self.what, start)
         self.host.under_way = [waiting for waiting in self.host.under_way if not waiting.complete]
         waited = time.perf_counter() - start
         self.host.traffic.wait_s += waited
         self.host.traffic.comm_s += waited
+        if self.host.watch:
+            self.host.watch.ended(waited)
         return self.finish()
 
 
@@ -89,7 +95,10 @@ class MpiHost:
         self.mail = self.comm.Dup()         # letters are received from any source: nothing else may be sent here
         self.rank, self.size = self.comm.rank, self.comm.size
         self.traffic = Traffic()
-        self.stop = Stop(self.comm)
+        self.stop = Stop(self.comm, self.pause)
+        self.alarm = Alarm(self.comm)
+        self.watch: Any = None              # `training.watch.Watch`, if there is one
+        self.idle_since = self.idle_until = 0.0
         self.under_way: list[Waiting] = []
         self.windows: list[Window | Numbers] = []
         self.free: list[Array] = []         # receive buffers: fresh pages would cost as much as the transfer
@@ -194,7 +203,11 @@ class MpiHost:
         start = time.perf_counter()
         self._advance()
         self.stop.listen()
+        if start > self.idle_until + IDLE_GAP_S:
+            self.idle_since = start
+        self.pause("a change in shared memory", self.idle_since)
         time.sleep(IDLE_S)
+        self.idle_until = time.perf_counter()
         waited = time.perf_counter() - start
         self.traffic.wait_s += waited
         self.traffic.comm_s += waited
@@ -215,9 +228,25 @@ class MpiHost:
         return f(*args, **kwargs)
 
     def progress(self) -> None:
+        if self.watch:
+            self.watch.moving()
         if self.under_way or self.outbox or self.windows:
             with self._timed():
                 self._advance()
+
+    def pause(self, what: str, since: float) -> None:
+        """Between two looks at what this rank waits for."""
+        if self.watch:
+            self.watch.waiting(what, since)
+        os.sched_yield()                    # ranks may outnumber the cores
+
+    def failed(self, what: str, error: MPI.Exception) -> Exception:
+        """The error to raise where MPI has failed: that of another rank, if that has ended."""
+        gone = self.watch.gone() if self.watch else ""
+        if gone:
+            time.sleep(GONE_S if self.rank > 1 else 0)      # a lower one says it
+            return RunError(f"{gone} has ended, and with it the job", 1)
+        return RuntimeError(f"rank {self.rank}: {what} failed: {error}")
 
     def before_waiting(self, act: Callable[[], None]) -> None:
         pass                                # arrays in host memory are complete
@@ -232,13 +261,18 @@ class MpiHost:
     def stop_agreed(self, step: int, asked: bool) -> bool:
         return self.stop.agreed(step, asked)
 
+    def forget_stop(self) -> None:
+        self.stop.forget()
+
     def close(self) -> None:
         """Collective: frees the communicators, with nothing left in them that a later one could receive."""
         self.settle()
         self.stop.listen()
         for window in self.windows:
             window.free()
-        for comm in (self.stop.comm, self.mail, self.comm):
+        for _ in self.alarm.heard():
+            pass
+        for comm in (self.alarm.comm, self.stop.comm, self.stop.between, self.mail, self.comm):
             comm.Free()
 
     def cores(self) -> int:

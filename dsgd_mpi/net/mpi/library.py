@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 
 import mpi4py
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.launch import launched
+from dsgd_mpi.net.launch import launched, on_this_node
 
 mpi4py.rc.initialize, mpi4py.rc.finalize = False, True      # started below; ended with the process, as ever
 from mpi4py import MPI  # noqa: E402
+
+from dsgd_mpi.net.mpi.room import SHARED_MEMORY, WAY_OUT, total_bytes  # noqa: E402
+
+START_BYTES = 5_500_000                     # a rank, of MPICH and UCX; in a little less, they end in a crash
 
 
 def start() -> None:
@@ -20,6 +25,15 @@ def start() -> None:
         raise UsageError(f"the launcher is Open MPI's mpirun or another that uses PMIx, but the MPI library is MPICH "
                          f"{about.split()[2]} without PMIx; use the mpirun of that MPI (it may be beside this Python) "
                          "or srun --mpi=pmi2, or a Python environment with Open MPI")
+    local, ranks_here = on_this_node()
+    needed, there = START_BYTES * ranks_here, total_bytes()
+    if about.startswith("MPICH") and there < needed:
+        ranks = f"{ranks_here} rank{'s' if ranks_here > 1 else ''}"
+        problem = UsageError(f"{SHARED_MEMORY} on {platform.node()} is {there / 2**20:,.1f} MiB large, but to start "
+                             f"MPI on {ranks} there takes {needed / 2**20:,.1f} MiB; {WAY_OUT}")
+        if local == 0 and launched().rank:  # rank 0, which reports what is raised, is on another node
+            problem.show()
+        raise problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)     # of mpi4py, on each rank: another launcher is told once
         if not MPI.Is_initialized():

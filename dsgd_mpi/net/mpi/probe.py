@@ -24,7 +24,7 @@ def facts(host: MpiHost) -> dict[str, Any]:
 
 def loaded() -> str | None:
     """The file of the MPI library in this process."""
-    with open("/proc/self/maps") as maps:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         files = {line.split(maxsplit=5)[-1].strip() for line in maps}
     return next((file for file in sorted(files) if os.path.basename(file).startswith("libmpi")), None)
 

@@ -13,6 +13,7 @@ from mpi4py.util.dtlib import from_numpy_dtype
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Traffic, Weigh
+from dsgd_mpi.net.mpi.room import require
 
 COUNT_BYTES = 64                            # the counter is an int64; the part starts on a cache line of its own
 NOTHING = [None, 0, MPI.BYTE]               # what MPI.NO_OP adds
@@ -27,6 +28,7 @@ class Window:
         self.lengths: Array = np.empty(comm.size, np.int64)
         comm.Allgather(np.array([x.size]), self.lengths)
         self.seen = [0] * comm.size         # the owner's count when this rank last read
+        require(comm, COUNT_BYTES + x.nbytes)
         self.window = MPI.Win.Allocate(COUNT_BYTES + x.nbytes, 1, comm=comm)
         memory: Array = np.asarray(self.window.tomemory(), np.uint8)
         memory[:COUNT_BYTES] = 0

@@ -283,6 +283,11 @@ class SimulatedHost:
         self.step = step + 1                # the first step not yet begun
         return self.cluster.stop_step is not None and step >= self.cluster.stop_step
 
+    def forget_stop(self) -> None:
+        self.allgather(None)                # all have stopped
+        self.cluster.stop_step = None
+        self.allgather(None)                # nobody asks before all have forgotten
+
     # the greenlet behind it
 
     def begin(self, main: Callable[[SimulatedHost], Any]) -> None:
