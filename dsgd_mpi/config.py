@@ -157,6 +157,9 @@ class Config:
                               "evaluation. 0: never.", unit="SECONDS")
     resume: str | None = option("Output", None, "Run folder to resume, from its newest valid checkpoint and with its "
                                 "configuration.", unit="DIR")
+    resume_as: Literal["same", "mean"] = option(
+        "Output", "same", "How the ranks of a resumed run begin: as they were, or all from the mean of their models, "
+        "which any number of ranks can.")
     quiet: bool = option("Output", False, "Print warnings and errors only.", flag=True)
 
     def algorithm_options(self) -> dict[str, str]:

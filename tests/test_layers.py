@@ -18,8 +18,9 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
+    ("training.rankfile", "training.resume"),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
-     "training.deadline", "training.output", "training.agreement", "training.watch"),
+     "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),
     ("training.parts",),
     ("training.evaluate", "training.steps", "training.nonfinite"),
     ("training.loop",),
@@ -31,6 +32,7 @@ FLOORS = [                                  # lowest first; a module is of the r
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
     "training.watch": ("training.signals",),
     "training.record": ("training.display", "training.output"),
+    "training.results": ("training.output",),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "doctor")

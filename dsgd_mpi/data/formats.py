@@ -179,6 +179,9 @@ def open_dataset(name_or_path: str | Path) -> Dataset:
     if Path(name).suffix not in (".h5", ".hdf5"):
         raise UsageError(_not_found(Path(name)))
     path = Path(name) if os.path.exists(name) else data_folder() / name
+    if not os.path.exists(path) and not os.path.isabs(name):
+        raise UsageError(f"{_not_found(Path(name))}. Looked for in {os.getcwd()} and in {data_folder()}; give its path "
+                         "by --data, or the folder it is in by DSGD_DATA_DIR")
     return _opened(path if os.path.exists(path) else Path(name))
 
 

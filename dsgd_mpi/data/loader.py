@@ -3,6 +3,9 @@
     step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
 
 so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike.
+
+A run that goes on with other batches counts on in images (`Course`): each step takes the next ones of the epochs, one
+after the other, so that each of an epoch is still drawn once.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import atexit
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from queue import SimpleQueue
@@ -30,6 +34,38 @@ STOP_S = 5.0                                # a file system that hangs must not 
 
 
 ByteMemory = Callable[[Shape], Array]       # allocates memory for `Bytes`: uint8 of a shape
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the steps of a run mean in images, over all ranks: the same for each, from `step` on.
+
+    `batch`: images a step now; `first`: when the run began, by `workers` ranks. `epoch`: images of an epoch, which stay
+    the same. `images`: drawn before `step`. A run's length, warm-up and milestones are counted in steps of `first`
+    images, of which `units(step)` were taken before a step, so that another batch changes no rate.
+    """
+
+    batch: int
+    epoch: int
+    first: int
+    workers: int = 1
+    step: int = 0
+    images: int = 0
+
+    def drawn(self, step: int) -> int:
+        """Images before a step."""
+        return self.images + (step - self.step) * self.batch
+
+    def units(self, step: int) -> float:
+        drawn = self.drawn(step)
+        return drawn / self.first if drawn % self.first else drawn // self.first
+
+    def reaches(self, units: float) -> int:
+        """The first step before which so many units were taken."""
+        return self.step - int((self.images - units * self.first) // self.batch)
+
+    def epochs(self, step: int) -> float:
+        return self.drawn(step) / self.epoch
 
 
 class _Buffers(NamedTuple):
@@ -61,23 +97,29 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    With `byte_memory` the images are `Bytes`, in memory that it allocates. Every rank has the same number of steps,
-    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes
-    more images than there are.
+    With `byte_memory` the images are `Bytes`, in memory that it allocates. `course`: of a run that is resumed; without
+    one, a run begins. Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get
+    their turn in other epochs. UsageError if one step takes more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
-                 augment: bool = True, byte_memory: ByteMemory | None = None) -> None:
+                 augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None) -> None:
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
         _check(batch, size, len(split))
         self.steps_per_epoch = len(split) // (batch * size)
+        self.course = course or Course(batch * size, self.steps_per_epoch * batch * size, batch * size, size)
 
     def indices(self, step: int) -> Array:
         """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
-        epoch, t = divmod(step, self.steps_per_epoch)
-        first = (t * self.size + self.rank) * self.batch
-        return _permutation(self.seed, epoch, len(self.split))[first:first + self.batch]
+        first = self.course.drawn(step) + self.rank * self.batch
+        parts, last = [], first + self.batch
+        while first < last:                 # a batch may begin in one epoch and end in the next
+            epoch, place = divmod(first, self.course.epoch)
+            part = _permutation(self.seed, epoch, len(self.split))[place:min(self.course.epoch, place + last - first)]
+            parts.append(part)
+            first += len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def at(self, step: int) -> tuple[Array, Array]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
@@ -135,8 +177,9 @@ class Batches:
             ready.put(error)
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
-        epoch, t = divmod(step, self.steps_per_epoch)
-        draws = draw(self.seed, epoch, t, self.rank * self.batch, self.batch) if self.augment else None
+        epoch, place = divmod(self.course.drawn(step), self.course.epoch)
+        t, first = divmod(place, self.course.batch)
+        draws = draw(self.seed, epoch, t, first + self.rank * self.batch, self.batch) if self.augment else None
         return _fill(self.split, self.indices(step), draws, transform, buffers)
 
     def _transform(self) -> Transform:

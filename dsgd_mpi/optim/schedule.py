@@ -9,6 +9,7 @@ by the same amount at each step to k eta, the rate of k workers that average the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal
@@ -36,9 +37,11 @@ class Schedule:
     warmup: int = 0
     milestones: tuple[float, ...] | None = None
     start: float = 0.0
+    units: Callable[[int], float] | None = None     # steps of the batch that all these are counted in, before a step
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: float) -> float:
         """The rate for step 0, 1, ... steps - 1."""
+        step = self.units(int(step)) if self.units else step
         if step < self.warmup:
             return self.start + (self.lr - self.start) * step / self.warmup
         if self.kind == "step":

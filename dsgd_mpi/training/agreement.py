@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,13 @@ def fingerprint(dataset: Dataset) -> str:
     dataset.train.read(some, images)
     digest.update(images.tobytes())
     return f"{len(dataset.train)} + {len(dataset.test)} ({digest.hexdigest()[:8]})"
+
+
+def about_data(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint knows of the data that a run is trained on: counts, shape, classes, mean, std and a digest."""
+    return {"train": len(dataset.train), "test": len(dataset.test), "image": list(dataset.image),
+            "classes": len(dataset.classes), "mean": dataset.mean.tolist(), "std": dataset.std.tolist(),
+            "digest": fingerprint(dataset)}
 
 
 def check(host: Host, own: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from dsgd_mpi import algorithms, config, optim
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import Batches, Dataset, open_dataset
+from dsgd_mpi.data import Batches, Course, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
@@ -21,6 +22,7 @@ from dsgd_mpi.nn import Model, models
 from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
+from dsgd_mpi.training.agreement import about_data
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
 
@@ -129,35 +131,50 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     chosen = parts.config
     servers = algorithms.serving(parts.algorithm, host.size)
     workers = host.size - servers
-    worker = max(0, host.rank - servers)
-    batches = Batches(parts.dataset.train, chosen.batch, worker, workers, chosen.seed, chosen.augment,
-                      byte_memory=parts.kernels.byte_memory)
-    at_once = 1 if chosen.steps_total else workers
-    epoch = batches.steps_per_epoch * workers // at_once
+    threads = chosen.threads or host.cores()
+    parts.kernels.set_threads(threads)
+    model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
+    host.broadcast(model.flat)
+    optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
+    header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
+              "shared_out": bool(chosen.steps_total) and workers > 1, "workers": workers,
+              "data": json.dumps(about_data(parts.dataset))}
+    pace = paced(parts, host)
+    slow_rank, seconds = chosen.slowed() or (-1, 0.0)
+    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
+    return Training(
+        **pace, host=host, net=net, model=model, test=parts.dataset.test, algorithm=parts.algorithm,
+        optimizer=optimizer, eval_own=chosen.eval_own,
+        checkpoints=Checkpoints(host, folder, header, parts.kernels.state, pace["course"]),
+        checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
+        on_nonfinite=chosen.on_nonfinite,
+        bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)
+
+
+def paced(parts: Prepared, host: Host, course: Course | None = None) -> dict[str, Any]:
+    """The parts of a run that count steps. A run that is resumed goes on with the course that it was on.
+
+    Its length, rate, warm-up and evaluations are counted in the batch with which it began, over all ranks.
+    """
+    chosen = parts.config
+    servers = algorithms.serving(parts.algorithm, host.size)
+    workers = host.size - servers
+    shared_out = bool(chosen.steps_total) and workers > 1
+    batches = Batches(parts.dataset.train, chosen.batch, max(0, host.rank - servers), workers, chosen.seed,
+                      chosen.augment, byte_memory=parts.kernels.byte_memory, course=None if shared_out else course)
+    if not course:
+        batch = chosen.batch * (1 if shared_out else workers)
+        course = Course(batch, batches.course.epoch, batch, workers)
+    epoch = course.epoch // course.first
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
     asked = round(min(chosen.warmup * epoch, steps))
     warmup = min(asked, steps // 2)
     if warmup < asked and chosen.warmup != Config.warmup and host.rank == 0:
         log.warning("--warmup %g is longer than half of the run: shortened to %d of %d steps", chosen.warmup, warmup,
                     steps)
-    threads = chosen.threads or host.cores()
-    parts.kernels.set_threads(threads)
-    model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
-    host.broadcast(model.flat)
-    optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
     epochs = chosen.milestone_epochs()
     milestones = epochs and tuple(each * epoch for each in epochs)
-    schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / workers)
-    header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
-              "shared_out": at_once < workers}
-    slow_rank, seconds = chosen.slowed() or (-1, 0.0)
-    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
-    return Training(
-        host=host, net=net, model=model, batches=batches, test=parts.dataset.test, algorithm=parts.algorithm,
-        optimizer=optimizer, schedule=schedule,
-        checkpoints=Checkpoints(host, folder, header, parts.kernels.state), steps=steps, steps_per_epoch=epoch,
-        ranks_per_step=at_once, eval_every=max(1, round(min(chosen.eval_every * epoch, steps))),
-        eval_own=chosen.eval_own,
-        checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
-        on_nonfinite=chosen.on_nonfinite,
-        bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)
+    schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / course.workers, course.units)
+    return {"batches": batches, "course": course, "steps": course.reaches(steps), "schedule": schedule,
+            "steps_per_epoch": course.epoch // course.batch, "ranks_per_step": 1 if shared_out else workers,
+            "eval_every": max(1, round(min(chosen.eval_every * epoch, steps)))}

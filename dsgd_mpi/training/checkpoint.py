@@ -1,177 +1,273 @@
-"""Checkpoints: a folder for each, with an HDF5 file per rank that holds a model of its own; complete or absent.
+"""Checkpoints: a folder for each, with a file per rank that holds a model of its own; complete or absent.
 
-    checkpoint-000001234/rank0.h5       x      (size,) the flat vector: weights, then running statistics
-                         rank1.h5 ...   optimizer/ its state by name: v (parameters,) is SGD's momentum
-                                        keeps/ the rest of the algorithm's state
-                                        kernels/ the kernels' state: the loss scale in float16
-                                        attributes: format, step, ranks, algorithm, optimizer, seed, config (TOML),
-                                                    totals (JSON), shared_out (whether steps are counted over all
-                                                    ranks together)
-
-Format 1, which can still be read, supported no optimizer but SGD, and had its v next to x.
+    checkpoint-000001234/rank0.h5, rank1.h5 ...     one for all ranks where their models are always the same
+                         SHA256SUMS                 of these files, as sha256sum writes it
 
 Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete. One
 that holds a number that is not finite is not written, and not read if it is found.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the position
 in the data. A run that is resumed at step k draws what it would have drawn.
+
+Whatever else lies in the run's folder or in that of a checkpoint is not ours: it is neither read nor deleted.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic, read_finite
-from dsgd_mpi.arrays.strict import to_json
+from dsgd_mpi.arrays.flat import Array, fill
+from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
+from dsgd_mpi.training import rankfile
+from dsgd_mpi.training.rankfile import Saved, State, Unfit
+from dsgd_mpi.training.resume import Consent, refusal, shared_among
 
-FORMAT = 2
+SUMS = "SHA256SUMS"
+OURS = re.compile(r"rank\d+\.h5|\.rank\d+\.h5\.\w+\.part|" + SUMS)
 log = logging.getLogger("dsgd_mpi")
 
 
 class Checkpoints:
     """The checkpoints of one run, in its folder; the last `kept` of them are retained.
 
-    `header`: attributes of every file. `state`: the kernels', `Kernels.state`.
+    `header`: attributes of every file. `state`: the kernels', `Kernels.state`. `course`: what steps mean in images.
+    `resumed`: the attributes and the ranks of the checkpoint that was restored.
     """
 
     def __init__(self, host: Host, folder: Path, header: dict[str, Any], state: Mapping[str, Array] | None = None,
-                 kept: int = 2) -> None:
+                 course: Course | None = None, kept: int = 2) -> None:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
+        self.course = course
+        self.resumed: tuple[dict[str, Any], int] | None = None
 
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Collective, after `step` steps. If it fails (a full disk), it is lost with a warning; the run continues."""
         algorithm.rest(x)
+        part = partial(self.folder, step)
+        begun = self.host.allgather(self.host.rank != 0 or self._try(step, begin, part))[0]     # the folder exists
+        sums, everyone = None, self.host.allgather(totals)
+        if begun and (self.host.rank == 0 or not algorithm.replicated):
+            attributes = {**self.header, "step": step, "ranks": self.host.size}
+            if self.course:
+                now = self.course
+                attributes["course"] = [now.batch, now.epoch, now.first, now.workers, now.drawn(step)]
+            sums = self._try(step, rankfile.write, part / file_name(self._file(algorithm)), attributes,
+                             everyone if algorithm.replicated else [totals], State(x, optimizer, algorithm, self.state))
+        written = self.host.allgather(sums)
         if self.host.rank == 0:
-            self._partial(step).mkdir(exist_ok=True)
-        self.host.settle()                  # the folder exists
-        written = True
-        if self.host.rank == 0 or not algorithm.replicated:
-            attributes = {**self.header, "format": FORMAT, "step": step, "ranks": self.host.size,
-                          "optimizer": optimizer.name, "totals": to_json(totals)}
-            written = self._write(self._partial(step) / self._name(algorithm), attributes, x, optimizer, algorithm)
-        complete = self._all(written)
-        if self.host.rank == 0:
-            self._conclude(step, complete)
+            written = written[:1] if algorithm.replicated else written
+            if not all(written) or not self._try(step, conclude, self.folder, step, written):
+                with suppress(OSError):
+                    remove(part)
+                return
+            for old in [each for each in steps_in(self.folder) if each <= step][: -self.kept]:
+                with suppress(OSError):
+                    remove(path_of(self.folder, old))
 
     def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
-                required: bool = True) -> tuple[int, dict[str, Any]]:
-        """Collective: loads the newest checkpoint that all ranks can read back in full; a warning for any newer one.
+                required: bool = True, consent: Consent | None = None) -> tuple[int, dict[str, Any]]:
+        """Collective: loads the newest checkpoint from which all ranks can go on; a warning says why not a newer one.
 
-        Overwrites x and the state of the optimizer, the algorithm and the kernels; kernel state that the file does not
-        hold (another dtype wrote it) is left as it is. Returns the step to continue with and the totals so far.
-        UsageError if there is none, or if its number of ranks (unless all are alike), network or optimizer differs.
-        If none is `required` and none was ever completed, returns step 0 and overwrites nothing.
+        Overwrites x and the state of the optimizer, the algorithm and the kernels, once all ranks have checked all of
+        theirs; kernel state that the file does not hold (another dtype wrote it) is left as it is. Returns the step to
+        continue with and the totals so far. UsageError tells of each why it cannot be used, if none can. If none is
+        `required` and none was ever completed, returns step 0 and overwrites nothing.
         """
-        steps = np.full(64, -1)
-        found = self._steps()[-len(steps):]
-        steps[: len(found)] = found
-        self.host.broadcast(steps)          # all try the same ones, whatever each sees in the folder
-        if not required and steps[0] < 0:
-            return 0, {}
-        for step in steps[steps >= 0][::-1]:
-            path = self._path(int(step)) / self._name(algorithm)
-            if self._all(_reads_back(path)):
-                return self._read(path, x, optimizer, algorithm)
-        raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
+        state, consent = State(x, optimizer, algorithm, self.state), consent or Consent()
+        mean = consent.mean and not algorithm.replicated
+        found: list[int] = self.host.allgather(steps_in(self.folder))[0]    # all try the same, whatever each sees
+        reasons: dict[str, str] = {}
+        for step in reversed(found):
+            saved, reason = self._examined(step, state, consent) if not mean or self.host.rank == 0 else (None, None)
+            wrong = self.host.allgather(reason)
+            if not any(wrong):
+                if reasons and self.host.rank == 0:
+                    log.warning("resumed from step %d, since newer checkpoints cannot be used: %s", step, told(reasons))
+                return self._taken(step, saved, state, mean)
+            rank = next(rank for rank, each in enumerate(wrong) if each)
+            reasons[path_of(self.folder, step).name] = wrong[rank] or ""
+        if reasons:
+            raise UsageError(f"{self.folder}: no checkpoint to resume from: {told(reasons)}")
+        if required:
+            raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
+        return 0, {}
 
     def newest(self) -> int | None:
         """The step of the newest one, as this rank sees the folder; None if there is none."""
-        return max(self._steps(), default=None)
+        return max(steps_in(self.folder), default=None)
 
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"checkpoint-{step:09d}"
-
-    def _partial(self, step: int) -> Path:
-        return self.folder / f".checkpoint-{step:09d}.part"
-
-    def _name(self, algorithm: Algorithm) -> str:
-        return f"rank{0 if algorithm.replicated else self.host.rank}.h5"
-
-    def _all(self, fine: bool) -> bool:
-        """Collective: whether it is so on all ranks."""
-        return bool(self.host.mean(np.array([float(fine)])).wait()[0] == 1)
-
-    def _write(self, path: Path, attributes: dict[str, Any], x: Array, optimizer: Optimizer,
-               algorithm: Algorithm) -> bool:
+    def _examined(self, step: int, state: State, consent: Consent) -> tuple[Saved | None, str | None]:
+        """This rank's file of a checkpoint, or the mean of all, or why it cannot be used."""
         try:
-            with atomic(path, read_finite) as file:
-                file.attrs.update(attributes)
-                file.create_dataset("x", data=to_numpy(x), chunks=True, fletcher32=True)
-                for name, array in optimizer.state.items():
-                    file.create_dataset(f"optimizer/{name}", data=to_numpy(array), chunks=True, fletcher32=True)
-                for name in algorithm.keeps:
-                    file[f"keeps/{name}"] = to_numpy(getattr(algorithm, name))
-                for name, array in self.state.items():
-                    file[f"kernels/{name}"] = to_numpy(array)
+            saved = read(self.folder, step, self._file(state.algorithm))
+            self._allowed(saved, state, consent)
+            if consent.mean and not state.algorithm.replicated:
+                return mean_of(self.folder, saved, state), None
+            rankfile.check(saved, state)
+        except Unfit as reason:
+            return None, str(reason)
+        return saved, None
+
+    def _allowed(self, saved: Saved, state: State, consent: Consent) -> None:
+        """Unfit if the rules do not let this run go on from a checkpoint."""
+        try:
+            reason = refusal(saved.about, saved.ranks, self.header, self.host.size, state.algorithm.replicated, consent)
+        except ValueError as error:
+            reason = f"its attributes are damaged: {error}"
+        if reason:
+            raise Unfit(reason)
+
+    def _taken(self, step: int, saved: Saved | None, state: State, mean: bool) -> tuple[int, dict[str, Any]]:
+        """Collective: the state becomes that of a checkpoint which all ranks have checked."""
+        about, ranks, totals = self.host.allgather(saved and [saved.about, saved.ranks, saved.totals])[0]
+        if mean:
+            if saved:
+                fill(state.x, saved.arrays["x"])
+            self.host.broadcast(state.x)
+        else:
+            assert saved
+            rankfile.put_back(saved, state)
+        self.resumed = about, ranks
+        if mean or (state.algorithm.replicated and ranks != self.host.size):
+            every = totals if len(totals) == ranks else totals * ranks      # an older version noted those of one
+            return step, shared_among(every, self.host.size)[self.host.rank]
+        own = saved.totals if saved else totals
+        return step, own[self.host.rank] if len(own) > 1 else own[0]
+
+    def _file(self, algorithm: Algorithm) -> int:
+        return 0 if algorithm.replicated else self.host.rank
+
+    def _try(self, step: int, act: Any, *args: Any) -> Any:
+        """What it returns; None, with a warning, if the file system refuses."""
+        try:
+            return act(*args)
         except OSError as error:
-            log.warning("no checkpoint at step %d: %s; the run continues", attributes["step"], error)
-            return False
-        return True
-
-    def _conclude(self, step: int, complete: bool) -> None:
-        if not complete:
-            shutil.rmtree(self._partial(step), ignore_errors=True)
-            return
-        shutil.rmtree(self._path(step), ignore_errors=True)     # of an earlier run to the same step
-        os.replace(self._partial(step), self._path(step))
-        for old in self._steps()[: -self.kept]:
-            shutil.rmtree(self._path(old))
-
-    def _read(self, path: Path, x: Array, optimizer: Optimizer, algorithm: Algorithm) -> tuple[int, dict[str, Any]]:
-        with h5py.File(path, "r", locking=False) as file:
-            ranks = int(file.attrs["ranks"])
-            if not algorithm.replicated and ranks != self.host.size:
-                raise UsageError(f"{path.parent}: holds {ranks} different models, one per rank, but this run has "
-                                 f"{self.host.size} ranks; resume it with {ranks}")
-            if file["x"].shape != x.shape:
-                raise UsageError(f"{path}: holds a network of {file['x'].size} elements; this run's has {x.size}")
-            if file.attrs.get("shared_out", False) != self.header.get("shared_out", False):
-                raise UsageError(f"{path.parent}: counts the steps of {_counted(file.attrs)}, but this run those of "
-                                 f"{_counted(self.header)}; use --steps-total if and only if the run began with it")
-            before = file.attrs.get("optimizer", "sgd")
-            if before != optimizer.name:
-                raise UsageError(f"{path.parent}: expected the state of {optimizer.name}, found that of {before}; "
-                                 f"resume with --optimizer {before}")
-            fill(x, file["x"][()])
-            for name, array in optimizer.state.items():
-                fill(array, file[name if file.attrs["format"] == 1 else f"optimizer/{name}"][()])
-            for name in algorithm.keeps:
-                kept = file["keeps"][name][()]
-                setattr(algorithm, name, beside(x, kept) if kept.shape else kept)
-            for name, array in self.state.items():
-                if f"kernels/{name}" in file:
-                    fill(array, file[f"kernels/{name}"][()])
-            return int(file.attrs["step"]), json.loads(file.attrs["totals"])
+            log.warning("no checkpoint at step %d: %s; the run continues", step, error)
+            return None
 
 
-def _counted(about: Any) -> str:
-    """Whose steps a run counts, by its header."""
-    return "all ranks together" if about.get("shared_out", False) else "each rank"
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:09d}"
 
 
-def _reads_back(path: Path) -> bool:
+def partial(folder: Path, step: int) -> Path:
+    return folder / f".checkpoint-{step:09d}.part"
+
+
+def file_name(rank: int) -> str:
+    return f"rank{rank}.h5"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Of the checkpoints in a run's folder, ascending: folders, no links, of a name that we give, with a rank's file.
+
+    OSError is told as an empty folder.
+    """
+    found = []
+    with suppress(OSError):
+        for path in folder.iterdir():
+            name = re.fullmatch(r"checkpoint-(\d{9,})", path.name)
+            if (name and path == path_of(folder, int(name[1])) and path.is_dir() and not path.is_symlink()
+                    and any(path.glob("rank*.h5"))):
+                found.append(int(name[1]))
+    return sorted(found)
+
+
+def read(folder: Path, step: int, rank: int) -> Saved:
+    """What a rank's file holds, once it is known to be as it was written; Unfit."""
+    path = path_of(folder, step)
+    return rankfile.read(path / file_name(rank), step, digests(path).get(file_name(rank)))
+
+
+def mean_of(folder: Path, first: Saved, state: State) -> Saved:
+    """The mean of the models of a checkpoint that were trained, in place of rank 0's `first`; Unfit."""
+    servers = first.ranks - int(first.about.get("workers", first.ranks))
+    total, totals = 0.0, []
+    for rank in range(first.ranks):
+        saved = read(folder, first.step, rank)
+        if "x" not in saved.arrays or saved.arrays["x"].shape != state.x.shape:
+            raise Unfit(f"{file_name(rank)}: expected a network of {state.x.size} elements")
+        totals += saved.totals
+        if rank >= servers:
+            total = total + saved.arrays["x"].astype(np.float64) / (first.ranks - servers)
+    return replace(first, arrays={"x": total}, totals=totals)
+
+
+def digests(path: Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files by name; of older versions, none. Unfit if the list of them is damaged."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") not in (1, FORMAT):
-                raise OSError(f"expected checkpoint format {FORMAT} or 1, found {file.attrs.get('format')}")
-            read_finite(file)
-    except OSError as error:
-        log.warning("%s cannot be read back: %s", path, error)
-        return False
+        lines = (path / SUMS).read_text("ascii").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise Unfit(f"{SUMS} cannot be read: {error}") from None
+    found = [re.fullmatch(r"([0-9a-f]{64})  (rank\d+\.h5)", line) for line in lines]
+    if not all(found) or not found:
+        raise Unfit(f"{SUMS} is damaged")
+    sums = {each[2]: each[1] for each in found if each}
+    if missing := [name for name in map(file_name, range(len(found))) if name not in sums]:
+        raise Unfit(f"{SUMS} is damaged: it does not name {missing[0]}")
+    return sums
+
+
+def begin(part: Path) -> bool:
+    """An empty folder of that name, whatever was there: a killed run's, or somebody else's."""
+    if part.is_dir() and not part.is_symlink():
+        remove(part)
+    if os.path.lexists(part):
+        make_way(part)
+    part.mkdir()
     return True
+
+
+def conclude(folder: Path, step: int, sums: list[str]) -> bool:
+    """Makes a whole checkpoint of its files, in the place of an earlier one of the same step."""
+    part, path = partial(folder, step), path_of(folder, step)
+    text = "".join(f"{each}  {file_name(rank)}\n" for rank, each in enumerate(sums))
+    with open(part / SUMS, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.is_dir() and not path.is_symlink():
+        remove(path)
+    if os.path.lexists(path):
+        make_way(path)
+    os.replace(part, path)
+    return True
+
+
+def make_way(path: Path) -> None:
+    """Renames what is not ours but has a name that we need."""
+    names = (path.with_name(f"{path.name}.other{count or ''}") for count in range(10**6))
+    other = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, other)
+    log.warning("%s was in the way of a checkpoint; it is now %s", path, other.name)
+
+
+def remove(path: Path) -> None:
+    """A checkpoint's folder; it stays if there is something in it that is not ours."""
+    for each in path.iterdir():
+        if OURS.fullmatch(each.name):
+            each.unlink()
+    with suppress(OSError):
+        path.rmdir()
+
+
+def told(reasons: Mapping[str, str]) -> str:
+    """Of each checkpoint why it cannot be used; equal reasons once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training import agreement
-from dsgd_mpi.training.build import Prepared, assemble, connect, fit, prepare
+from dsgd_mpi.training.build import Prepared, assemble, connect, fit, paced, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed
@@ -39,6 +40,8 @@ from dsgd_mpi.training.loop import train
 from dsgd_mpi.training.nonfinite import Diverged
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
+from dsgd_mpi.training.results import keep_config, lacking
+from dsgd_mpi.training.resume import Consent, changes, course_of, gone_on
 from dsgd_mpi.training.signals import STATUS, StopRequest
 from dsgd_mpi.training.watch import Watch
 
@@ -159,18 +162,35 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
-    first, totals = 0, None
+    first, totals, row, changed = 0, None, {}, ""
     if config.resume or config.auto_resume:
-        first, totals = training.checkpoints.restore(training.model.flat, training.optimizer, training.algorithm,
-                                                     required=config.resume is not None)
-        if first >= training.steps:
-            display.print(f"{folder}: already finished, at step {first}")
+        found, problem = attempted(training.checkpoints.restore, training.model.flat, training.optimizer,
+                                   training.algorithm, config.resume is not None,
+                                   Consent(given_here("--data"), config.resume_as == "mean"))
+        if told(host, problem):
+            return UsageError.exit_code
+        assert found
+        first, totals = found
+        training, changed = resumed(parts, training, first)
+        display.steps = training.steps
+        if first > training.steps:
+            display.print(f"{folder}: already at step {first}, beyond the {training.steps} asked for; nothing was done")
             return 0
+        if first == training.steps:
+            missing, row = host.allgather(lacking(folder, first) if host.rank == 0 else None)[0]
+            display.print(f"{folder}: already finished, at step {first}"
+                          + (f", but for {', '.join(missing)}" if missing else ""))
+            if not missing:
+                return 0
+        if host.rank == 0:
+            keep_config(folder, config)
     machine = environment(parts, host, training.threads)
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
+                               **({"changed": changed} if changed else {}),
                                **({"job": job.described()} if job else {})})
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
-                    training.ranks_per_step, config.log_every, first, totals)
+                    training.ranks_per_step, config.log_every, first, totals, training.course)
+    record.row = row
     if record.output:                       # rank 0
         record.output.put("env.json", to_json(machine, indent=2) + "\n")
     display.begin(first)
@@ -186,13 +206,32 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
     if host.rank == 0:
         if last == training.steps:
-            write_model(folder / "model.h5", training, parts)
+            write_model(folder / "model.h5", training, parts, last)
         display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
                                  and key != "staleness_counts"})
         display.print(f"run folder: {folder}")
         display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
                       else f"stopped at step {last} {stop.reason()}; continue with --resume {folder}")
     return 0 if last == training.steps else STATUS
+
+
+def resumed(parts: Prepared, training: Training, first: int) -> tuple[Training, str]:
+    """The run on the course of the checkpoint that was restored, and what is not as it was."""
+    checkpoints = training.checkpoints
+    if not checkpoints.resumed:             # there was none
+        return training, ""
+    about, ranks = checkpoints.resumed
+    images, host = len(parts.dataset.train), training.host
+    old = course_of(about, first, ranks, host.size - training.workers, images)
+    course = gone_on(old, training.course, images)
+    checkpoints.course = course
+    changed = changes(about, ranks, checkpoints.header, host.size, old, course)
+    return replace(training, **paced(parts, host, course)), ", ".join(changed)
+
+
+def given_here(option: str) -> bool:
+    """Whether an option is on the command line itself, rather than in a file or the environment."""
+    return any(word == option or word.startswith(f"{option}=") for word in sys.argv)
 
 
 def python() -> str:
@@ -251,11 +290,11 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
     return {"GPUs": "\n".join(lines[:SHOWN] + more)} if lines else {}
 
 
-def write_model(path: Path, training: Training, parts: Prepared) -> None:
-    """The trained model by torchvision's names, with what inference needs."""
+def write_model(path: Path, training: Training, parts: Prepared, step: int) -> None:
+    """The trained model by torchvision's names, with what inference needs, and its step."""
     with atomic(path, read_finite) as file:
         for name, view in training.model.state.items():
             file.create_dataset(name, data=to_numpy(view))
         dataset = parts.dataset
-        file.attrs.update(model=parts.config.model, classes=list(dataset.classes), image=np.array(dataset.image),
-                          mean=dataset.mean, std=dataset.std)
+        file.attrs.update(step=step, model=parts.config.model, classes=list(dataset.classes),
+                          image=np.array(dataset.image), mean=dataset.mean, std=dataset.std)

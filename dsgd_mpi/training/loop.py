@@ -91,18 +91,25 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             record.settle()
             check(run, record, reached)
             stopped = reached < goal
-            if not stopped and due(reached, run.eval_every, run.steps):
-                with record.evaluating:
-                    found = evaluate(run, reached, record)
-                record.evaluation(reached, run.schedule(reached - 1), **found)
+            if not stopped and (reached == run.steps or evaluation_after(run, reached - 1) == reached):
+                evaluation(run, reached, record)
             if stopped or due(reached, run.checkpoint_every, run.steps):
                 run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
             if stopped:
                 return reached
+    if not record.row:                      # resumed at its very end, from a checkpoint that was made to stop
+        evaluation(run, run.steps, record)
     with record.evaluating:
         take_answer(run, run.steps, record)
     check(run, record, run.steps)
     return run.steps
+
+
+def evaluation(run: Training, step: int, record: Record) -> None:
+    """Collective: a row of the summary."""
+    with record.evaluating:
+        found = evaluate(run, step, record)
+    record.evaluation(step, run.schedule(step - 1), **found)
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -111,8 +118,14 @@ def due(step: int, every: int, last: int) -> bool:
 
 def next_meeting(run: Training, step: int) -> int:
     """The next step after which there is something for all ranks to do together."""
-    regular = [every for every in (run.eval_every, run.checkpoint_every) if every]
-    return min(run.steps, *((step // every + 1) * every for every in regular))
+    regular = [run.checkpoint_every] if run.checkpoint_every else []
+    return min(run.steps, evaluation_after(run, step), *((step // every + 1) * every for every in regular))
+
+
+def evaluation_after(run: Training, step: int) -> int:
+    """The next step after which the run is evaluated, the end apart."""
+    every = run.eval_every
+    return run.course.reaches((run.course.units(step) // every + 1) * every)
 
 
 def linger(seconds: float, between: Callable[[], None]) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.data import Batches, Split
+from dsgd_mpi.data import Batches, Course, Split
 from dsgd_mpi.net.api import Host, Net
 from dsgd_mpi.nn import Model
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.training.checkpoint import Checkpoints
+
+STEPS = Course(batch=1, epoch=1, first=1)   # counted as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Training:
     steps: int                              # of the whole run
     steps_per_epoch: int
     ranks_per_step: int                     # that compute a gradient in it; 1 if steps are distributed
-    eval_every: int                         # steps
+    eval_every: int                         # steps, of the batch with which the run began
+    course: Course = STEPS                  # what its steps mean in images
     eval_own: int = 0                       # test images on which each rank evaluates its own model as well
     checkpoint_every: int = 0               # steps; 0: none but the last
     threads: int = 1                        # that this rank computes with

@@ -22,6 +22,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.strict import to_json
+from dsgd_mpi.data import Course
 from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
@@ -52,10 +53,10 @@ class Record:
 
     def __init__(self, host: Host, algorithm: Algorithm, folder: Path, display: Display, steps_per_epoch: int,
                  batch: int, ranks_per_step: int, log_every: int, first: int = 0,
-                 totals: dict[str, Any] | None = None) -> None:
+                 totals: dict[str, Any] | None = None, course: Course | None = None) -> None:
         self.host, self.folder, self.display = host, folder, display
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
-        self.ranks_per_step = ranks_per_step
+        self.ranks_per_step, self.course = ranks_per_step, course
         self.output: Output | None = None   # of rank 0
         self.rewind(first, totals or {}, algorithm)
 
@@ -74,8 +75,9 @@ class Record:
         self.data, self.compute = Stopwatch(), Stopwatch()
         self.evaluating = Stopwatch()
         self.answering, self.recalibrating = Stopwatch(), Stopwatch()   # these run while it runs
-        self.losses: list[float] = []       # those that are finite since the last step with a line,
-        self.epoch_losses: list[float] = []     # since the last evaluation
+        # those that are finite: since the last step with a line, and sum and count since the last evaluation
+        self.losses: list[float] = list(self.before.get("line_losses", ()))
+        self.epoch_loss, self.epoch_losses = self.before.get("epoch_loss", (0.0, 0))
         self.later: Later | None = None     # the last loss, if it was not known yet
         self.taking = self.taken = first, 0.0   # the step being taken and its rate, and those of the last loss
         self.lost: tuple[int, str] | None = None    # the step of the first loss that was not finite, in words too
@@ -94,8 +96,13 @@ class Record:
 
     def totals(self) -> dict[str, Any]:
         """What this rank has counted since the start of the run, resumed or not, for a checkpoint."""
-        return {**self.figures(), "rank_steps": self.rank_steps, "staleness_counts": dict(self.host.traffic.staleness),
+        return {**self.figures(), "rank_steps": self.rank_steps, "line_losses": self.losses,
+                "epoch_loss": [self.epoch_loss, self.epoch_losses],
+                "staleness_counts": {str(stale): count for stale, count in self.host.traffic.staleness.items()},
                 "updates_skipped": self.updates_skipped, "restores": self.restores, "peak_lr": self.peak_lr}
+
+    def epoch(self, step: int) -> float:
+        return self.course.epochs(step) if self.course else step / self.steps_per_epoch
 
     def figures(self) -> dict[str, float]:
         """This rank's seconds, bytes and images since the start of the run, resumed or not.
@@ -136,7 +143,8 @@ class Record:
             loss = later.wait(self.host.progress)
         if math.isfinite(loss):
             self.losses.append(loss)
-            self.epoch_losses.append(loss)
+            self.epoch_loss += loss
+            self.epoch_losses += 1
         elif self.lost is None:
             step, lr = self.taken
             self.lost = step, f"the loss at step {step} is {loss} at rate {lr:g}"
@@ -162,7 +170,7 @@ class Record:
         stale = self.host.traffic.staleness - self.told
         self.told = self.host.traffic.staleness.copy()
         self.unwritten = {
-            "step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "loss": None,
+            "step": step, "epoch": self.epoch(step), "lr": lr, "loss": None,
             "images_per_s": (step - earlier) * self.batch * self.ranks_per_step / (now - then), **self.figures(),
             "rank_steps": self.rank_steps, "staleness_counts": dict(sorted(stale.items()))}
         if self.later is None:
@@ -178,13 +186,13 @@ class Record:
 
     def evaluation(self, step: int, lr: float, **found: float | None) -> None:
         """Collective, after an evaluation that found these figures: a line of summary.csv."""
-        own = {"losses": len(self.epoch_losses), "loss": sum(self.epoch_losses), **self.figures()}
-        self.epoch_losses.clear()
+        own = {"losses": self.epoch_losses, "loss": self.epoch_loss, **self.figures()}
+        self.epoch_loss, self.epoch_losses = 0.0, 0
         means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
-        rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
         loss, losses = means.pop("loss"), means.pop("losses")
+        rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
         train_loss = loss / losses if losses else None      # no loss was finite
-        self.row = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, **found,
+        self.row = {"step": step, "epoch": self.epoch(step), "lr": lr, **found,
                     "train_loss": train_loss, **means,
                     **{key: round(means[key] * self.host.size) for key in SUMS}}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
@@ -210,7 +218,7 @@ class Record:
         """Collective: rank 0 writes summary.json, with the figures of the last evaluation, None if there was none."""
         figures = {key: self.row.get(key) for key in SUMMARY}
         stale = self.all_staleness()
-        summary = {"status": status, **about, "steps": step, "epochs": step / self.steps_per_epoch, **figures,
+        summary = {"status": status, **about, "steps": step, "epochs": self.epoch(step), **figures,
                    "staleness": percentiles(stale) if stale else None, "staleness_counts": dict(sorted(stale.items())),
                    "rank_steps": self.host.allgather(self.rank_steps),
                    "rank_updates_skipped": self.host.allgather(self.updates_skipped), "restores": self.restores,

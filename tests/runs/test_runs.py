@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from dsgd_mpi import algorithms
+from dsgd_mpi.data.formats import write
 from dsgd_mpi.nn import resnet
+from tests.support.data_samples import content
 from tests.support.jobs import Job, pids, run, train, until
 
 SMALL = ("--steps", 12, "--batch", 8, "--log-every", 4)
@@ -28,6 +30,15 @@ def model_of(folder):
 
 def steps_of(folder):
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def progress_of(folder):
+    """All that does not depend on the clock, of each line and each evaluation."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with open(folder / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return ([[line[key] for key in ("step", "epoch", "lr", "loss", "images")] for line in lines],
+            [[row[key] for key in ("step", "epoch", "lr", "accuracy", "train_loss", "images")] for row in rows])
 
 
 def same(one, other):
@@ -72,8 +83,70 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, ranks):
     assert status == 0
     assert "cannot be read back" in errors
     assert same(model_of(whole), model_of(halved))
-    assert steps_of(halved) == steps_of(whole)
+    assert progress_of(halved) == progress_of(whole)
     assert "already finished, at step 12" in train("--resume", halved, ranks=ranks)[1]
+
+
+def content_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_lengthened_run_is_from_then_on_the_long_one_and_whatever_its_end_lacks_is_made(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(*SMALL, "--schedule", "constant", "--out", whole)[0] == 0
+    assert train(*SMALL, "--schedule", "constant", "--steps", 6, "--out", run)[0] == 0
+    stale, finished = (run / "model.h5").read_bytes(), content_of(run)
+    for again in ((), ("--steps", 6), ("--steps", 5)):
+        status, output, errors = train("--resume", run, *again)
+        assert (status, errors) == (0, "")
+        assert ("already at step 6, beyond the 5" if 5 in again else "already finished, at step 6\n") in output
+    assert content_of(run) == finished
+    assert train("--resume", run, "--steps", 12)[0] == 0
+    assert same(model_of(whole), model_of(run))
+    assert "steps = 12\n" in (run / "config.toml").read_text()
+    finished = content_of(run)
+    assert "already finished, at step 12\n" in train("--resume", run)[1]
+    assert content_of(run) == finished
+    (run / "model.h5").write_bytes(stale)       # killed before it was written again
+    (run / "summary.json").unlink()
+    rows = (run / "summary.csv").read_text().splitlines(keepends=True)
+    (run / "summary.csv").write_text("".join(rows[:-1]))
+    status, output, errors = train("--resume", run)
+    assert (status, errors) == (0, "")
+    assert "already finished, at step 12, but for summary.csv, summary.json, model.h5" in output
+    assert same(model_of(whole), model_of(run))
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert [row.split(",")[0] for row in (run / "summary.csv").read_text().splitlines()] == ["step", "6", "12"]
+    assert steps_of(run) == steps_of(whole)
+    before = (run / "summary.json").read_bytes()
+    (run / "model.h5").write_bytes(b"cut short")
+    assert "but for model.h5\n" in train("--resume", run)[1]
+    assert same(model_of(whole), model_of(run))
+    after = json.loads((run / "summary.json").read_text())
+    assert {key: after[key] for key in ("accuracy", "images")} == {
+        key: json.loads(before)[key] for key in ("accuracy", "images")}
+
+
+def test_other_ranks_go_on_in_the_middle_of_an_epoch_and_what_changed_is_told(tmp_path):
+    """Of 12,000 images: two ranks have drawn 10 x 2 x 8, then three draw 3 x 8 a step, to 16 x 16 at the least."""
+    run, data = tmp_path / "run", tmp_path / "other.h5"
+    assert train(*SMALL, "--schedule", "linear", "--warmup", 0, "--checkpoint-every", 10, "--out", run, ranks=2)[0] == 0
+    shutil.rmtree(run / "checkpoint-000000012")
+    status, output, errors = train("--resume", run, "--steps", 16, "--log-every", 1, ranks=3)
+    assert (status, errors) == (0, "")
+    told = " ".join(output.replace("│", " ").split())
+    assert "changed ranks 2 -> 3, global batch 16 -> 24, --steps 12 -> 16, --log-every 4 -> 1" in told
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-4:]
+    assert [line["step"] for line in lines] == [11, 12, 13, 14]
+    assert [line["lr"] for line in lines] == pytest.approx([0.2 * (256 - images) / 256 for images in (
+        160, 184, 208, 232)])
+    assert json.loads((run / "summary.json").read_text())["images"] == 160 + 4 * 24
+    write(data, content(train=9000, side=28, channels=1))
+    refused = train("--resume", run, "--steps", 20, env={"DSGD_DATA": str(data)})
+    assert refused[0] == 2
+    assert refused[2].count("\n") == 1
+    assert "trained on other data: train 12000, now 9000" in refused[2]
+    assert "resnet8" in train("--resume", run, "--steps", 20, "--model", "resnet14")[2]
 
 
 @pytest.mark.parametrize(("number", "options"), [

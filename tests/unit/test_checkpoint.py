@@ -1,6 +1,9 @@
 """Checkpoints on a simulated cluster: whole or not there, newest first, never the end of a run."""
 
+import json
 import logging
+import os
+import shutil
 
 import h5py
 import numpy as np
@@ -13,14 +16,14 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
-from dsgd_mpi.training import checkpoint
+from dsgd_mpi.training import checkpoint, rankfile
 from dsgd_mpi.training.checkpoint import Checkpoints
 
 
-def on_cluster(tmp_path, size, algorithm, act, state=None, **header):
+def on_cluster(tmp_path, size, kind, act, state=None, **header):
     """`act(checkpoints, x, sgd, algorithm)` on each rank, x and v being full of the rank's number."""
     def main(host):
-        x, own = np.full(6, float(host.rank), "float32"), algorithm()
+        x, own = np.full(6, float(host.rank), "float32"), kind()
         sgd = Sgd().start(Layout({"w": (5,)}, {"mean": (1,)}), like=x)
         own.start(host, x, sgd)
         sgd.state["v"][:] = host.rank
@@ -73,6 +76,156 @@ def test_a_run_does_not_change_whose_steps_it_counts(tmp_path):
     assert on_cluster(tmp_path, 3, Gossip, restore, shared_out=True)[0][0] == 10
 
 
+def rewrite(path, change, sums=False):
+    """Changes an HDF5 file as somebody else might; with `sums`, as if it had been written so."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    listed = path.with_name("SHA256SUMS")
+    if sums:
+        lines = [line for line in listed.read_text().splitlines() if not line.endswith(path.name)]
+        listed.write_text("\n".join([*lines, f"{rankfile.digest(path)}  {path.name}"]) + "\n")
+    elif listed.exists():
+        listed.unlink()
+
+
+def without(name):
+    return lambda file: file.__delitem__(name)
+
+
+def attribute(name, value=None):
+    return lambda file: file.attrs.__delitem__(name) if value is None else file.attrs.__setitem__(name, value)
+
+
+def replaced(name, value):
+    def change(file):
+        del file[name]
+        file[name] = value
+    return change
+
+
+def totals(text):
+    return replaced("totals", np.frombuffer(text, np.uint8))
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (without("x"), "dataset x is missing"), (without("optimizer/v"), "dataset optimizer/v is missing"),
+    (without("keeps/t"), "dataset keeps/t is missing"), (without("optimizer"), "dataset optimizer/v is missing"),
+    (replaced("optimizer/v", np.zeros(3)), r"dataset optimizer/v: expected the shape \(5,\), found \(3,\)"),
+    (replaced("optimizer/v", "words"), "dataset optimizer/v is missing"),
+    (replaced("x", np.zeros(4)), "holds a network of 4 elements; this run's has 6"),
+    (replaced("x", np.full(6, np.nan)), "dataset x holds numbers that are not finite"),
+    (replaced("keeps/t", np.zeros(3)), "dataset keeps/t has another shape"),
+    (attribute("step"), "attribute step is missing"), (attribute("step", -3), "attribute step: expected a whole"),
+    (attribute("step", "ten"), "attribute step: expected a whole number"),
+    (attribute("step", 10), "holds step 10, but is in the folder of step 20"),
+    (attribute("ranks"), "attribute ranks is missing"), (attribute("ranks", 7), "holds 7 different models"),
+    (without("totals"), "totals are missing"), (totals(b"{"), "cannot be read back"),
+    (totals(b"[1]"), "totals are no record of a run"), (totals(b"[]"), "totals are no record of a run"),
+    (totals(b'[{"wall_s": "long"}]'), "totals are no record of a run"),
+    (totals(b'[{"wall_s": NaN}]'), "totals are no record of a run"),
+    (attribute("course", [32, 0, 32, 2, 5]), "attribute course is damaged"),
+    (attribute("course", "x"), "attribute course is damaged"), (attribute("config", "[["), "attributes are damaged"),
+    (attribute("format", 99), "expected checkpoint format"), (attribute("format", "x"), "expected checkpoint format"),
+    (attribute("algorithm", "easgd"), "it is of a run of easgd, but this run is one of gossip"),
+    (attribute("optimizer", "lars"), "expected the state of sgd, found that of lars")])
+@pytest.mark.parametrize("sums", [False, True])
+def test_what_is_half_valid_is_passed_over_with_its_reason(tmp_path, change, reason, sums, caplog):
+    on_cluster(tmp_path, 2, Gossip, save(10, 20), algorithm="gossip")
+    rewrite(tmp_path / "checkpoint-000000020" / "rank1.h5", change, sums)
+    with caplog.at_level(logging.WARNING):
+        found = on_cluster(tmp_path, 2, Gossip, restore, algorithm="gossip")
+    assert found == [(10, 5, 100 + rank, rank, 10) for rank in range(2)]
+    assert len(caplog.records) == 1
+    shutil.rmtree(tmp_path / "checkpoint-000000010")
+    with pytest.raises(UsageError, match=f"checkpoint-000000020: .*{reason}") as refused:
+        on_cluster(tmp_path, 2, Gossip, restore, algorithm="gossip")
+    assert "\n" not in str(refused.value.message)
+
+
+def test_a_file_of_another_step_is_no_reason_to_wait(tmp_path, caplog):
+    on_cluster(tmp_path, 3, Gossip, save(10, 20))
+    shutil.copy(tmp_path / "checkpoint-000000010/rank1.h5", tmp_path / "checkpoint-000000020/rank1.h5")
+    (tmp_path / "checkpoint-000000020/SHA256SUMS").unlink()
+    assert [found[0] for found in on_cluster(tmp_path, 3, Gossip, restore)] == [10] * 3
+    assert "rank1.h5 holds step 10, but is in the folder of step 20" in caplog.text
+
+
+def test_nothing_is_overwritten_before_all_ranks_can_go_on(tmp_path):
+    on_cluster(tmp_path, 2, Gossip, save(10))
+    rewrite(tmp_path / "checkpoint-000000010" / "rank1.h5", without("x"), sums=True)
+
+    def act(checkpoints, x, sgd, algorithm):
+        with pytest.raises(UsageError, match="dataset x is missing"):
+            checkpoints.restore(x, sgd, algorithm)
+        return (x == checkpoints.host.rank).all() and (sgd.state["v"] == checkpoints.host.rank).all()
+    assert on_cluster(tmp_path, 2, Gossip, act) == [True, True]
+
+
+def test_what_is_not_ours_is_neither_read_nor_deleted_nor_in_the_way(tmp_path):
+    on_cluster(tmp_path, 2, Gossip, save(10))
+    ten = tmp_path / "checkpoint-000000010"
+    (ten / "note.txt").write_text("the best so far")
+    for name in ("checkpoint-000000010 (copy)", "checkpoint-10", "checkpoint-best", "checkpoint-000000099x"):
+        shutil.copytree(ten, tmp_path / name)
+    (tmp_path / "checkpoint-000000050").symlink_to(ten)
+    (tmp_path / "checkpoint-000000060").write_text("a file")
+    (tmp_path / "checkpoint-000000020").write_text("another")
+    (tmp_path / ".checkpoint-000000030.part").write_text("a third")
+    (tmp_path / "checkpoint-000000070").mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    assert on_cluster(tmp_path, 2, Gossip, restore)[0][0] == 10
+    assert {path.name for path in tmp_path.iterdir()} == before
+    on_cluster(tmp_path, 2, Gossip, save(20, 30, 40))
+    assert checkpoint.steps_in(tmp_path) == [30, 40]
+    assert (tmp_path / "checkpoint-000000020.other").read_text() == "another"
+    assert (tmp_path / ".checkpoint-000000030.part.other").read_text() == "a third"
+    assert os.listdir(ten) == ["note.txt"]
+    assert {path.name for path in tmp_path.iterdir()} >= before - {"checkpoint-000000020", ".checkpoint-000000030.part"}
+    assert on_cluster(tmp_path, 2, Gossip, restore)[0][0] == 40
+
+
+def test_those_newer_than_where_a_run_went_on_do_not_crowd_out_its_own(tmp_path):
+    on_cluster(tmp_path, 2, Gossip, save(10, 20))
+    (tmp_path / "checkpoint-000000020" / "rank0.h5").write_bytes(b"junk")
+    on_cluster(tmp_path, 2, Gossip, save(12, 14, 16))
+    assert checkpoint.steps_in(tmp_path) == [14, 16, 20]
+    assert on_cluster(tmp_path, 2, Gossip, restore)[0][0] == 16
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_no_damage_of_any_kind_gets_past_the_check_or_raises_anything_else(tmp_path, sums):
+    """Cut anywhere, and a byte changed anywhere, as a disk or a stranger might."""
+    on_cluster(tmp_path, 1, Gossip, save(10))
+    path = tmp_path / "checkpoint-000000010" / "rank0.h5"
+    if not sums:
+        path.with_name("SHA256SUMS").unlink()
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    passed = 0
+    for place in rng.integers(0, len(whole), 300):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.integers(8)
+        for content in (whole[:place], bytes(flipped)):
+            path.write_bytes(content)
+            try:
+                checkpoint.read(tmp_path, 10, 0)
+                passed += 1
+            except rankfile.Unfit:
+                pass
+    assert passed == 0 if sums else passed < 600
+    path.write_bytes(whole)
+    assert json.dumps(checkpoint.read(tmp_path, 10, 0).totals) == '[{"wall_s": 5.0}]'
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0  rank0.h5\n", b"a" * 64 + b"  rank0.h5\n",
+                                     b"a" * 64 + b"  rank1.h5\n"])
+def test_a_list_of_digests_that_is_damaged_is_no_list(tmp_path, content):
+    on_cluster(tmp_path, 1, Gossip, save(10))
+    (tmp_path / "checkpoint-000000010" / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(UsageError, match=r"SHA256SUMS|SHA-256"):
+        on_cluster(tmp_path, 1, Gossip, restore)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_damage_on_one_rank_sends_all_to_the_checkpoint_before(tmp_path, damage, caplog):
     on_cluster(tmp_path, 3, Gossip, save(10, 20))
@@ -88,7 +241,9 @@ def test_damage_on_one_rank_sends_all_to_the_checkpoint_before(tmp_path, damage,
         file.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert [found[0] for found in on_cluster(tmp_path, 3, Gossip, restore)] == [10] * 3
-    assert "rank1.h5 cannot be read back" in caplog.text
+    assert len(caplog.records) == 1
+    assert "resumed from step 10" in caplog.text
+    assert ("rank1.h5 is missing" if damage == "gone" else "rank1.h5 cannot be read back") in caplog.text
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
@@ -97,7 +252,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch,
     def atomic(path, verify):
         raise OSError(f"{path}: No space left on device")
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(checkpoint, "atomic", atomic)
+        patch.setattr(rankfile, "atomic", atomic)
         on_cluster(tmp_path, 2, Gossip, save(20))
     assert "no checkpoint at step 20" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000010"]
@@ -131,7 +286,7 @@ def test_the_state_of_an_optimizer_is_kept_by_name_and_is_no_other_optimizer_s(t
         return adamw.state
     written = act(AdamW(), save)
     with h5py.File(next(tmp_path.rglob("rank0.h5"))) as file:
-        assert (file.attrs["format"], file.attrs["optimizer"], set(file["optimizer"])) == (2, "adamw", {"m", "v", "t"})
+        assert (file.attrs["format"], file.attrs["optimizer"], set(file["optimizer"])) == (3, "adamw", {"m", "v", "t"})
 
     def restore(optimizer, checkpoints, x):
         before = dict(optimizer.state)
@@ -149,6 +304,8 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path):
     for path in tmp_path.rglob("rank*.h5"):
         with h5py.File(path, "r+") as file:
             file["v"] = file["optimizer/v"][()]
-            del file["optimizer"], file.attrs["optimizer"]
+            file.attrs["totals"] = json.dumps({"wall_s": 5.0})
+            del file["optimizer"], file.attrs["optimizer"], file["totals"]
             file.attrs["format"] = 1
+    next(tmp_path.rglob("SHA256SUMS")).unlink()
     assert on_cluster(tmp_path, 3, Gossip, restore) == [(10, 5, 100 + rank, rank, 10) for rank in range(3)]

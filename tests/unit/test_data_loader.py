@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsgd_mpi.data.loader import AHEAD, LATE, Batches, evaluation_batches
+from dsgd_mpi.data.loader import AHEAD, LATE, Batches, Course, evaluation_batches
 from dsgd_mpi.errors import UsageError
 from tests.support.data_samples import images, split
 
@@ -201,3 +201,23 @@ def test_evaluation_on_a_few_takes_them_evenly_spaced(most, expected):
         seen = [label for rank in range(size) for _, labels in evaluation_batches(split(10), 3, rank, size, most=most)
                 for label in labels]
         assert seen == expected
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(4, 2), (8, 1), (2, 5), (5, 3), (30, 1)])
+def test_each_image_of_an_epoch_is_drawn_once_though_other_ranks_go_on_with_other_batches(batch, ranks):
+    """Two ranks with batches of three for a step and a half epoch, then others to the end of the fourth."""
+    images = split(33)
+    begun = [Batches(images, 3, rank, 2) for rank in range(2)]
+    order = [int(each) for step in range(7) for rank in begun for each in rank.indices(step)]
+    old = begun[0].course
+    course = Course(batch * ranks, old.epoch, old.first, old.workers, 7, old.drawn(7))
+    others = [Batches(images, batch, rank, ranks, course=course) for rank in range(ranks)]
+    last = course.reaches(4 * old.epoch // old.first)
+    order += [int(each) for step in range(7, last) for rank in others for each in rank.indices(step)]
+    whole = [Batches(images, 6).indices(step) for step in range(4 * 5 + 5 * 5)]
+    assert order == np.concatenate(whole)[:len(order)].tolist()
+    assert 0 <= len(order) - 4 * 30 < batch * ranks
+    for epoch in range(4):
+        assert len(set(order[30 * epoch:30 * (epoch + 1)])) == 30
+    assert course.epochs(7) == old.epochs(7)
+    assert course.units(7) == 7
