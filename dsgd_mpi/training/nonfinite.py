@@ -42,22 +42,26 @@ def noticed(run: Training, record: Record) -> bool:
 def check(run: Training, record: Record, step: int) -> None:
     """Collective: Diverged on all ranks if one has noticed something, or its model is not finite."""
     record.updates_skipped = run.optimizer.skipped
-    own = (0, "")
-    if record.lost and noticed(run, record):
-        own = record.lost
-    elif noticed(run, record) or not finite(run.model.flat):
-        own = step, f"the model after step {step} is not finite at rate {run.schedule(step - 1):g}"
-    found = [(at, "model" in text, rank, text) for rank, (at, text) in enumerate(run.host.allgather(own)) if text]
-    if found:                               # the first step; of one step the loss, which is a rank's own
-        _, _, rank, text = min(found)
-        raise Diverged(f"rank {rank}: {text}{tried(run, record)}; {way_out(run)}", step)
+    everyone = run.host.allgather(own_trouble(run, record, step))
+    found = [(*trouble, rank) for rank, trouble in enumerate(everyone) if trouble]
+    if found:
+        _, _, text, rank = min(found)       # the first step; of one step a loss, which is a rank's own
+        raise Diverged(f"rank {rank}: {text}; {way_out(run)}", step)
 
 
-def tried(run: Training, record: Record) -> str:
-    """What has been done about it, in vain."""
+def own_trouble(run: Training, record: Record, step: int) -> tuple[int, bool, str] | None:
+    """Its step, whether it is of the model, which others may have spoilt, and in words."""
+    tried = f", after {record.restores} restore{'s'[: record.restores > 1]}" if record.restores else ""
     if run.on_nonfinite == "skip":
-        return f", and {run.optimizer.skipped} updates were left out"
-    return f", after {record.restores} restore{'s'[: record.restores > 1]}" if record.restores else ""
+        tried = f", and {run.optimizer.skipped} updates were left out"
+    elif record.lost:
+        return record.lost[0], False, record.lost[1] + tried
+    if not finite(run.model.flat):
+        return step, True, f"the model after step {step} is not finite at rate {run.schedule(step - 1):g}{tried}"
+    if run.optimizer.stuck:
+        return step, False, (f"the last {run.optimizer.in_a_row} gradients before step {step} are not finite at rate "
+                             f"{run.schedule(step - 1):g}{tried}")
+    return None
 
 
 def way_out(run: Training) -> str:

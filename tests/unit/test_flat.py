@@ -1,10 +1,11 @@
 """The flat vector's layout, and the buckets that its gradient travels in."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsgd_mpi.arrays.flat import Buckets, Layout
+from dsgd_mpi.arrays.flat import Buckets, Layout, finite
 
 
 def test_views_write_to_the_vector_and_cover_it():
@@ -27,3 +28,15 @@ def test_buckets_carry_every_number_once_from_the_back_and_are_large_enough(stre
         end -= length
     assert np.array_equal(np.concatenate(sent[::-1]), x)
     assert all(len(part) >= size for part in sent[:-1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_vector_is_finite_if_every_element_is(dtype):
+    largest = np.finfo(dtype).max
+    assert finite(np.zeros(0, dtype))
+    assert finite(np.array([largest, largest, -largest], dtype))
+    for place in range(5):
+        for bad in (np.nan, np.inf, -np.inf):
+            x = np.full(5, largest, dtype)
+            x[place] = bad
+            assert not finite(x)
