@@ -1,4 +1,4 @@
-"""`python -m dsgd_mpi {train,data,grid,plot,doctor}`: one entry point. Nothing here needs MPI until a run starts."""
+"""`python -m dsgd_mpi COMMAND`: one entry point for all. Nothing here needs MPI until a run starts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {                                # name: module, function, help text
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
     "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
     "plot": ("dsgd_mpi.study.plot", "plot", "Plot the curves of one or more runs."),
+    "checkpoint": ("dsgd_mpi.training.command", "checkpoint", "List, verify or show the checkpoints of a run."),
     "doctor": ("dsgd_mpi.doctor.command", "doctor", "Report what this machine can train with, and any problems."),
 }
 
@@ -32,7 +33,7 @@ def main() -> None:
         sys.exit(2)
     click.echo("Usage: python -m dsgd_mpi COMMAND ...\n")
     for name, (_, _, text) in COMMANDS.items():
-        click.echo(f"  {name:6}  {text}")
+        click.echo(f"  {name:10}  {text}")
     click.echo("\n`python -m dsgd_mpi COMMAND --help` lists a command's options.")
 
 

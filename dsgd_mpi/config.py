@@ -148,6 +148,9 @@ class Config:
     log_every: int = option("Output", 10, "Steps between lines of metrics.jsonl.", least=1, unit="STEPS")
     checkpoint_every: int = option("Output", 0, "Steps between checkpoints; 0: only one, at the end.",
                                    unit="STEPS")
+    keep: int = option("Output", 2, "Checkpoints to keep, the last ones.", least=1, unit="COUNT")
+    keep_best: bool = option("Output", False, "Keep the checkpoint of the most accurate model too; one is then also "
+                             "written after each evaluation.", flag=True)
     out: str | None = option("Output", None, "Run folder to create.  [default: runs/DATE-ALGORITHM-MODEL-RANKS]",
                              unit="DIR")
     auto_resume: bool = option("Output", False, "If --out already holds this very run, resume it: for jobs that a "

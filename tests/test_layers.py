@@ -25,7 +25,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.evaluate", "training.steps", "training.nonfinite"),
     ("training.loop",),
     ("training.build",),
-    ("training.folder",),
+    ("training.folder", "training.command"),
     ("training.job",),
     ("train", "doctor", "__main__"),
 ]

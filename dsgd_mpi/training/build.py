@@ -145,7 +145,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     return Training(
         **pace, host=host, net=net, model=model, test=parts.dataset.test, algorithm=parts.algorithm,
         optimizer=optimizer, eval_own=chosen.eval_own,
-        checkpoints=Checkpoints(host, folder, header, parts.kernels.state, pace["course"]),
+        checkpoints=Checkpoints(host, folder, header, parts.kernels.state, pace["course"],
+                                chosen.keep, chosen.keep_best),
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
         on_nonfinite=chosen.on_nonfinite,
         bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)

@@ -13,6 +13,7 @@ Whatever else lies in the run's folder or in that of a checkpoint is not ours: i
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import re
@@ -40,16 +41,16 @@ log = logging.getLogger("dsgd_mpi")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in its folder; the last `kept` of them are retained.
+    """The checkpoints of one run, in its folder; the last `kept` of them are retained, and the best with `keep_best`.
 
     `header`: attributes of every file. `state`: the kernels', `Kernels.state`. `course`: what steps mean in images.
     `resumed`: the attributes and the ranks of the checkpoint that was restored.
     """
 
     def __init__(self, host: Host, folder: Path, header: dict[str, Any], state: Mapping[str, Array] | None = None,
-                 course: Course | None = None, kept: int = 2) -> None:
+                 course: Course | None = None, kept: int = 2, keep_best: bool = False) -> None:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
-        self.course = course
+        self.course, self.keep_best = course, keep_best
         self.resumed: tuple[dict[str, Any], int] | None = None
 
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
@@ -72,9 +73,7 @@ class Checkpoints:
                 with suppress(OSError):
                     remove(part)
                 return
-            for old in [each for each in steps_in(self.folder) if each <= step][: -self.kept]:
-                with suppress(OSError):
-                    remove(path_of(self.folder, old))
+            self._thin_out(step)
 
     def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
                 required: bool = True, consent: Consent | None = None) -> tuple[int, dict[str, Any]]:
@@ -103,6 +102,14 @@ class Checkpoints:
         if required:
             raise UsageError(f"{self.folder}: no complete checkpoint to resume from; expected folders checkpoint-STEP")
         return 0, {}
+
+    def _thin_out(self, step: int) -> None:
+        """Keeps the last ones, up to that step: newer ones, which could not be used, are not counted."""
+        best = best_of(self.folder) if self.keep_best else None
+        for old in [each for each in steps_in(self.folder) if each <= step][: -self.kept]:
+            if old != best:
+                with suppress(OSError):
+                    remove(path_of(self.folder, old))
 
     def newest(self) -> int | None:
         """The step of the newest one, as this rank sees the folder; None if there is none."""
@@ -183,6 +190,20 @@ def steps_in(folder: Path) -> list[int]:
                     and any(path.glob("rank*.h5"))):
                 found.append(int(name[1]))
     return sorted(found)
+
+
+def best_of(folder: Path) -> int | None:
+    """The step of the checkpoint whose model was found most accurate, by summary.csv; the first of equal ones.
+
+    None if no checkpoint is of a step at which the run was evaluated.
+    """
+    accuracies: dict[int, float] = {}
+    with suppress(OSError, csv.Error), open(folder / "summary.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            with suppress(KeyError, TypeError, ValueError):
+                accuracies[int(row["step"])] = float(row["accuracy"])
+    there = [step for step in steps_in(folder) if step in accuracies]
+    return max(there, key=lambda step: accuracies[step], default=None)
 
 
 def read(folder: Path, step: int, rank: int) -> Saved:

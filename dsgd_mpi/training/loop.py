@@ -44,7 +44,8 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
     host.before_waiting(record.settle)
     run.optimizer.skipped = record.updates_skipped
     run.optimizer.leaves_out = run.on_nonfinite == "skip"
-    if first == 0 and run.on_nonfinite == "restore":        # there is always one to go back to
+    if first == 0 and (run.checkpoint_every or run.on_nonfinite == "restore"):      # a full disk is found early, and
+        # there is always one to go back to
         run.checkpoints.save(0, x, run.optimizer, run.algorithm, record.totals())
     sent: list[tuple[Any, Array]] = []      # the next batch, once it is on its way to a device
 
@@ -91,9 +92,10 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             record.settle()
             check(run, record, reached)
             stopped = reached < goal
-            if not stopped and (reached == run.steps or evaluation_after(run, reached - 1) == reached):
+            evaluated = not stopped and (reached == run.steps or evaluation_after(run, reached - 1) == reached)
+            if evaluated:
                 evaluation(run, reached, record)
-            if stopped or due(reached, run.checkpoint_every, run.steps):
+            if stopped or due(reached, run.checkpoint_every, run.steps) or (evaluated and run.checkpoints.keep_best):
                 run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
             if stopped:
                 return reached

@@ -92,10 +92,10 @@ def data_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(was: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What differs in the data, with the digest only where nothing else does."""
-    keys = [key for key in found if was.get(key) != found[key]]
-    return [f"{key} {_rounded(was.get(key))}, now {_rounded(found[key])}" for key in keys
-            if key != "digest" or len(keys) == 1]
+    """What differs in the data."""
+    keys = [key for key in found if was.get(key) != found[key] and key != "digest"]
+    return [f"{key} {_rounded(was.get(key))}, now {_rounded(found[key])}" for key in keys] or [
+        "as many, but other images or labels"]
 
 
 def _rounded(value: Any) -> str:

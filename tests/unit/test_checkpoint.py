@@ -8,6 +8,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.gossip import Gossip
@@ -16,7 +17,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
-from dsgd_mpi.training import checkpoint, rankfile
+from dsgd_mpi.training import checkpoint, command, rankfile
 from dsgd_mpi.training.checkpoint import Checkpoints
 
 
@@ -74,6 +75,48 @@ def test_a_run_does_not_change_whose_steps_it_counts(tmp_path):
     with pytest.raises(UsageError, match="counts the steps of all ranks together, but this run those of each rank"):
         on_cluster(tmp_path, 3, Gossip, restore)
     assert on_cluster(tmp_path, 3, Gossip, restore, shared_out=True)[0][0] == 10
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(False, [40, 50]), (True, [20, 40, 50])])
+def test_the_best_is_kept_beside_the_last_ones(tmp_path, keep_best, kept):
+    (tmp_path / "summary.csv").write_text("step,accuracy\n10,0.5\n20,0.9\n30,0.9\njunk\n35,1.0\n40,\n50,0.8\n")
+
+    def act(checkpoints, x, sgd, algorithm):
+        checkpoints.keep_best = keep_best
+        save(10, 20, 30, 40, 50)(checkpoints, x, sgd, algorithm)
+    on_cluster(tmp_path, 2, Gossip, act)
+    assert checkpoint.steps_in(tmp_path) == kept
+    assert checkpoint.best_of(tmp_path) == (20 if keep_best else 50)
+
+
+def test_the_command_lists_verifies_and_shows_them(tmp_path):
+    def said(*words):
+        found = CliRunner().invoke(command.checkpoint, [str(word) for word in words])
+        return found.exit_code, found.output
+
+    status, output = said("list", tmp_path)
+    assert (status, output.count("\n")) == (2, 1)
+    assert "no checkpoint; expected a run folder" in output
+    on_cluster(tmp_path, 3, Gossip, save(10, 20))
+    (tmp_path / "summary.csv").write_text("step,accuracy\n10,0.5\n")
+    status, output = said("list", tmp_path)
+    assert status == 0
+    assert [line.split()[1:4] for line in output.splitlines()] == [["10", "3", "files"], ["20", "3", "files"]]
+    assert [line.endswith("best") for line in output.splitlines()] == [True, False]
+    assert said("verify", tmp_path) == (0, "step        10   3 files whole\nstep        20   3 files whole\n")
+    status, output = said("show", tmp_path)
+    shown = json.loads(output)
+    assert (status, shown["step"], shown["ranks"], len(shown["totals"])) == (0, 20, 3, 3)
+    assert shown["arrays"]["x"] == "float32 (6,)"
+    assert json.loads(said("show", tmp_path, "--step", 10)[1])["step"] == 10
+    assert "no checkpoint of step 15; there are those of 10, 20" in said("show", tmp_path, "--step", 15)[1]
+    (tmp_path / "checkpoint-000000010" / "SHA256SUMS").unlink()
+    (tmp_path / "checkpoint-000000020" / "rank2.h5").write_bytes(b"junk")
+    status, output = said("verify", tmp_path)
+    assert status == 2
+    assert "step        10   3 files whole, as far as can be seen" in output
+    assert "step        20   cannot be used: rank2.h5 cannot be read back" in output
+    assert said("show", tmp_path)[0] == 2
 
 
 def rewrite(path, change, sums=False):

@@ -37,7 +37,7 @@ def header(data=None, shared_out=False, **options):
     ({"shared_out": True}, {}, 2, True, "it counts the steps of all ranks together, but this run those of each rank"),
     ({}, {"data": {"mean": [0.3], "digest": "b"}}, 2, True, "trained on other data: mean 0.2500, now 0.3000; give it"),
     ({}, {"data": {"image": [8, 8, 3]}}, 2, True, "trained on other data: image 8x8x1, now 8x8x3; give it"),
-    ({}, {"data": {"digest": "b"}}, 2, True, "trained on other data: digest a, now b; give it those, or accept")])
+    ({}, {"data": {"digest": "b"}}, 2, True, "other data: as many, but other images or labels; give it those, or")])
 def test_the_table_of_what_may_change(before, now, ranks, replicated, reason):
     found = refusal(header(**before), 2, header(**now), ranks, replicated, Consent())
     assert found is None if reason is None else found.startswith(reason) or reason in found
