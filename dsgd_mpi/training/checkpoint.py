@@ -111,6 +111,10 @@ class Checkpoints:
                 with suppress(OSError):
                     remove(path_of(self.folder, old))
 
+    def part_of(self, step: int, algorithm: Algorithm) -> Path:
+        """This rank's file of a checkpoint."""
+        return path_of(self.folder, step) / file_name(self._file(algorithm))
+
     def newest(self) -> int | None:
         """The step of the newest one, as this rank sees the folder; None if there is none."""
         return max(steps_in(self.folder), default=None)
