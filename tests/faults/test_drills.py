@@ -22,7 +22,8 @@ def test_faults_are_read():
 @pytest.mark.parametrize(("text", "found"), [
     ("kil@1:2", "expected KIND@RANK:STEP with one of kill, "), ("kill", "found 'kill'"), ("kill@1", "found 'kill@1'"),
     ("kill@x:2", "--inject kill@x:2: RANK: expected "), ("kill@1:0", "STEP: expected at least 1, found 0"),
-    ("slow@1:nan", "SECONDS: expected"), ("nan@-1:2", "RANK: expected at least 0, found -1"), ("kill@1:2,", "found ''")])
+    ("slow@1:nan", "SECONDS: expected"), ("nan@-1:2", "RANK: expected at least 0, found -1"),
+    ("kill@1:2,", "found ''")])
 def test_what_is_no_fault_is_refused_in_one_line(text, found):
     with pytest.raises(UsageError) as problem:
         parse(text)
