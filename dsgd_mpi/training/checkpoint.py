@@ -104,7 +104,11 @@ class Checkpoints:
         return 0, {}
 
     def _thin_out(self, step: int) -> None:
-        """Keeps the last ones, up to that step: newer ones, which could not be used, are not counted."""
+        """Keeps the last whole ones, up to that step: newer ones, which could not be used, are not counted."""
+        for part in self.folder.glob(".checkpoint-*.part"):     # of a run that was killed
+            if re.fullmatch(r"\.checkpoint-\d{9,}\.part", part.name) and part.is_dir() and not part.is_symlink():
+                with suppress(OSError):
+                    remove(part)
         best = best_of(self.folder) if self.keep_best else None
         for old in [each for each in steps_in(self.folder) if each <= step][: -self.kept]:
             if old != best:

@@ -227,6 +227,13 @@ def test_what_is_not_ours_is_neither_read_nor_deleted_nor_in_the_way(tmp_path):
     assert on_cluster(tmp_path, 2, Gossip, restore)[0][0] == 40
 
 
+def test_what_a_killed_run_left_unfinished_is_cleared_away(tmp_path):
+    on_cluster(tmp_path, 2, Gossip, save(10))
+    shutil.copytree(tmp_path / "checkpoint-000000010", tmp_path / ".checkpoint-000000017.part")
+    on_cluster(tmp_path, 2, Gossip, save(20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000000010", "checkpoint-000000020"]
+
+
 def test_those_newer_than_where_a_run_went_on_do_not_crowd_out_its_own(tmp_path):
     on_cluster(tmp_path, 2, Gossip, save(10, 20))
     (tmp_path / "checkpoint-000000020" / "rank0.h5").write_bytes(b"junk")
