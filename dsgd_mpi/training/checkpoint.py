@@ -284,7 +284,7 @@ def make_way(path: Path) -> None:
 def remove(path: Path) -> None:
     """A checkpoint's folder; it stays if there is something in it that is not ours."""
     for each in path.iterdir():
-        if OURS.fullmatch(each.name):
+        if OURS.fullmatch(each.name) and (each.is_file() or each.is_symlink()):
             each.unlink()
     with suppress(OSError):
         path.rmdir()
