@@ -139,7 +139,7 @@ def _content(file: h5py.File, step: int) -> Saved:
     totals = [totals] if about["format"] in OLDER else totals
     if not isinstance(totals, list) or not totals or not all(isinstance(each, dict) and _figure(each)
                                                              for each in totals):
-        raise Unfit(f"totals are no record of a run: {json.dumps(totals)[:40]}")
+        raise Unfit(f"totals are no record of a run: {to_json(totals)[:40]}")
     return Saved(found, ranks, about, totals, arrays)
 
 
