@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsgd_mpi import algorithms, config, optim
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Course, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
@@ -143,7 +143,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": bool(chosen.steps_total) and workers > 1, "workers": workers,
-              "data": json.dumps(about_data(parts.dataset))}
+              "data": to_json(about_data(parts.dataset))}
     pace = paced(parts, host)
     faults = inject.Faults(inject.parse(chosen.inject), host.rank)
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)

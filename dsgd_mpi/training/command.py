@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.training.checkpoint import best_of, digests, path_of, read, steps_in
 from dsgd_mpi.training.rankfile import Saved, Unfit
@@ -71,7 +72,7 @@ def show(run: Path, step: int | None) -> None:
         each for file in files for each in file.totals]}
     about["data"] = json.loads(about.get("data", "{}"))
     about["arrays"] = {name: f"{array.dtype} {array.shape}" for name, array in first.arrays.items()}
-    click.echo(json.dumps(about, indent=2))
+    click.echo(to_json(about, indent=2))
 
 
 def found_in(run: Path) -> list[int]:

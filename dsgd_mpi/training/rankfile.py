@@ -151,7 +151,7 @@ def _content(file: h5py.File, step: int) -> Saved:
     totals = json.loads(text if isinstance(text, str) else text.astype(np.uint8).tobytes())
     totals = [totals] if about["format"] in OLDER else totals
     if not isinstance(totals, list) or len(totals) not in (1, ranks) or not all(map(_is_record, totals)):
-        raise Unfit(f"totals are no record of a run: {json.dumps(totals)[:40]}")
+        raise Unfit(f"totals are no record of a run: {to_json(totals)[:40]}")
     return Saved(found, ranks, about, totals, arrays)
 
 

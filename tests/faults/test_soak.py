@@ -20,8 +20,8 @@ def test_two_hundred_runs_of_what_waits_for_nobody_all_end(tmp_path, way):
     name, *options = way.split()
     words = [word for option in options for word in ("--set", option)]
     for number in range(RUNS):
-        status, _, errors = train("--steps", 30, "--batch", 4, "--threads", 1, "--quiet", "--seed", number, "--algorithm",
-                                  name, *words, "--out", tmp_path / str(number), ranks=4, limit_s=120)
+        status, _, errors = train("--steps", 30, "--batch", 4, "--threads", 1, "--quiet", "--seed", number,
+                                  "--algorithm", name, *words, "--out", tmp_path / str(number), ranks=4, limit_s=120)
         assert (status, errors) == (0, ""), (number, errors)
 
 
