@@ -18,7 +18,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
-    ("training.rankfile", "training.resume"),
+    ("training.rankfile", "training.resume", "training.inject"),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
      "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),
     ("training.parts",),

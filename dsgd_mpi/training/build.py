@@ -22,6 +22,7 @@ from dsgd_mpi.nn import Model, models
 from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
+from dsgd_mpi.training import inject
 from dsgd_mpi.training.agreement import about_data
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
@@ -49,12 +50,13 @@ class Prepared:
         return {"algorithm": self.config.algorithm, "options": self.options(),
                 "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
                 "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed,
-                "bn": self.config.statistics(self.algorithm.one_model)}
+                "inject": self.config.inject, "bn": self.config.statistics(self.algorithm.one_model)}
 
 
 def prepare(config_: Config, ranks: int | None) -> Prepared:
     """Checks all that a configuration names, for a run on `ranks` ranks if known. UsageError says what is wrong."""
     config_.slowed()
+    inject.parse(config_.inject)
     algorithm = algorithms.build(config_.algorithm, config_.algorithm_options())
     optimizer = optimizer_of(config_, algorithm)
     config_.milestone_epochs()
@@ -95,6 +97,9 @@ def fit(parts: Prepared, ranks: int) -> None:
     slowed = parts.config.slowed()
     if slowed and not 0 <= slowed[0] < ranks:
         raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
+    for fault in inject.parse(parts.config.inject):
+        if fault.rank >= ranks:
+            raise UsageError(f"--inject {fault.kind}: expected a rank from 0 to {ranks - 1}, found {fault.rank}")
     Batches(parts.dataset.train, parts.config.batch, 0, ranks - algorithms.serving(parts.algorithm, ranks))
 
 
@@ -140,6 +145,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
               "shared_out": bool(chosen.steps_total) and workers > 1, "workers": workers,
               "data": json.dumps(about_data(parts.dataset))}
     pace = paced(parts, host)
+    faults = inject.Faults(inject.parse(chosen.inject), host.rank)
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
     return Training(
@@ -149,7 +155,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
                                 chosen.keep, chosen.keep_best),
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
         on_nonfinite=chosen.on_nonfinite,
-        bn=chosen.statistics(parts.algorithm.one_model), delay_s=seconds if host.rank == slow_rank else 0.0)
+        bn=chosen.statistics(parts.algorithm.one_model), faults=faults,
+        delay_s=faults.delay_s + (seconds if host.rank == slow_rank else 0.0))
 
 
 def paced(parts: Prepared, host: Host, course: Course | None = None) -> dict[str, Any]:

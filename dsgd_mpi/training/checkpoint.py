@@ -33,9 +33,10 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.training import rankfile
 from dsgd_mpi.training.rankfile import Saved, State, Unfit
-from dsgd_mpi.training.resume import Consent, refusal, shared_among
+from dsgd_mpi.training.resume import Consent, course_of, refusal, shared_among
 
 SUMS = "SHA256SUMS"
+MOST_TOLD = 300                             # characters of a reason
 OURS = re.compile(r"rank\d+\.h5|\.rank\d+\.h5\.\w+\.part|" + SUMS)
 log = logging.getLogger("dsgd_mpi")
 
@@ -115,6 +116,10 @@ class Checkpoints:
                 with suppress(OSError):
                     remove(path_of(self.folder, old))
 
+    def part_of(self, step: int, algorithm: Algorithm) -> Path:
+        """This rank's file of a checkpoint."""
+        return path_of(self.folder, step) / file_name(self._file(algorithm))
+
     def newest(self) -> int | None:
         """The step of the newest one, as this rank sees the folder; None if there is none."""
         return max(steps_in(self.folder), default=None)
@@ -128,14 +133,16 @@ class Checkpoints:
                 return mean_of(self.folder, saved, state), None
             rankfile.check(saved, state)
         except Unfit as reason:
-            return None, str(reason)
+            return None, " ".join(str(reason).split())[:MOST_TOLD]      # one line, whatever a file holds
         return saved, None
 
     def _allowed(self, saved: Saved, state: State, consent: Consent) -> None:
         """Unfit if the rules do not let this run go on from a checkpoint."""
         try:
             reason = refusal(saved.about, saved.ranks, self.header, self.host.size, state.algorithm.replicated, consent)
-        except ValueError as error:
+            if self.course:
+                course_of(saved.about, saved.step, saved.ranks, 0, self.course.epoch)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             reason = f"its attributes are damaged: {error}"
         if reason:
             raise Unfit(reason)
@@ -232,6 +239,7 @@ def mean_of(folder: Path, first: Saved, state: State) -> Saved:
 
 def digests(path: Path) -> dict[str, str]:
     """SHA-256 of a checkpoint's files by name; of older versions, none. Unfit if the list of them is damaged."""
+    rankfile.must_be_file(path / SUMS)
     try:
         lines = (path / SUMS).read_text("ascii").splitlines()
     except FileNotFoundError:
@@ -284,7 +292,7 @@ def make_way(path: Path) -> None:
 def remove(path: Path) -> None:
     """A checkpoint's folder; it stays if there is something in it that is not ours."""
     for each in path.iterdir():
-        if OURS.fullmatch(each.name):
+        if OURS.fullmatch(each.name) and (each.is_file() or each.is_symlink()):
             each.unlink()
     with suppress(OSError):
         path.rmdir()

@@ -152,7 +152,7 @@ def begin(config: Config, folder: Path, claim: Claim) -> None:
     file = folder / "config.toml"
     if not file.exists():                   # looked for again: now nobody else can write it
         with writing(folder):
-            write_whole(file, replace(config, out=str(folder), auto_resume=False).to_toml())
+            write_whole(file, replace(config, out=str(folder), auto_resume=False, inject=None).to_toml())
         claim.made = True
     elif not (config.auto_resume and same_run(config, folder)):
         raise UsageError(f"{folder} already holds {'another' if config.auto_resume else 'a'} run; continue it with "

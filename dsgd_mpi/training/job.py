@@ -278,6 +278,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,
+        **({"injected faults": config.inject} if config.inject else {}),
         "run folder": folder,
     }
 

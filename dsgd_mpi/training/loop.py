@@ -62,7 +62,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
                 images, labels = sent.pop() if sent else following()
             g = model.flat_gradient
             ready = Buckets(least, partial(hear, g)) if hear else None
-            with record.compute:
+            with record.compute, run.faults.spoiling(x, model.parameters):
                 loss = host.compute(model.begin, images, labels, ready, host.progress)
             record.loss(loss)
             if model.kernels.byte_memory:   # the next batch is copied to the device while that computes
@@ -78,6 +78,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
 
         def take(step: int) -> None:
             record.taking = _, rate = step + 1, run.schedule(step)
+            run.faults.before(step + 1)
             run.algorithm.step(x, gradient, rate)
             (record.step if run.works else record.line)(step + 1, rate)
 
@@ -97,6 +98,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
                 evaluation(run, reached, record)
             if stopped or due(reached, run.checkpoint_every, run.steps) or (evaluated and run.checkpoints.keep_best):
                 run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
+                run.faults.saved(run.checkpoints.part_of(reached, run.algorithm))
             if stopped:
                 return reached
     if not record.row:                      # resumed at its very end, from a checkpoint that was made to stop

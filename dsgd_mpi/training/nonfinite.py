@@ -95,7 +95,7 @@ def restored(run: Training, record: Record, problem: Diverged) -> tuple[Training
     run.host.traffic.reset()
     record.rewind(step, {**totals, "restores": record.restores + 1, "peak_lr": run.schedule.lr}, algorithm)
     if run.host.rank == 0:
-        log.warning("%s; back to step %d at rate %g, restore %d of %d", problem.message.partition(";")[0], step,
-                    run.schedule.lr / 2**record.restores, record.restores, RESTORES)
+        log.warning("restore %d of %d, to step %d and rate %g; %s", record.restores, RESTORES, step,
+                    run.schedule.lr / 2**record.restores, problem.message.partition(";")[0])
     return dataclasses.replace(run, algorithm=algorithm), step
 

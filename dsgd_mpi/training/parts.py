@@ -12,8 +12,10 @@ from dsgd_mpi.nn import Model
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.training.checkpoint import Checkpoints
+from dsgd_mpi.training.inject import Faults
 
 STEPS = Course(batch=1, epoch=1, first=1)   # counted as they are
+NO_FAULTS = Faults()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Training:
     bn: Literal["average", "recalibrate", "local"] = "average"  # whose batch norm statistics the answer gets
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what becomes of a loss or gradient that is not finite
     delay_s: float = 0.0                    # added to the time of each gradient
+    faults: Faults = NO_FAULTS              # of this rank, for a drill
 
     @property
     def shared_out(self) -> bool:

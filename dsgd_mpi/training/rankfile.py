@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -37,6 +39,7 @@ from dsgd_mpi.optim.api import Optimizer
 FORMAT = 3
 OLDER = 1, 2
 READ_BYTES = 1 << 20                        # at a time, for a digest
+MOST_RANKS = 1 << 20                        # that any run has had
 
 
 class Unfit(Exception):
@@ -94,6 +97,7 @@ def read(path: Path, step: int, expected: str | None = None) -> Saved:
 
     A file whose digest is right is as it was written. Of others, HDF5 may stumble over any byte, in many ways.
     """
+    must_be_file(path)
     try:
         if expected and digest(path) != expected:
             raise OSError("it is not as it was written: its SHA-256 differs")
@@ -108,6 +112,12 @@ def read(path: Path, step: int, expected: str | None = None) -> Saved:
         raise Unfit(f"{path.name} cannot be read back: {first}") from None
 
 
+def must_be_file(path: Path) -> None:
+    """Unfit if something else has that name: to open a pipe would wait for ever, and a device may have no end."""
+    if os.path.lexists(path) and not path.is_file():
+        raise Unfit(f"{path.name} is no file")
+
+
 def _content(file: h5py.File, step: int) -> Saved:
     about = {key: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
              for key, value in file.attrs.items()}
@@ -117,8 +127,11 @@ def _content(file: h5py.File, step: int) -> Saved:
     found, ranks = _whole(about, "step"), _whole(about, "ranks")
     if found != step:
         raise Unfit(f"holds step {found}, but is in the folder of step {step}")
+    if not 1 <= _whole({"workers": ranks, **about}, "workers") <= ranks <= MOST_RANKS:
+        raise Unfit(f"attributes ranks and workers are damaged: {ranks} and {about.get('workers')}")
     course = about.get("course", [1] * 5)
-    if not (isinstance(course, list) and len(course) == 5 and min(course) >= 0 < min(course[:4])):
+    if not (isinstance(course, list) and len(course) == 5 and all(isinstance(each, int) for each in course)
+            and min(course) >= 0 < min(course[:4]) and course[1] >= course[2]):
         raise Unfit(f"attribute course is damaged: {course!r}")
     arrays: dict[str, Array] = {}
 
@@ -137,8 +150,7 @@ def _content(file: h5py.File, step: int) -> Saved:
         raise Unfit("totals are missing")
     totals = json.loads(text if isinstance(text, str) else text.astype(np.uint8).tobytes())
     totals = [totals] if about["format"] in OLDER else totals
-    if not isinstance(totals, list) or not totals or not all(isinstance(each, dict) and _figure(each)
-                                                             for each in totals):
+    if not isinstance(totals, list) or len(totals) not in (1, ranks) or not all(map(_is_record, totals)):
         raise Unfit(f"totals are no record of a run: {json.dumps(totals)[:40]}")
     return Saved(found, ranks, about, totals, arrays)
 
@@ -152,11 +164,22 @@ def _whole(about: Mapping[str, Any], name: str) -> int:
     return int(value)
 
 
-def _figure(value: Any) -> bool:
-    """Whether it is a number, or are numbers, as totals hold them."""
-    if isinstance(value, (list, dict)):
-        return all(_figure(each) for each in (value.values() if isinstance(value, dict) else value))
-    return value is None or (isinstance(value, (int, float)) and isfinite(value))
+def _is_record(totals: Any) -> bool:
+    """Whether it is what a rank counts, as `Record.totals` gives it, or as an older version did: a part of that."""
+    if not isinstance(totals, dict):
+        return False
+    stale, losses = totals.get("staleness_counts", {}), totals.get("line_losses", [])
+    epoch_loss = totals.get("epoch_loss", [0.0, 0])
+    counts = [value for key, value in totals.items() if key not in ("staleness_counts", "line_losses", "epoch_loss")
+              and (key, value) != ("peak_lr", None)]
+    return (isinstance(stale, dict) and all(re.fullmatch(r"\d{1,18}", key) for key in stale)
+            and isinstance(losses, list) and isinstance(epoch_loss, list) and len(epoch_loss) == 2
+            and all(map(_is_number, (*losses, *epoch_loss, *stale.values(), *counts)))
+            and min((0, epoch_loss[1], *stale.values(), *counts)) >= 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and isfinite(value)
 
 
 def check(saved: Saved, state: State) -> None:

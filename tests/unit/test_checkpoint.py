@@ -13,12 +13,14 @@ from click.testing import CliRunner
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.arrays.flat import Layout
+from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import checkpoint, command, rankfile
 from dsgd_mpi.training.checkpoint import Checkpoints
+from dsgd_mpi.training.resume import changes, course_of
 
 
 def on_cluster(tmp_path, size, kind, act, state=None, **header):
@@ -166,6 +168,18 @@ def totals(text):
     (totals(b"[1]"), "totals are no record of a run"), (totals(b"[]"), "totals are no record of a run"),
     (totals(b'[{"wall_s": "long"}]'), "totals are no record of a run"),
     (totals(b'[{"wall_s": NaN}]'), "totals are no record of a run"),
+    (totals(b'[{"wall_s": -1}]'), "totals are no record of a run"),
+    (totals(b'[{"wall_s": 1}, {"wall_s": 1}, {"wall_s": 1}]'), "totals are no record of a run"),
+    (totals(b'[{"staleness_counts": 3}]'), "totals are no record of a run"),
+    (totals(b'[{"staleness_counts": {"x": 1}}]'), "totals are no record of a run"),
+    (totals(b'[{"epoch_loss": 0.5}]'), "totals are no record of a run"),
+    (totals(b'[{"line_losses": [null]}]'), "totals are no record of a run"),
+    (totals(b'[{"rank_steps": null}]'), "totals are no record of a run"),
+    (totals(b"[" * 9999), "cannot be read back"),
+    (attribute("ranks", 0), "ranks and workers are damaged"), (attribute("workers", 3), "ranks and workers"),
+    (attribute("workers", "all"), "attribute workers: expected a whole number"),
+    (attribute("course", [32.5, 320, 32, 2, 5]), "attribute course is damaged"),
+    (attribute("course", [32, 3, 32, 2, 5]), "attribute course is damaged"),
     (attribute("course", [32, 0, 32, 2, 5]), "attribute course is damaged"),
     (attribute("course", "x"), "attribute course is damaged"), (attribute("config", "[["), "attributes are damaged"),
     (attribute("format", 99), "expected checkpoint format"), (attribute("format", "x"), "expected checkpoint format"),
@@ -191,6 +205,49 @@ def test_a_file_of_another_step_is_no_reason_to_wait(tmp_path, caplog):
     (tmp_path / "checkpoint-000000020/SHA256SUMS").unlink()
     assert [found[0] for found in on_cluster(tmp_path, 3, Gossip, restore)] == [10] * 3
     assert "rank1.h5 holds step 10, but is in the folder of step 20" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["rank1.h5", "SHA256SUMS"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path),
+                                  lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_file_is_not_opened_where_one_is_expected(tmp_path, name, make, caplog):
+    on_cluster(tmp_path, 2, Gossip, save(10, 20))
+    (tmp_path / "checkpoint-000000020" / name).unlink()
+    make(tmp_path / "checkpoint-000000020" / name)
+    assert [found[0] for found in on_cluster(tmp_path, 2, Gossip, restore)] == [10] * 2
+    assert f"checkpoint-000000020: {name} is no file" in caplog.text
+    on_cluster(tmp_path, 2, Gossip, save(20))           # nor is it in the way
+    assert [found[0] for found in on_cluster(tmp_path, 2, Gossip, restore)] == [20] * 2
+
+
+JUNK = (-1, 0.5, 10**18, "", "junk\nin two lines", "{}", "[1]", "[[", "a = 1", '{"images": {}, "mean": ["x"]}', b"\xff",
+        [1, 2], [[0.5], [1.5]], True)
+
+
+def test_junk_in_an_attribute_is_a_reason_of_one_line_and_no_other_exception(tmp_path):
+    about = {"algorithm": "gossip", "config": "model = 'resnet8'\nbatch = 2\n", "workers": 2, "shared_out": False,
+             "data": '{"images": 10, "mean": [0.5]}'}
+    on_cluster(tmp_path, 2, Gossip, save(10), **about)
+    path = tmp_path / "checkpoint-000000010" / "rank0.h5"
+    whole = path.read_bytes()
+
+    def act(checkpoints, x, sgd, algorithm):
+        checkpoints.course = Course(4, 40, 4, 2)
+        step, _ = checkpoints.restore(x, sgd, algorithm)
+        return course_of(checkpoints.resumed[0], step, 2, 0, 40), changes(
+            checkpoints.resumed[0], 2, checkpoints.header, 2, checkpoints.course, checkpoints.course)
+    assert on_cluster(tmp_path, 2, Gossip, act, **about)[0][0].images == 40
+    refused = []
+    for name in (*about, "course", "optimizer", "step", "ranks", "format"):
+        for junk in JUNK:
+            path.write_bytes(whole)
+            rewrite(path, attribute(name, junk))
+            try:
+                on_cluster(tmp_path, 2, Gossip, act, **about)
+            except UsageError as error:
+                refused.append(error.message)
+    assert len(refused) > 100
+    assert not [message for message in refused if "\n" in message or len(message) > 500]
 
 
 def test_nothing_is_overwritten_before_all_ranks_can_go_on(tmp_path):

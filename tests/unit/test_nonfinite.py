@@ -158,7 +158,7 @@ def test_restoring_goes_back_to_the_newest_checkpoint_at_half_the_rate(tmp_path,
     assert (found[0][0]["status"], found[0][0]["steps"], found[0][0]["restores"]) == ("finished", STEPS, 1)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, STEPS + 1))      # each once
     assert [line["lr"] for line in lines(tmp_path)] == [0.01] * 4 + [0.005] * 4
-    assert "back to step 4 at rate 0.005, restore 1 of 3" in caplog.text
+    assert f"restore 1 of 3, to step 4 and rate 0.005; rank 2: the loss at step {BAD} is nan" in caplog.text
     whole_and_finite(tmp_path)
     again = simulated(tmp_path, name, options, lambda *_: False, STEPS + 2, resume=True)
     assert lines(tmp_path)[-1]["lr"] == 0.005               # a resumed run keeps it

@@ -116,12 +116,13 @@ class MpiHost:
             return Done(x)
         self.traffic.bytes_sent += 2 * (self.size - 1) * wire_bytes(x, half) // self.size
         self.means += 1
+        what = f"mean of {x.nbytes} bytes"
         with self._timed():
             if half or x.nbytes >= self.least_ring_bytes:
                 ring = RingMean(self.comm, x, RING + self.means % RINGS, self.settle_sums, half)
-                return Waiting(self, "mean", ring, lambda: x)
+                return Waiting(self, what, ring, lambda: x)
             request = self.comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
-            return Waiting(self, "mean", Requests([request]), lambda: np.divide(x, self.size, out=x))
+            return Waiting(self, what, Requests([request]), lambda: np.divide(x, self.size, out=x))
 
     def settle(self) -> None:
         while True:
