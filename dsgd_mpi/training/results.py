@@ -24,7 +24,7 @@ log = logging.getLogger("dsgd_mpi")
 def keep_config(folder: Path, config: Config) -> None:
     """Makes config.toml what is being run, at once or not at all; a file system that refuses gets a warning."""
     path = folder / "config.toml"
-    text = replace(config, out=str(folder), auto_resume=False, resume=None, inject=None).to_toml()
+    text = replace(config, out=str(folder), auto_resume=False, resume=None, resume_as="same", inject=None).to_toml()
     try:
         if path.read_text(encoding="utf-8", errors="replace") != text:
             write_whole(path, text)

@@ -8,12 +8,13 @@ import pytest
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.arrays.flat import Layout
-from dsgd_mpi.config import Config
+from dsgd_mpi.config import Config, from_toml
 from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
+from dsgd_mpi.training.results import keep_config
 from dsgd_mpi.training.resume import Consent, changes, course_of, gone_on, refusal, shared_among
 
 DATA = {"train": 60, "test": 20, "image": [8, 8, 1], "classes": 4, "mean": [0.25], "std": [0.5], "digest": "a"}
@@ -110,6 +111,13 @@ def test_any_number_of_ranks_goes_on_from_the_mean(tmp_path, size):
     (tmp_path / "checkpoint-000000010" / "rank2.h5").unlink()
     with pytest.raises(UsageError, match=r"checkpoint-000000010: rank2\.h5 is missing"):
         on_cluster(tmp_path, size, Gossip, restore)
+
+
+def test_the_configuration_that_is_kept_is_the_run_s_and_not_how_it_was_resumed(tmp_path):
+    (tmp_path / "config.toml").write_text(Config().to_toml())
+    keep_config(tmp_path, Config(epochs=9, resume=str(tmp_path), resume_as="mean", auto_resume=True))
+    assert Config(**from_toml(tmp_path / "config.toml")) == Config(epochs=9, out=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
 def test_every_rank_gets_its_own_figures_back_where_one_file_is_for_all(tmp_path):
