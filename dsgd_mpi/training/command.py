@@ -31,10 +31,10 @@ def list_(run: Path) -> None:
     best = best_of(run)
     for step in found_in(run):
         path = path_of(run, step)
-        files = [each.stat() for each in path.glob("rank*.h5")]
-        size, written = sum(each.st_size for each in files), max(each.st_mtime for each in files)
+        files = [each.stat() for each in path.glob("rank*.h5") if each.is_file()]
+        size, written = sum(each.st_size for each in files), max((each.st_mtime for each in files), default=0.0)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written))
-        click.echo(f"step {step:>9,}   {len(files)} file{'s' if len(files) > 1 else ' '}   {size / MIB:8.1f} MiB   "
+        click.echo(f"step {step:>9,}   {len(files)} file{'s' if len(files) != 1 else ' '}   {size / MIB:8.1f} MiB   "
                    f"{when}   {path}{'   best' if step == best else ''}")
 
 

@@ -114,15 +114,21 @@ def changes(before: Mapping[str, Any], ranks_before: int, now: Mapping[str, Any]
             new: Course) -> list[str]:
     """What is not as it was in a run that is resumed, as the user is told."""
     then, here = options(before), options(now)
-    keys = [key for key in FIELDS if key not in UNTOLD and then.get(key) != here.get(key)] if then and here else []
+    keys = [key for key in FIELDS if then and here and key not in UNTOLD and _value(then, key) != _value(here, key)]
     found = [f"ranks {ranks_before} -> {ranks}"] if ranks != ranks_before else []
     found += [f"global batch {old.batch} -> {new.batch}"] if old.batch != new.batch else []
-    found += [f"--{key.replace('_', '-')} {_told(then.get(key))} -> {_told(here.get(key))}" for key in keys]
+    found += [f"--{key.replace('_', '-')} {_told(_value(then, key))} -> {_told(_value(here, key))}" for key in keys]
     found += ["other data"] if data_of(before) != data_of(now) and data_of(before) else []
     if old.batch != new.batch:
         found.append(f"peak rate {'stays' if 'lr' not in keys else 'is'} {here.get('lr')}, at the same place of its "
                      f"schedule ({new.images:,} images)")
     return found
+
+
+def _value(options: Mapping[str, Any], key: str) -> Any:
+    """An option's; its default where the file does not name it, as one of an older version may not."""
+    default = FIELDS[key].default
+    return options.get(key, {} if default == () else default)
 
 
 def _told(value: Any) -> str:

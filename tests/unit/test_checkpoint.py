@@ -119,6 +119,10 @@ def test_the_command_lists_verifies_and_shows_them(tmp_path):
     assert "step        10   3 files whole, as far as can be seen" in output
     assert "step        20   cannot be used: rank2.h5 cannot be read back" in output
     assert said("show", tmp_path)[0] == 2
+    (tmp_path / "checkpoint-000000020" / "rank1.h5").unlink()
+    (tmp_path / "checkpoint-000000020" / "rank1.h5").symlink_to("nowhere")
+    status, output = said("list", tmp_path)
+    assert (status, output.splitlines()[1].split()[1:4]) == (0, ["20", "2", "files"])
 
 
 def rewrite(path, change, sums=False):

@@ -55,6 +55,9 @@ def test_whatever_changed_is_told():
         "ranks 2 -> 4", "global batch 32 -> 64", "--set none -> bucket_mb=2", "--lr 0.2 -> 0.1",
         "peak rate is 0.1, at the same place of its schedule (0 images)"]
     assert changes(header(), 2, header(data={"digest": "b"}, quiet=True), 2, OLD, OLD) == ["other data"]
+    older = {**header(), "config": 'model = "resnet8"\n'}   # of a version without most options of today
+    assert changes(older, 2, header(), 2, OLD, OLD) == []
+    assert changes(older, 2, header(keep=3), 2, OLD, OLD) == ["--keep 2 -> 3"]
 
 
 def test_a_course_is_kept_through_any_number_of_changes_and_known_of_older_versions():
