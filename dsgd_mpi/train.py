@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from dsgd_mpi.config import TABLES, Config, GroupedCommand, command_line_options, from_toml
+from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.terminal import print_anything
 
@@ -116,27 +117,40 @@ def main() -> None:
     """`python -m dsgd_mpi.train`, on every rank."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would compete with oneDNN's
     print_anything()
-    config = parse()
+    config, problem = None, None
+    try:
+        config = parse()
+    except click.ClickException as error:   # others may have no such problem, and would wait for this rank
+        config, problem = Config(), UsageError(error.format_message())
     if config is not None:
         from dsgd_mpi.training.job import run
-        sys.exit(run(config))
+        sys.exit(run(config, problem))
 
 
 def parse() -> Config | None:
-    """The configuration, or None if the command line only asks for output. All ranks read it; only rank 0 prints."""
-    if launched().rank == 0:
-        return read_command_line()
+    """The configuration, or None if the command line only asks for output. All ranks read it; only rank 0 prints.
+
+    Without other ranks an error ends the process.
+    """
+    rank, size, _ = launched()
+    read = read_command_line if size == 1 else configured
+    if rank == 0:
+        return read()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return read_command_line()
+        return read()
+
+
+def configured() -> Config | None:
+    config: Config | int | None = command.main(prog_name="python -m dsgd_mpi.train", standalone_mode=False)
+    return config if isinstance(config, Config) else None
 
 
 def read_command_line() -> Config | None:
     try:
-        config: Config | int | None = command.main(prog_name="python -m dsgd_mpi.train", standalone_mode=False)
+        return configured()
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)        # one line, without click's on usage
         sys.exit(error.exit_code)
-    return config if isinstance(config, Config) else None
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ Result = TypeVar("Result")
 log = logging.getLogger("dsgd_mpi")
 
 
-def run(config: Config) -> int:
-    """Trains as configured, on all ranks of the job; the exit status.
+def run(config: Config, problem: UsageError | None = None) -> int:
+    """Trains as configured, on all ranks of the job, unless this rank has a problem already; the exit status.
 
     0, 2 for a usage error, 3 if the run diverged, 4 if ranks hung, 75 if it was asked to stop.
     """
@@ -62,14 +62,14 @@ def run(config: Config) -> int:
     job = batch_job() if rank == 0 else None
     if job:
         stop.deadline = job.deadline(config.time_left)
-    parts, problem = attempted(prepare, config, size)
+    parts, problem = (None, problem) if problem else attempted(prepare, config, size)
     if problem and size == 1:
         problem.show()
         return problem.exit_code
     host, unusable = attempted(started_mpi, max(size or 0, rank + 1))
     if unusable:
         if rank == (0 if size else 1):      # if the number is not known, rank 0 may take itself for the only one
-            unusable.show()
+            (problem or unusable).show()
         return unusable.exit_code
     assert host
     try:

@@ -34,9 +34,11 @@ LEAST_S, FACTOR, END = 60.0, 10.0, 5.0
 STOP_S = 30.0                               # SLURM kills that long after it has sent a signal
 CHECK_S = 0.2                               # between two looks at what other ranks ask
 ANSWER_S, ANSWERS_S = 5.0, 20.0             # within which a rank that is alive answers; and all have been heard
+DUMP_S = 2.0                                # for stacks to be written
 TICK_S = 1.0                                # of the thread
 STATES = {"T": "stopped by a signal", "D": "blocked in the kernel, as where a file system hangs", "Z": "dead",
           "X": "dead"}                      # of proc(5)
+PACKAGE = str(Path(__file__).parent.parent) + os.sep
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -201,7 +203,12 @@ class Watch:
     # the end
 
     def _dump(self) -> None:
-        """The stacks of all threads of this rank."""
+        """The stacks of all threads of this rank. It takes no longer than DUMP_S: the file system may be what hangs."""
+        writer = threading.Thread(target=self._write_stacks, daemon=True)
+        writer.start()
+        writer.join(DUMP_S)
+
+    def _write_stacks(self) -> None:
         if self.folder:
             with suppress(OSError), open(self.folder / f"hang-rank{self.host.rank}.txt", "w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
@@ -211,6 +218,13 @@ class Watch:
         sys.stdout.flush()
         print(f"Error: {report}{told if self.folder else ''}", file=sys.stderr, flush=True)
         self.host.abort(signals.STATUS if self.stop() else STATUS)
+
+    def _innermost(self) -> str:
+        """The function of this package in which the main thread is."""
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        while frame and not frame.f_code.co_filename.startswith(PACKAGE):
+            frame = frame.f_back
+        return f"{frame.f_code.co_name} of {frame.f_code.co_filename[len(PACKAGE):]}" if frame else "foreign code"
 
     def _look_after(self) -> None:
         """The thread: it counts its own ticks, which a process that is stopped and continued does not have."""
@@ -227,4 +241,4 @@ class Watch:
             if still > self.ending() + ANSWERS_S:
                 self._dump()
                 self._end(f"nothing has moved on {self._named([self.host.rank])} for {still:.0f} s{self._where()}; "
-                          f"the last thing was: {self.what}")
+                          f"the last thing was: {self.what}, in {self._innermost()}")

@@ -183,6 +183,12 @@ def test_ranks_that_were_started_differently_are_told_before_anything_is_made(tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_command_line_that_one_rank_cannot_read_ends_all(tmp_path):
+    status, output, errors = train("--steps", 3, "--out", tmp_path / "run", ranks=2, last=("--lr", "x"))
+    assert (status, output, errors) == (2, "", "Error: ranks [1]: --lr: expected a number, found 'x'\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_is_none(tmp_path):
     again = ("--auto-resume", "--out", tmp_path / "run", *SMALL, "--checkpoint-every", 5)
     assert train(*again, ranks=2)[0] == 0

@@ -243,7 +243,9 @@ class MpiHost:
 
     def failed(self, what: str, error: MPI.Exception) -> Exception:
         """The error to raise where MPI has failed: that of another rank, if that has ended."""
-        gone = self.watch.gone() if self.watch else ""
+        end, gone = time.perf_counter() + GONE_S, ""
+        while self.watch and not gone and time.perf_counter() < end:    # MPI may know before the system does
+            gone = self.watch.gone()
         if gone:
             time.sleep(GONE_S if self.rank > 1 else 0)      # a lower one says it
             return RunError(f"{gone} has ended, and with it the job", 1)
