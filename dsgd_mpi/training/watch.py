@@ -31,7 +31,7 @@ from dsgd_mpi.training import signals
 
 STATUS = 4
 LEAST_S, FACTOR, END = 60.0, 10.0, 5.0
-STOP_S = 30.0                               # SLURM kills that long after it has sent a signal
+STOP_S = 20.0                               # SLURM kills 30 s after it has sent a signal
 CHECK_S = 0.2                               # between two looks at what other ranks ask
 ANSWER_S, ANSWERS_S = 5.0, 20.0             # within which a rank that is alive answers; and all have been heard
 DUMP_S = 2.0                                # for stacks to be written
