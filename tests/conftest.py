@@ -14,7 +14,7 @@ from dsgd_mpi.net.simulated.host import Cluster
 from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host
 
-LONGEST = ("test_short", "test_under_mpi", "test_gpu_streams", "test_runs", "test_whole_models", "test_bits")     # files, by time
+LONGEST = ("test_short", "test_under_mpi", "test_gpu_streams", "test_runs", "test_whole_models", "test_bits")   # files
 SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
 

@@ -118,15 +118,20 @@ def optimizer_of(config_: Config, algorithm: algorithms.Algorithm) -> Optimizer:
     return optimizer
 
 
-def connect(parts: Prepared, host: Host) -> Host:
-    """Collective: the host for the arrays of these kernels. UsageError, the same on all ranks, if there is none."""
+def on_gpu(parts: Prepared, host: Host) -> bool:
+    """Collective: whether all ranks compute on GPUs. UsageError, the same on all, if only some of them do."""
     with_gpu = host.allgather(parts.kernels.name == "cudnn")
-    if not any(with_gpu):
-        return host
-    if not all(with_gpu):
-        without = [rank for rank, found in enumerate(with_gpu) if not found]
+    without = [rank for rank, found in enumerate(with_gpu) if not found]
+    if any(with_gpu) and without:
         raise UsageError(f"ranks {without} have no GPU to compute on, but the others do; use --device cpu, or start "
                          "ranks only where there are GPUs")
+    return not without
+
+
+def connect(parts: Prepared, host: Host) -> Host:
+    """Collective: the host for the arrays of these kernels. UsageError, the same on all ranks, if there is none."""
+    if not on_gpu(parts, host):
+        return host
     from dsgd_mpi.net.gpu.policy import connected
     return connected(host, parts.config.gpu_comm, parts.config.share_gpu)
 

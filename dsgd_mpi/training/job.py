@@ -32,7 +32,7 @@ from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training import agreement
-from dsgd_mpi.training.build import Prepared, assemble, connect, fit, paced, prepare
+from dsgd_mpi.training.build import Prepared, assemble, connect, fit, on_gpu, paced, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed
@@ -82,8 +82,10 @@ def run(config: Config, problem: UsageError | None = None) -> int:
         _, problem = attempted(fit, parts, host.size)       # MPI's count decides
         if told(host, problem):
             return UsageError.exit_code
-        own = agreement.about(config, parts.dataset, parts.kernels.name)
-        _, problem = attempted(agreement.check, host, own)
+        _, problem = attempted(on_gpu, parts, host)         # has a better word for kernels that differ
+        if not problem:
+            own = agreement.about(config, parts.dataset, parts.kernels.name)
+            _, problem = attempted(agreement.check, host, own)
         if told(host, problem):
             return UsageError.exit_code
         net, problem = attempted(connect, parts, host)
