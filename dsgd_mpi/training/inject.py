@@ -7,8 +7,8 @@
     corrupt@RANK:STEP   a byte of that rank's part of a checkpoint is changed once it is complete
     slow@RANK:SECONDS   each gradient takes that much longer
 
-A fault comes before the step of that number, counted from 1; `corrupt` with the first checkpoint from then on. A run
-that is resumed has none of them unless they are given again.
+A fault comes before the step of that number, counted from 1, or the next one that the rank takes; `corrupt` with the
+first checkpoint from then on. A run that is resumed has none of them unless they are given again, nor what is past.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -30,6 +30,7 @@ from dsgd_mpi.errors import UsageError
 
 KINDS = ("kill", "stop", "hang", "raise", "nan", "diskfull", "corrupt", "slow")
 ENDLESS_S = 1e9
+NAMED_S = 10.0                              # within which rank 0 gives a complete checkpoint its name
 
 
 class Fault(NamedTuple):
@@ -63,11 +64,17 @@ class Faults:
         self.own = [fault for fault in faults if fault.rank == rank]
         self.delay_s = sum(fault.at for fault in self.own if fault.kind == "slow")
         self.step = 0
+        self.now: list[str] = []            # what befalls this step
 
     def before(self, step: int) -> None:
-        """The step of that number, counted from 1."""
+        """The step of that number, counted from 1, or the next one that this rank takes."""
+        if not self.step:                   # the first one of this run: what came before it is past
+            self.own = [fault for fault in self.own if fault.at >= step]
         self.step = step
-        for kind in self.due():
+        due = [fault for fault in self.own if fault.kind not in ("slow", "corrupt") and fault.at <= step]
+        self.own = [fault for fault in self.own if fault not in due]
+        self.now = [fault.kind for fault in due]
+        for kind in self.now:
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif kind == "stop":
@@ -80,13 +87,10 @@ class Faults:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
-    def due(self) -> list[str]:
-        return [fault.kind for fault in self.own if fault.at == self.step and fault.kind != "slow"]
-
     @contextmanager
     def spoiling(self, x: Array, trained: int) -> Iterator[None]:
         """While a gradient at x is computed, the last of its trained parameters may be no number."""
-        if "nan" not in self.due():
+        if "nan" not in self.now:
             yield
             return
         last = slice(trained - 1, trained)
@@ -96,13 +100,16 @@ class Faults:
         x[last] = kept
 
     def saved(self, file: Path) -> None:
-        """A checkpoint is complete, of which that is this rank's part."""
-        for fault in self.own:
-            if fault.kind == "corrupt" and fault.at <= self.step:
-                self.own.remove(fault)
-                with suppress(FileNotFoundError), open(file, "r+b") as content:
-                    content.seek(file.stat().st_size // 2)
-                    byte = content.read(1)
-                    content.seek(-1, os.SEEK_CUR)
-                    content.write(bytes([byte[0] ^ 0xFF]))
-                return
+        """A checkpoint is complete, of which that is this rank's part, as soon as rank 0 has named it."""
+        for fault in [fault for fault in self.own if fault.kind == "corrupt" and fault.at <= self.step]:
+            end = time.monotonic() + NAMED_S
+            while not file.exists() and time.monotonic() < end:
+                time.sleep(0.01)
+            if not file.exists():
+                continue                    # it was not written, for lack of room: the next one, then
+            self.own.remove(fault)
+            with open(file, "r+b") as content:
+                content.seek(file.stat().st_size // 2)
+                byte = content.read(1)
+                content.seek(-1, os.SEEK_CUR)
+                content.write(bytes([byte[0] ^ 0xFF]))

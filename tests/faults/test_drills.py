@@ -41,6 +41,25 @@ def test_a_rank_has_its_own_faults_at_their_step():
         assert np.array_equal(x, np.ones(5))
 
 
+def test_what_is_past_does_not_befall_a_run_that_goes_on_and_a_step_of_another_rank_is_not_missed():
+    late, x = Faults(parse("nan@0:3,nan@0:7"), 0), np.ones(2)
+    seen = []
+    for step in (5, 6, 9, 10):              # tickets 7 and 8 were drawn by others
+        late.before(step)
+        with late.spoiling(x, 2):
+            seen.append(bool(np.isnan(x[1])))
+    assert seen == [False, False, True, False]
+
+
+def test_a_part_of_a_checkpoint_is_damaged_once(tmp_path):
+    faults, file = Faults(parse("corrupt@1:4"), 1), tmp_path / "rank1.h5"
+    for step, changed in ((3, False), (6, True), (9, False)):
+        file.write_bytes(bytes(100))
+        faults.before(step)
+        faults.saved(file)
+        assert (sum(file.read_bytes()) == 0xFF) == changed
+
+
 def test_a_rank_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
     status, _, errors = train("--inject", "kill@2:3", "--out", tmp_path / "run", ranks=2)
     assert (status, errors) == (2, "Error: --inject kill: expected a rank from 0 to 1, found 2\n")
