@@ -173,8 +173,8 @@ class Watch:
         report = f"no progress for {waited:.0f} s{self._where()}: {self._blame(missing)}; {self._waits()}"
         if not ends:
             self.warned, self.asked = True, None
-            log.warning("%s; the job ends if that lasts%s", report, "" if self.timeout_s == 0 else
-                        f" for {self.ending():.0f} s (--hang-timeout)")
+            log.warning("%s; %s", report, "the job goes on waiting (--hang-timeout 0)" if self.timeout_s == 0 else
+                        f"the job ends once that has lasted for {self.ending():.0f} s (--hang-timeout)")
             return
         for rank in self.answers:
             self.host.alarm.send(rank, {"dump": True})

@@ -90,14 +90,19 @@ def follow(path, message):
             put(file, f"{part}/{kind}", eval(code, names))
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_what_a_line_tells_to_do_ends_in_the_right_file(tmp_path, kind):
-    change, words = WRONG[kind]
-    path = tmp_path / "wrong.h5"
+def told_of(folder, change):
+    """A good file that was changed, and what is said of it."""
+    path = folder / "wrong.h5"
     write(path, content())
     with h5py.File(path, "r+") as file:
         change(file)
-    message = told(path)
+    return path, told(path)
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_a_line_tells_to_do_ends_in_the_right_file(tmp_path, kind):
+    change, words = WRONG[kind]
+    path, message = told_of(tmp_path, change)
     assert words in message
     lines = [message]
     while lines[-1]:
@@ -165,10 +170,6 @@ def test_one_class_by_its_name(tmp_path):
     (images(HOLES), "of 60 images are black"),
 ])
 def test_no_way_out_is_offered_that_makes_it_worse(tmp_path, change, words):
-    path = tmp_path / "wrong.h5"
-    write(path, content())
-    with h5py.File(path, "r+") as file:
-        change(file)
-    message = told(path)
+    _, message = told_of(tmp_path, change)
     assert words in message
     assert "`" not in message
