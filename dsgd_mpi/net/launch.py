@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
+import sys
+import termios
+import time
 from typing import NamedTuple
 
 # launcher: its variables for rank and number of ranks, None where it tells only the rank. The first that is set counts:
@@ -21,6 +26,7 @@ VARIABLES = {
 # the same of this process among those on its node
 LOCAL = (("MPI_LOCALRANKID", "MPI_LOCALNRANKS"), ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
          ("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"), ("SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"))
+FORWARD_S, LOOK_S = 2.0, 0.01               # for a launcher to read what was written; between two looks
 # what to do if MPI cannot be loaded
 MPI_WAY_OUT = ("pip install mpich, or load the module of your cluster's MPI; if its library is not called libmpi.so, "
                "build mpi4py against it: pip install --no-binary mpi4py mpi4py")
@@ -50,6 +56,25 @@ def on_this_node() -> tuple[int, int]:
         if rank is not None and size is not None and rank < size:
             return rank, size
     return 0, 1
+
+
+def forwarded() -> None:
+    """Waits, FORWARD_S at most, until the launcher has read what this process has written to its pipes.
+
+    What is still in them when a rank aborts may be lost: MPICH's does not look there again.
+    """
+    end = time.monotonic() + FORWARD_S
+    for file in (sys.stdout, sys.stderr):
+        file.flush()
+        while unread(file.fileno()) and time.monotonic() < end:
+            time.sleep(LOOK_S)
+
+
+def unread(descriptor: int) -> int:
+    """How many bytes a pipe holds; 0 of anything else."""
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return 0
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def number(name: str | None) -> int | None:

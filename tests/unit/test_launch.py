@@ -1,8 +1,14 @@
 """Which launcher started a process, from what the launchers of clusters set."""
 
+import os
+import sys
+import threading
+import time
+
 import pytest
 
-from dsgd_mpi.net.launch import VARIABLES, launched
+from dsgd_mpi.net import launch
+from dsgd_mpi.net.launch import VARIABLES, forwarded, launched
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +34,17 @@ def test_rank_and_number_are_what_the_launcher_says_and_junk_says_nothing(monkey
     for word in text.split():
         monkeypatch.setenv(*word.split("="))
     assert launched() == (rank, size, launcher)
+
+
+@pytest.mark.parametrize("reads_after_s", [0.3, None])
+def test_what_a_rank_says_last_has_left_its_pipe_before_it_aborts_unless_nobody_reads(monkeypatch, reads_after_s):
+    monkeypatch.setattr(launch, "FORWARD_S", 0.6)
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as ours, open(writing, "w", encoding="utf-8") as theirs:
+        monkeypatch.setattr(sys, "stderr", theirs)
+        print("the last word", file=theirs)
+        if reads_after_s:
+            threading.Timer(reads_after_s, ours.read, [100]).start()
+        start = time.monotonic()
+        forwarded()
+        assert (reads_after_s or 0.6) <= time.monotonic() - start < (0.55 if reads_after_s else 2)

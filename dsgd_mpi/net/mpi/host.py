@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half, wire_bytes
 from dsgd_mpi.errors import RunError
 from dsgd_mpi.net.api import Done, Letter, Traffic
+from dsgd_mpi.net.launch import forwarded
 from dsgd_mpi.net.mpi.alarm import Alarm
 from dsgd_mpi.net.mpi.ring import RingMean
 from dsgd_mpi.net.mpi.stop import Stop
@@ -298,6 +300,8 @@ class MpiHost:
     def abort(status: int) -> None:
         """Ends all ranks of the job at once."""
         try:
+            with suppress(OSError, ValueError):     # its own standard error may be closed
+                forwarded()
             MPI.COMM_WORLD.Abort(status)
         finally:                            # it may return while the launcher ends the others
             os._exit(status)
