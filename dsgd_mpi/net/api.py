@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +33,17 @@ class Shared(Protocol):
 
         With `weigh`, weigh(staleness) times delta is added; the staleness is then that at which it is applied.
         """
+
+    def read_parts(self, parts: Sequence[slice], out: Array, glance: bool = False) -> Array:
+        """`read` from the first ranks, each into its part of `out`; returns `out`."""
+        for owner, part in enumerate(parts):
+            self.read(owner, out[part], glance)
+        return out
+
+    def add_parts(self, parts: Sequence[slice], delta: Array, weigh: Weigh | None = None) -> None:
+        """`add` to the first ranks, to each its part of `delta`."""
+        for owner, part in enumerate(parts):
+            self.add(owner, delta[part], weigh)
 
 
 class Counters(Protocol):
@@ -130,7 +141,10 @@ class Host(Net, Protocol):
     traffic: Traffic
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Calls f. On a simulated cluster the clock then advances by the time it would take there."""
+        """Calls f. On a simulated cluster the clock then advances by the time it would take there.
+
+        There, an argument `ready` (a Buckets) hears of what f finishes early as late as it would.
+        """
 
     def progress(self) -> None:
         """Lets messages progress; called between layers, since most MPIs make no progress unless they are entered."""

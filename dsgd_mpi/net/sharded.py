@@ -19,14 +19,11 @@ class Sharded:
 
     def read(self, out: Array, glance: bool = False) -> Array:
         """One-sided: fills `out` (the whole vector) and returns it. Staleness does not count a `glance`."""
-        for owner, part in enumerate(self.parts):
-            self.shared.read(owner, out[part], glance)
-        return out
+        return self.shared.read_parts(self.parts, out, glance)
 
     def add(self, delta: Array, weigh: Weigh | None = None) -> None:
         """One-sided: adds `delta` (the whole vector), each part weighed by its own staleness, if at all."""
-        for owner, part in enumerate(self.parts):
-            self.shared.add(owner, delta[part], weigh)
+        self.shared.add_parts(self.parts, delta, weigh)
 
     def flush(self, delta: Array, weigh: Weigh | None = None) -> None:
         """Adds `delta` and sets it to zero."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 
+@lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
 def matching(step: int, size: int, seed: int) -> np.ndarray:
     """A random perfect matching: int (size,), the partner of every rank; with an odd size one rank is its own.
 
@@ -14,6 +17,7 @@ def matching(step: int, size: int, seed: int) -> np.ndarray:
     partner = np.arange(size)
     left, right = order[0 : size - size % 2 : 2], order[1::2]
     partner[left], partner[right] = right, left
+    partner.flags.writeable = False
     return partner
 
 
@@ -37,8 +41,9 @@ def exponential_sender(step: int, rank: int, size: int) -> int:
     return (rank - (1 << step % max(1, (size - 1).bit_length()))) % size
 
 
+@lru_cache(16)
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
-    """For every rank, the ranks that it exchanges with at a step; symmetric, without itself.
+    """For every rank, the ranks that it exchanges with at a step; symmetric, without itself. Not to be changed.
 
     "ring"; "torus", the most nearly square one of `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...;
     "random", two random matchings, new ones at each step; "complete".

@@ -63,7 +63,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             g = model.flat_gradient
             ready = Buckets(least, partial(hear, g)) if hear else None
             with record.compute, run.faults.spoiling(x, model.parameters):
-                loss = host.compute(model.begin, images, labels, ready, host.progress)
+                loss = host.compute(model.begin, images, labels, ready=ready, between=host.progress)
             record.loss(loss)
             if model.kernels.byte_memory:   # the next batch is copied to the device while that computes
                 with record.data:

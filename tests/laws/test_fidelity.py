@@ -13,8 +13,8 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.arrays.flat import Layout
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.quadratic import Quadratic, in_one_piece
 
@@ -25,7 +25,7 @@ every_algorithm = pytest.mark.parametrize(("name", "options"), ALL)
 
 def jitter(share, seconds=0.1):
     """Every gradient takes that long, give or take a share of it, drawn from (rank, step)."""
-    return Costs(gradient_s=lambda rank, step: seconds * (1 + share * np.random.default_rng((rank, step)).normal()))
+    return star(gradient_s=lambda rank, step: seconds * (1 + share * np.random.default_rng((rank, step)).normal()))
 
 
 def run(size, costs, name, options, task, steps, lr=0.1, momentum=0.0, look=lambda x: None):
@@ -184,7 +184,7 @@ def test_the_answer_has_the_noise_of_the_mean_of_all_ranks(name, options, expect
 
 # staleness
 
-UNEVEN = Costs(latency_s=1e-6, bytes_per_s=1e12, gradient_s=lambda rank, step: (1.0, 1.9, 2.45)[rank])
+UNEVEN = star(latency_s=1e-6, bytes_per_s=1e12, gradient_s=lambda rank, step: (1.0, 1.9, 2.45)[rank])
 
 
 @pytest.mark.parametrize(("pull_every", "expected"), [
@@ -198,14 +198,12 @@ def test_staleness_is_how_many_updates_by_others_came_between_reading_and_adding
         algorithm = ParameterServer(servers=0, pull_every=pull_every, staleness="scale")
         x, ages = np.zeros(3), []
         algorithm.start(host, x, Sgd(0.0, weight_decay=0.0).start(Layout({"x": (3,)}), x))
-        add = algorithm.model.shared.add
+        added = algorithm.model.shared._added
 
-        def noted(owner, delta, weigh):
-            stale = add(owner, delta, weigh)
-            if owner == 0:
-                ages.append(stale)
-            return stale
-        algorithm.model.shared.add = noted
+        def noted(*args):
+            ages.append(added(*args))
+            return ages[-1]
+        algorithm.model.shared._added = noted
         for _ in expected[host.rank]:
             algorithm.step(x, lambda x, hear=None, least=0: host.compute(lambda: np.ones(3)), 0.1)
         algorithm.rest(x)
@@ -218,7 +216,7 @@ def test_staleness_is_how_many_updates_by_others_came_between_reading_and_adding
 
 def test_no_more_than_two_models_are_averaged_at_a_time():
     """Three at once would leave one with a negative weight, and the models would leave the range that they began in."""
-    slow = Costs(latency_s=0.3, gradient_s=0.1)         # everybody averages while others do
+    slow = star(latency_s=0.3, gradient_s=0.1)         # everybody averages while others do
 
     class Apart(Constant):
         def __init__(self, rank):

@@ -23,8 +23,8 @@ from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.compression.half import Compressed
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
+from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.net.topology import exponential_peer, matching, neighbours
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
@@ -132,7 +132,7 @@ def test_what_is_kept_is_all_that_a_later_run_needs(name, options, world):
             go_on(host, fresh, task_y, y)
         fresh.rest(y)
         return np.abs(x - y).max()
-    uneven = Costs(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
+    uneven = star(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
     if world.simulated or make(name, options).ordered:
         assert max(world.run(main, uneven)) == 0
 
@@ -285,7 +285,7 @@ def test_backup_without_backups_is_allreduce_over_the_workers(world):
 
 def delays(draw_seed):
     draw = np.random.default_rng(draw_seed)
-    return Costs(latency_s=0.05, bytes_per_s=1e4, gradient_s=lambda rank, step: draw.exponential(0.1))
+    return star(latency_s=0.05, bytes_per_s=1e4, gradient_s=lambda rank, step: draw.exponential(0.1))
 
 
 def masses(world, algorithm, mass, steps, costs=None):
@@ -416,7 +416,7 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact
-    costs = Costs(gradient_s=lambda rank, step: 0.25 if rank == 0 else 0.05)
+    costs = star(gradient_s=lambda rank, step: 0.25 if rank == 0 else 0.05)
 
     def main(host):
         train(host, copy.copy(algorithm), Quadratic(host.rank), 40, 0.01)
@@ -427,7 +427,7 @@ def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, wor
 
 
 def test_a_slow_worker_does_not_slow_the_step_where_there_is_a_backup():
-    costs = Costs(gradient_s=lambda rank, step: 5.0 if rank == 3 else 1.0)
+    costs = star(gradient_s=lambda rank, step: 5.0 if rank == 3 else 1.0)
     times = {}
     for backups in (0, 1):
         ends = Cluster(5, costs).run(lambda host, b=backups: train(host, Backup(b), Quadratic(host.rank), 30) and
@@ -439,7 +439,7 @@ def test_a_slow_worker_does_not_slow_the_step_where_there_is_a_backup():
 
 def test_staleness_is_measured_and_can_be_bounded():
     def largest(max_staleness):
-        costs = Costs(gradient_s=lambda rank, step: 0.073 if rank == 0 else 0.01)
+        costs = star(gradient_s=lambda rank, step: 0.073 if rank == 0 else 0.01)
         seen = Cluster(3, costs).run(lambda host: train(host, ParameterServer(max_staleness=max_staleness),
                                                         Quadratic(host.rank), 40, 0.002) and host.traffic.staleness)
         assert all(counter.total() == 3 * 40 for counter in seen)      # of additions to the model, and of nothing else

@@ -5,8 +5,8 @@ import pytest
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.optim.sgd import Sgd
@@ -20,7 +20,7 @@ def accuracy_after(name):
     data = open_dataset("fashion-mnist-12k")
     model = resnet("resnet8", 10, (28, 28, 1), BATCH, "auto")
     start, statistics = model.flat.copy(), slice(model.parameters, None)
-    costs = Costs(gradient_s=lambda rank, step: 0.1 * (1 + 0.1 * np.random.default_rng((rank, step)).normal()))
+    costs = star(gradient_s=lambda rank, step: 0.1 * (1 + 0.1 * np.random.default_rng((rank, step)).normal()))
 
     def main(host):
         algorithm = algorithms.find(name)()

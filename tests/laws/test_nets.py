@@ -1,11 +1,13 @@
 """The laws of the verbs themselves, on both nets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dsgd_mpi.net.compression.half import Compressed
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
+from dsgd_mpi.net.simulated.machine import star
 from tests.support.quadratic import on
 
 
@@ -257,7 +259,7 @@ def test_who_is_idle_waits_and_all_of_it_is_communication(world):
 # simulated only
 
 def test_simulated_time_is_that_of_the_closed_formulas():
-    costs = Costs(latency_s=10e-6, bytes_per_s=1.25e9, gradient_s=1e-3)
+    costs = star(latency_s=10e-6, bytes_per_s=1.25e9, gradient_s=1e-3)
     x_bytes = 45_000_000
 
     def exchange(host):
@@ -269,11 +271,12 @@ def test_simulated_time_is_that_of_the_closed_formulas():
         host.mean(np.zeros(x_bytes // 8)).wait()
         return host.now()
     assert Cluster(2, costs).run(exchange) == pytest.approx([37.01e-3] * 2)
-    ring = 2 * 3 * (10e-6 + x_bytes / 4 / 1.25e9)
-    assert Cluster(4, costs).run(mean) == pytest.approx([ring] * 4)
+    ring, halving = (2 * (turns * 10e-6 + 3 * x_bytes / 4 / 1.25e9) for turns in (3, 2))
+    assert Cluster(4, replace(costs, collective="ring")).run(mean) == pytest.approx([ring] * 4)
+    assert Cluster(4, costs).run(mean) == pytest.approx([halving] * 4)
 
 
-def test_messages_that_meet_at_one_card_take_their_turns():
+def test_messages_that_meet_at_one_card_share_it():
     """Four senders, one receiver; a pair beside them is not disturbed, and the cards are full duplex."""
     second = 1000 * 8
 
@@ -283,14 +286,10 @@ def test_messages_that_meet_at_one_card_take_their_turns():
         elif host.rank:
             host.post(np.zeros(1000), 0)
         else:
-            times = []
-            for _ in range(4):
-                list(host.collect(least=1))
-                times.append(host.now())
-            return times
+            assert len(list(host.collect(least=4))) == 4
         return host.now()
-    found = Cluster(7, Costs(latency_s=0.5, bytes_per_s=second)).run(main)
-    assert found[0] == pytest.approx([1.5, 2.5, 3.5, 4.5])
+    found = Cluster(7, star(latency_s=0.5, bytes_per_s=second)).run(main)
+    assert found[0] == pytest.approx(4.5)
     assert found[5:] == pytest.approx([1.5, 1.5])
 
 
@@ -299,24 +298,24 @@ def test_who_reads_one_ranks_memory_shares_its_card():
         shared = host.share(np.zeros(1000 if host.rank == 0 else 0))
         shared.read(0)
         return host.now() - begin
-    begin = Costs(latency_s=0.5).barrier_s(4)
-    found = Cluster(4, Costs(latency_s=0.5, bytes_per_s=8000)).run(main)
-    assert found == pytest.approx([0.0, 2.0, 3.0, 4.0])     # request and answer: two latencies
+    begin = 2 * 0.5 * 2                     # up and down a tree of four
+    found = Cluster(4, star(latency_s=0.5, bytes_per_s=8000)).run(main)
+    assert found == pytest.approx([0.0, 4.0, 4.0, 4.0])     # request and answer: two latencies
 
 
 def test_means_under_way_at_once_take_their_turns():
-    costs = Costs(latency_s=0, bytes_per_s=8000)
+    costs = star(latency_s=0, bytes_per_s=8000)
 
     def main(host):
         first, second = host.mean(np.zeros(1000)), host.mean(np.zeros(1000))
         second.wait()
         first.wait()
         return host.now()
-    assert Cluster(4, costs).run(main) == pytest.approx([2 * costs.mean_s(8000, 4)] * 4)
+    assert Cluster(4, costs).run(main) == pytest.approx([2 * 1.5] * 4)
 
 
 def test_an_exchange_is_in_flight_while_the_rank_computes():
-    costs = Costs(latency_s=0, bytes_per_s=8000, gradient_s=0.7)
+    costs = star(latency_s=0, bytes_per_s=8000, gradient_s=0.7)
 
     def main(host):
         met = host.exchange(np.zeros(1000), 1 - host.rank)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import star
 from tests.support.quadratic import Quadratic, train
 
 RECORDED = Path(__file__).with_name("recorded.json")
-UNEVEN = Costs(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
+UNEVEN = star(gradient_s=lambda rank, step: 0.1 + rank / 73)      # who comes first: no matter of microseconds
 CASES = {" ".join([name, *(f"{key}={value}" for key, value in options.items())]) + f" on {size}": (name, options, size)
          for name in algorithms.names() for options in algorithms.find(name).variants for size in (1, 2, 4)}
 

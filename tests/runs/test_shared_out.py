@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.training import loop
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record
@@ -30,7 +30,7 @@ def simulated(folder, name, options, steps, ask=None, resume=False):
         record = Record(host, run.algorithm, folder, Display(False), 1000, 2, 1, 5, first, totals)
         reached = loop.train(run, record, first, lambda: host.rank == 1 and record.rank_steps == ask)
         return reached, record.finish("", reached, {}), run.model.flat.copy()
-    costs = Costs(gradient_s=lambda rank, step: 5.0 if rank == SLOW else 1.0)
+    costs = star(gradient_s=lambda rank, step: 5.0 if rank == SLOW else 1.0)
     return list(zip(*Cluster(4, costs).run(main), strict=True))
 
 

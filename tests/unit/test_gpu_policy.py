@@ -13,6 +13,7 @@ from dsgd_mpi.net.gpu.nccl import NcclHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.places import gpu_of
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import Machine
 from tests.support.numpy_device import NumpyDevice
 
 OWN = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]      # a GPU for each of four ranks on two nodes
@@ -143,7 +144,7 @@ def machine(monkeypatch):
 
 
 def connected(ranks, way, share=False):
-    return Cluster(ranks).run(lambda host: policy.connected(host, way, share))
+    return Cluster(ranks, Machine(ranks_per_node=ranks)).run(lambda host: policy.connected(host, way, share))
 
 
 def test_each_rank_gets_what_was_chosen_and_the_banner_says_why(machine, monkeypatch):

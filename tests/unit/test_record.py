@@ -10,15 +10,15 @@ from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.algorithms.backup import Backup
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.kernels.api import Known
-from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.training import loop
 from dsgd_mpi.training import record as record_module
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.record import Record
 from tests.support.runs import training
 
-SLOW = Costs(gradient_s=lambda rank, step: 3.0 if rank == 3 else 1.0)
+SLOW = star(gradient_s=lambda rank, step: 3.0 if rank == 3 else 1.0)
 BATCH = 2
 HOST = SimpleNamespace(rank=0, now=lambda: 0.0, progress=lambda: None, traffic=SimpleNamespace(
     staleness={}, comm_s=0.0, wait_s=0.0, bytes_sent=0))

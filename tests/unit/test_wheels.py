@@ -20,7 +20,7 @@ WHEEL = r"-(cp312|py3|py2\.py3|cp3\d+)-\S*(none-any|manylinux\S*x86_64)\.whl$"
 @pytest.mark.parametrize("cuda", ["12", "13"])
 def test_all_that_the_package_and_its_tests_need_is_asked_for_and_one_cupy(cuda):
     asked = wheels.requirements(cuda, cudnn=True)
-    assert {*PROJECT["dependencies"], *EXTRAS[f"cuda{cuda}"], *EXTRAS["mpich"], *EXTRAS["simulate"]} < set(asked)
+    assert {*PROJECT["dependencies"], *EXTRAS[f"cuda{cuda}"], *EXTRAS["mpich"]} < set(asked)
     assert set(wheels.TESTS) <= {*map(wheels.name_of, asked)} & {*map(wheels.name_of, EXTRAS["test"])}
     assert [each for each in asked if "cupy" in each] == [f"cupy-cuda{cuda}x>=14"]
     assert not [each for each in asked if wheels.name_of(each) in ("torch", "ruff", "mypy")]

@@ -335,7 +335,7 @@ class StagedHost:
                     break
 
 
-class StagedMemory:
+class StagedMemory(Shared):
     """`Shared` for arrays on a device; the memory itself is host memory."""
 
     def __init__(self, host: StagedHost, shared: Shared, dtype: Any) -> None:

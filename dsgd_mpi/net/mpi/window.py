@@ -12,14 +12,14 @@ from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.api import Traffic, Weigh
+from dsgd_mpi.net.api import Shared, Traffic, Weigh
 from dsgd_mpi.net.mpi.room import require
 
 COUNT_BYTES = 64                            # the counter is an int64; the part starts on a cache line of its own
 NOTHING = [None, 0, MPI.BYTE]               # what MPI.NO_OP adds
 
 
-class Window:
+class Window(Shared):
     """`Shared` over MPI. Collective to construct and to free; parts may differ in length from rank to rank."""
 
     def __init__(self, comm: MPI.Intracomm, x: Array, traffic: Traffic) -> None:

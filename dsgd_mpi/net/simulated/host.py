@@ -1,4 +1,4 @@
-"""The verbs over a simulated cluster: every rank is a greenlet, and SimPy's clock decides which runs next.
+"""The verbs over a simulated cluster: every rank is a greenlet, and a virtual clock decides which runs next.
 
 The algorithms run unchanged; only time is simulated. Simultaneous events are processed in the order of their creation,
 so runs are bitwise reproducible.
@@ -6,23 +6,26 @@ so runs are bitwise reproducible.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
-from functools import partial
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import greenlet
 import numpy as np
-import simpy
 
-from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.arrays.flat import Array, Buckets
 from dsgd_mpi.arrays.half import Half, rounded, wire_bytes
-from dsgd_mpi.net.api import Letter, Traffic, Weigh
+from dsgd_mpi.net.api import Letter, Shared, Traffic, Weigh
 from dsgd_mpi.net.places import cpu
-from dsgd_mpi.net.simulated.costs import Costs
+from dsgd_mpi.net.simulated.clock import Clock, Event
+from dsgd_mpi.net.simulated.gradients import Gradients
+from dsgd_mpi.net.simulated.machine import Death, Machine
 from dsgd_mpi.net.simulated.wires import Wires
 
+Reason = str | tuple[str, tuple[int, ...], int]     # in words; or a verb, its ranks, and which call of it
 IDLE_S = 1e-3                               # between two reads of shared memory
 
 
@@ -31,92 +34,199 @@ class Deadlock(RuntimeError):
 
 
 class Cluster:
-    """`size` ranks that share a clock, and nothing else that is visible to them."""
+    """`size` ranks that share a clock, and nothing else that is visible to them. The seed is that of their speeds."""
 
-    def __init__(self, size: int, costs: Costs | None = None) -> None:
-        self.size, self.costs = size, costs or Costs()
-        self.environment = simpy.Environment()
-        self.wires = Wires(self.environment, size, self.costs)
+    def __init__(self, size: int, machine: Machine | None = None, seed: int = 0) -> None:
+        self.size, self.machine = size, machine or Machine()
+        self.clock = Clock()
+        self.wires = Wires(self.clock, self.machine, size)
+        self.gradients = Gradients(self.machine, size, seed)
+        self.absent = Absences(self.machine.death)
+        self.all = tuple(range(size))
+        self.begun, self.ends = np.zeros(size), np.zeros(size)      # the computation that each rank is in, or was
         self.meetings: dict[Hashable, Meeting] = {}
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
-        self.memories: dict[int, tuple[list[Array], list[int]]] = {}     # what was shared, and its additions so far
+        self.routes: defaultdict[tuple[int, int], deque[Parcel]] = defaultdict(deque)   # letters, as they were sent
+        self.memories: dict[int, Memory] = {}
         self.numbers: dict[int, Array] = {}     # values of counters
         self.letters = 0                    # in flight
-        self.all_arrived = simpy.Event(self.environment).succeed()
+        self.reaches: dict[tuple[int, int], float] = {}     # seconds, by rank and number of owners
+        self.all_arrived = Event(self.clock)
+        self.all_arrived.happen()
         self.stop_step: int | None = None
+        self.trace: list[tuple[int, str, float, float]] | None = None   # rank, what, from, to: if it is asked for
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
 
     def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
         """Runs `main(host)` on every rank to its end; the results in rank order. An exception on one rank ends all."""
         for host in self.hosts:
             host.begin(main)
-        self.environment.run()
+        self.clock.run()
         waiting = {host.rank: host.waits_for for host in self.hosts if not host.thread.dead}
         if waiting:
+            dead = "".join(f"; rank {rank} is dead since {self.absent.since(rank, self.clock.now):g} s"
+                           for rank in sorted(waiting) if self.absent.back(rank, self.clock.now) == math.inf)
             rank, reason = next(iter(waiting.items()))
-            raise Deadlock(f"ranks {sorted(waiting)} wait forever: rank {rank} waits for {reason}")
+            raise Deadlock(f"ranks {sorted(waiting)} wait forever: rank {rank} waits for {in_words(rank, reason)}{dead}")
         return [host.result for host in self.hosts]
 
-    def posted(self) -> None:
+    def post(self, letter: Letter, peer: int, nbytes: float) -> None:
+        """Sends it; the letters of one rank to another arrive in the order in which they were sent."""
         if not self.letters:
-            self.all_arrived = simpy.Event(self.environment)
+            self.all_arrived = Event(self.clock)
         self.letters += 1
+        parcel, route = Parcel(letter), self.routes[letter.source, peer]
+        route.append(parcel)
 
-    def arrived(self) -> None:
-        self.letters -= 1
-        if not self.letters:
-            self.all_arrived.succeed()
+        def arrive() -> None:
+            parcel.arrived = True
+            while route and route[0].arrived:
+                self.inboxes[peer].append(route.popleft().letter)
+                self.letters -= 1
+                self.hosts[peer].heard()
+            if not self.letters:
+                self.all_arrived.happen()
+        self.wires.send(letter.source, peer, nbytes).then(arrive)
+
+    def serves(self, owner: int) -> float:
+        """How long a one-sided call that has reached `owner` waits until it is served, in seconds."""
+        now, every, least = self.clock.now, self.machine.enters_mpi_s, self.machine.one_sided_s
+        gone = self.absent.back(owner, now) - now
+        if gone > 0 or not every or self.ends[owner] <= now:
+            return gone + least
+        entered = self.begun[owner] + every * math.ceil((now - self.begun[owner]) / every)
+        return float(min(entered, self.ends[owner])) - now + least
+
+
+def in_words(rank: int, reason: Reason) -> str:
+    """For whom a rank waits, and in what."""
+    if isinstance(reason, str):
+        return reason
+    verb, ranks, call = reason
+    others = "all ranks" if len(ranks) > 2 else " and ".join(f"rank {each}" for each in ranks if each != rank)
+    return f"{others or 'itself'} in {verb} (its call {call})"
+
+
+class Absences:
+    """Which ranks are dead, and when."""
+
+    def __init__(self, deaths: tuple[Death, ...]) -> None:
+        self.by_rank: dict[int, list[tuple[float, float]]] = {}
+        for death in sorted(deaths, key=lambda death: death.at_s):
+            self.by_rank.setdefault(death.rank, []).append((death.at_s, death.back_s or math.inf))
+
+    def back(self, rank: int, now: float) -> float:
+        """When a rank that is dead comes back; now, if it is not."""
+        return next((back for at, back in self.by_rank.get(rank, ()) if at <= now < back), now)
+
+    def since(self, rank: int, now: float) -> float:
+        return next((at for at, back in self.by_rank.get(rank, ()) if at <= now < back), now)
+
+    def done(self, rank: int, begin: float, seconds: float) -> float:
+        """When a computation that begins then has taken its seconds."""
+        end = begin + seconds
+        for at, back in self.by_rank.get(rank, ()):
+            if begin < back and at < end:
+                end = back + (end - max(at, begin))
+        return end
+
+
+class Parcel:
+    """A letter on its way."""
+
+    def __init__(self, letter: Letter) -> None:
+        self.letter, self.arrived = letter, False
 
 
 class Meeting:
     """An operation of several ranks: its answers exist once all have joined, and are delivered when `done`."""
 
-    def __init__(self, environment: simpy.Environment) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.arrays: dict[int, Any] = {}
         self.answers: dict[int, Any] = {}
-        self.done = simpy.Event(environment)
+        self.done = Event(clock)
 
 
 class Waiting:
     """This rank's view of a meeting, or of anything else that ends with an event."""
 
-    def __init__(self, host: SimulatedHost, meeting: Meeting, reason: str) -> None:
+    def __init__(self, host: SimulatedHost, meeting: Meeting, reason: Reason) -> None:
         self.host, self.meeting, self.reason = host, meeting, reason
 
     def test(self) -> bool:
-        return bool(self.meeting.done.triggered)
+        return self.meeting.done.done
 
     def wait(self) -> Any:
         self.host._wait(self.meeting.done, self.reason)
         return self.meeting.answers[self.host.rank]
 
 
-class SharedMemory:
+class Memory:
+    """What was shared: the ranks' parts, one after the other, and the additions to each so far."""
+
+    def __init__(self, parts: list[Array]) -> None:
+        self.whole = np.concatenate(parts)
+        self.lengths = np.array([part.size for part in parts])
+        bounds = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.parts = [self.whole[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
+        self.counts = np.zeros(len(parts), np.int64)
+
+
+class SharedMemory(Shared):
     """`Shared` on a simulated cluster: reading is a request and its answer, adding one message."""
 
-    def __init__(self, host: SimulatedHost, parts: list[Array], counts: list[int]) -> None:
-        self.host, self.parts, self.counts = host, parts, counts
-        self.seen = [0] * host.size
+    def __init__(self, host: SimulatedHost, memory: Memory) -> None:
+        self.host, self.memory = host, memory
+        self.seen = np.zeros(host.size, np.int64)
 
     def read(self, owner: int, out: Array | None = None, glance: bool = False) -> Array:
-        out = np.empty_like(self.parts[owner]) if out is None else out
+        part = self.memory.parts[owner]
+        out = np.empty_like(part) if out is None else out
         self.host.travel(self.host.rank, owner)
-        out[:] = self.parts[owner]
+        self.host.be_served(owner)
+        out[:] = part
         if not glance:
-            self.seen[owner] = self.counts[owner]
+            self.seen[owner] = self.memory.counts[owner]
         self.host.travel(owner, self.host.rank, out.nbytes)
         return out
 
     def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
         delta = delta.copy()
         self.host.travel(self.host.rank, owner, delta.nbytes)
-        stale = self.counts[owner] - self.seen[owner]
-        self.parts[owner] += weigh(stale) * delta if weigh else delta
-        self.counts[owner] += 1
-        self.seen[owner] += 1
-        self.host.traffic.staleness[stale] += 1
-        self.host.traffic.bytes_sent += round(delta.nbytes * self.host.cluster.costs.scale) * (owner != self.host.rank)
-        return stale
+        self.host.be_served(owner)
+        return self._added(slice(owner, owner + 1), self.memory.parts[owner], delta, weigh)
+
+    def read_parts(self, parts: Sequence[slice], out: Array, glance: bool = False) -> Array:
+        """One flow and one event, since the parts are one after the other."""
+        assert out.size == self.memory.whole.size
+        self.host.reach(len(parts), 2)
+        out[:] = self.memory.whole
+        if not glance:
+            self.seen[: len(parts)] = self.memory.counts[: len(parts)]
+        self.host.spread(out.nbytes, len(parts), to_them=False)
+        return out
+
+    def add_parts(self, parts: Sequence[slice], delta: Array, weigh: Weigh | None = None) -> None:
+        delta = delta.copy()
+        self.host.spread(delta.nbytes, len(parts), to_them=True)
+        self.host.reach(len(parts), 1)
+        self._added(slice(0, len(parts)), self.memory.whole, delta, weigh)
+
+    def _added(self, owners: slice, to: Array, delta: Array, weigh: Weigh | None) -> int:
+        """The staleness at the first of them."""
+        memory, traffic = self.memory, self.host.traffic
+        stale = memory.counts[owners] - self.seen[owners]
+        if weigh:
+            delta *= np.repeat([weigh(int(each)) for each in stale], memory.lengths[owners]).astype(delta.dtype)
+        to += delta
+        memory.counts[owners] += 1
+        self.seen[owners] += 1
+        for each, times in zip(*np.unique(stale, return_counts=True), strict=True):
+            traffic.staleness[int(each)] += int(times)
+        every = memory.lengths[owners]
+        own = int(memory.lengths[self.host.rank]) if owners.start <= self.host.rank < owners.stop else 0
+        traffic.bytes_sent += round((int(every.sum()) - own) * delta.itemsize * self.host.cluster.machine.scale)
+        return int(stale[0])
 
 
 class Numbers:
@@ -146,9 +256,9 @@ class SimulatedHost:
         self.cluster, self.rank, self.size = cluster, rank, cluster.size
         self.traffic = Traffic()
         self.result: Any = None
-        self.letter_came: simpy.Event | None = None
-        self.waits_for = ""
-        self.step = self.computed = 0
+        self.letter_came: Event | None = None
+        self.waits_for: Reason = ""
+        self.step = self.computed = self.passed = 0
         self.calls: defaultdict[Hashable, int] = defaultdict(int)   # calls so far, by verb and ranks
 
     # collective
@@ -166,21 +276,20 @@ class SimulatedHost:
             for array in arrays.values():
                 array[:] = mean
             return arrays
-        seconds = self.cluster.costs.mean_s(nbytes, self.size)
-        return self._meet("mean", range(self.size), x, combine, lambda: self.cluster.wires.occupy(seconds))
+        return self._meet("mean", self.cluster.all, x, combine, lambda: self.cluster.wires.mean(nbytes, self.cluster.all))
 
     def settle(self) -> None:
-        def combine(ranks: dict[int, None]) -> dict[int, simpy.Event]:
+        def combine(ranks: dict[int, None]) -> dict[int, Event]:
             return dict.fromkeys(ranks, self.cluster.all_arrived)
-        self._wait(self._meet("settle", range(self.size), None, combine, self._barrier).wait(), "letters in flight")
+        self._wait(self._meet("settle", self.cluster.all, None, combine, self._barrier).wait(), "letters in flight")
 
     def broadcast(self, x: Array, root: int = 0) -> None:
         def combine(arrays: dict[int, Array]) -> dict[int, Array]:
             for array in arrays.values():
                 array[:] = arrays[root]
             return arrays
-        seconds = self.cluster.costs.message_s(self._wire_bytes(x)) * (self.size - 1).bit_length()
-        self._meet("broadcast", range(self.size), x, combine, lambda: self.cluster.wires.occupy(seconds)).wait()
+        seconds = self.cluster.wires.broadcast_s(self._wire_bytes(x), self.cluster.all)
+        self._meet("broadcast", self.cluster.all, x, combine, lambda: self.cluster.wires.after(seconds)).wait()
 
     def allgather(self, item: Any) -> list[Any]:
         return [json.loads(text) for text in self._from_all(json.dumps(item))]
@@ -188,7 +297,7 @@ class SimulatedHost:
     def _from_all(self, item: Any) -> list[Any]:
         def combine(items: dict[int, Any]) -> dict[int, Any]:
             return {rank: [items[each] for each in range(self.size)] for rank in items}
-        items: list[Any] = self._meet("allgather", range(self.size), item, combine, self._barrier).wait()
+        items: list[Any] = self._meet("allgather", self.cluster.all, item, combine, self._barrier).wait()
         return items
 
     # pairwise
@@ -203,78 +312,100 @@ class SimulatedHost:
         nbytes = self._wire_bytes(x) if peer != self.rank else 0
         self.traffic.bytes_sent += nbytes
 
-        def travel() -> simpy.Event:
-            send = self.cluster.wires.send
-            return send(self.rank, peer, nbytes) & send(peer, self.rank, nbytes)
-        return self._meet("exchange", sorted({self.rank, peer}), x, combine, travel)
+        def travel() -> Event:
+            there, back = (self.cluster.wires.send(*ends, nbytes) for ends in ((self.rank, peer), (peer, self.rank)))
+            both = Event(self.cluster.clock)
+            there.then(lambda: back.then(both.happen))
+            return both
+        return self._meet("exchange", (min(self.rank, peer), max(self.rank, peer)) if peer != self.rank else (peer,), x,
+                          combine, travel)
 
     # one-sided
 
     def post(self, x: Array, peer: int, note: float = 0.0) -> None:
-        letter = Letter(self.rank, x.copy(), note)
         nbytes = self._wire_bytes(x)
         self.traffic.bytes_sent += nbytes
-        self.cluster.posted()
-        delivery = self.cluster.wires.send(self.rank, peer, nbytes)
-        delivery.callbacks.append(lambda _: self.cluster.hosts[peer].receive(letter))
+        self.cluster.post(Letter(self.rank, x.copy(), note), peer, nbytes)
 
     def collect(self, least: int = 0) -> Iterator[Letter]:
         while len(self.cluster.inboxes[self.rank]) < least:
-            self.letter_came = simpy.Event(self.cluster.environment)
+            self.letter_came = Event(self.cluster.clock)
             self._wait(self.letter_came, "a letter")
         letters, self.cluster.inboxes[self.rank] = self.cluster.inboxes[self.rank], []
         yield from letters
 
     def idle(self) -> None:
-        self._wait(self.cluster.environment.timeout(IDLE_S), "a change in shared memory")
+        self._wait(self.cluster.wires.after(IDLE_S), "a change in shared memory")
 
     def share(self, x: Array) -> SharedMemory:
-        parts = self._from_all(x.copy())
+        parts = self._from_all(x)
         name = self.calls["share"] = self.calls["share"] + 1
-        memory = self.cluster.memories.setdefault(name, (parts, [0] * self.size))
-        return SharedMemory(self, *memory)
+        if name not in self.cluster.memories:
+            self.cluster.memories[name] = Memory(parts)
+        return SharedMemory(self, self.cluster.memories[name])
 
     def counters(self, count: int) -> Numbers:
         self._from_all(None)
         name = self.calls["counters"] = self.calls["counters"] + 1
         return Numbers(self, self.cluster.numbers.setdefault(name, np.zeros(count, np.int64)))
 
-    def receive(self, letter: Letter) -> None:
-        """A letter arrives here."""
-        self.cluster.inboxes[self.rank].append(letter)
-        self.cluster.arrived()
-        if self.letter_came and not self.letter_came.triggered:
-            self.letter_came.succeed()
+    def heard(self) -> None:
+        """A letter has arrived here."""
+        if self.letter_came and not self.letter_came.done:
+            self.letter_came.happen()
 
     # for the training loop
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        answer = f(*args, **kwargs)
-        seconds = self.cluster.costs.compute_s(self.rank, self.computed)
+        """Calls f at once. What it finishes early, `ready` hears of as late as it would there.
+
+        Each call of `progress` stands for an equal share of the time.
+        """
+        begin = self.now()
+        seconds = self.cluster.gradients.seconds(self.rank, self.computed, begin)
         self.computed += 1
-        self.sleep_until(self.cluster.environment.timeout(seconds), "its own computation")
+        finished: list[tuple[int, slice]] = []
+        ready, self.passed = kwargs.get("ready"), 0
+        if ready:
+            kwargs["ready"] = Buckets(int(ready.least / self.cluster.machine.scale),
+                                      lambda part: finished.append((self.passed, part)))
+        answer = f(*args, **kwargs)
+        end = self.cluster.absent.done(self.rank, begin, seconds)
+        self.cluster.begun[self.rank], self.cluster.ends[self.rank] = begin, end
+        for passed, part in finished:
+            self._until(begin + (end - begin) * passed / max(1, self.passed))
+            ready.hear(part)
+        self._until(end)
+        self._traced("compute", begin)
         return answer
 
+    def _until(self, time: float) -> None:
+        if time > self.now():
+            self.waits_for = "its own computation"
+            if time < math.inf:
+                self.cluster.clock.at(time, self.thread.switch)
+            self.scheduler.switch()
+
     def progress(self) -> None:
-        pass                                # a simulated network progresses by itself
+        self.passed += 1                    # a simulated network progresses by itself
 
     def before_waiting(self, act: Callable[[], None]) -> None:
         pass                                # arrays in host memory are complete
 
     def now(self) -> float:
-        return float(self.cluster.environment.now)
+        return self.cluster.clock.now
 
     def cores(self) -> int:
         return 1                            # all simulated ranks share this process
 
     def local_rank(self) -> int:
-        return self.rank                    # and thus its node
+        return self.rank % self.cluster.machine.ranks_per_node
 
     def place(self) -> dict[str, Any]:
         return cpu()
 
     def library(self) -> str:
-        return f"a simulated cluster of {self.size} ranks"
+        return f"a simulated cluster ({self.cluster.machine.name}) of {self.size} ranks"
 
     def stop_agreed(self, step: int, asked: bool) -> bool:
         self.step = step
@@ -296,54 +427,82 @@ class SimulatedHost:
             self.result = main(self)
         self.scheduler = greenlet.getcurrent()
         self.thread = greenlet.greenlet(body, self.scheduler)
-        start = self.cluster.environment.timeout(0)
-        start.callbacks.append(lambda _: self.thread.switch())
+        self.cluster.clock.at(0.0, self.thread.switch)
 
-    def sleep_until(self, event: simpy.Event, reason: str) -> None:
+    def sleep_until(self, event: Event, reason: Reason) -> None:
         """Lets the other ranks run until the event has happened."""
-        if event.callbacks is None:         # SimPy's sign that it has
+        if event.done:
             return
         self.waits_for = reason
-        event.callbacks.append(lambda _: self.thread.switch())
+        event.calls.append(self.thread.switch)
         self.scheduler.switch()
 
     def travel(self, source: int, target: int, nbytes: int = 0) -> None:
         """Sleeps while a message travels from one rank to another on this rank's behalf."""
-        if source == target:
-            return
-        start = self.now()
-        self.sleep_until(self.cluster.wires.send(source, target, self.cluster.costs.scale * nbytes), "shared memory")
-        self.traffic.comm_s += self.now() - start
+        if source != target:
+            self._on_the_way(self.cluster.wires.send(source, target, self.cluster.machine.scale * nbytes))
 
-    def _wait(self, event: simpy.Event, reason: str) -> None:
+    def spread(self, nbytes: int, owners: int, to_them: bool) -> None:
+        """Sleeps while parts of a vector travel between this rank and their owners, the first ranks."""
+        wired = self.cluster.machine.scale * nbytes * (1 - (self.rank < owners) / owners)    # its own is here already
+        if wired:
+            self._on_the_way(self.cluster.wires.spread(self.rank, wired, owners, to_them))
+
+    def be_served(self, owner: int) -> None:
+        """Sleeps until `owner` lets a one-sided call take place."""
+        if owner != self.rank and (seconds := self.cluster.serves(owner)):
+            self._on_the_way(self.cluster.wires.after(seconds))
+
+    def reach(self, owners: int, messages: int) -> None:
+        """Sleeps as long as so many empty messages to each of the first ranks take, and their service; one by one."""
+        ways = self.cluster.reaches
+        if (self.rank, owners) not in ways:
+            ways[self.rank, owners] = sum(self.cluster.wires.latency_s(self.rank, owner) for owner in range(owners))
+        served = self.cluster.machine.one_sided_s * owners
+        if self.cluster.machine.enters_mpi_s or self.cluster.absent.by_rank:
+            served = sum(self.cluster.serves(owner) for owner in range(owners) if owner != self.rank)
+        if seconds := messages * ways[self.rank, owners] + served:
+            self._on_the_way(self.cluster.wires.after(seconds))
+
+    def _on_the_way(self, event: Event) -> None:
+        start = self.now()
+        self.sleep_until(event, "shared memory")
+        self.traffic.comm_s += self.now() - start
+        self._traced("one-sided", start)
+
+    def _wait(self, event: Event, reason: Reason) -> None:
         """Sleeps, and counts it as waiting for others."""
         start = self.now()
         self.sleep_until(event, reason)
         self.traffic.wait_s += self.now() - start
         self.traffic.comm_s += self.now() - start
+        self._traced("wait", start)
 
-    def _meet(self, verb: str, ranks: Any, x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
-              travel: Callable[[], simpy.Event]) -> Waiting:
+    def _traced(self, what: str, start: float) -> None:
+        if self.cluster.trace is not None and self.now() > start:
+            self.cluster.trace.append((self.rank, what, start, self.now()))
+
+    def _meet(self, verb: str, ranks: tuple[int, ...], x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
+              travel: Callable[[], Event]) -> Waiting:
         """Joins the next call of this verb by these ranks; once all have joined, their data is sent."""
-        ranks = tuple(ranks)
-        call = self.calls[verb, ranks] = self.calls[verb, ranks] + 1
-        environment = self.cluster.environment
-        meeting = self.cluster.meetings.setdefault((verb, ranks, call), Meeting(environment))
+        key = verb, ranks if len(ranks) <= 2 else len(ranks)
+        call = self.calls[key] = self.calls[key] + 1
+        meeting = self.cluster.meetings.get((key, call))
+        if meeting is None:
+            meeting = self.cluster.meetings[key, call] = Meeting(self.cluster.clock)
         meeting.arrays[self.rank] = x
         if len(meeting.arrays) == len(ranks):
-            del self.cluster.meetings[verb, ranks, call]
-            arrival = travel()
-            arrival.callbacks.append(lambda _: self._conclude(meeting, partial(combine, meeting.arrays)))
-        others = "all ranks" if len(ranks) > 2 else " and ".join(f"rank {rank}" for rank in ranks if rank != self.rank)
-        return Waiting(self, meeting, f"{others or 'itself'} in {verb} (its call {call})")
+            del self.cluster.meetings[key, call]
+            travel().then(lambda: self._conclude(meeting, combine))
+        return Waiting(self, meeting, (verb, ranks, call))
 
     @staticmethod
-    def _conclude(meeting: Meeting, combine: Callable[[], dict[int, Any]]) -> None:
-        meeting.answers = combine()
-        meeting.done.succeed()
+    def _conclude(meeting: Meeting, combine: Callable[[dict[int, Any]], dict[int, Any]]) -> None:
+        meeting.answers = combine(meeting.arrays)
+        meeting.done.happen()
 
-    def _barrier(self) -> simpy.Event:
-        return self.cluster.environment.timeout(self.cluster.costs.barrier_s(self.size))
+    def _barrier(self) -> Event:
+        return self.cluster.wires.after(self.cluster.wires.barrier_s(self.cluster.all))
 
     def _wire_bytes(self, x: Array, half: Half | None = None) -> int:
-        return round(self.cluster.costs.scale * wire_bytes(x, half))
+        return round(self.cluster.machine.scale * wire_bytes(x, half))

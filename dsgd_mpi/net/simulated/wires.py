@@ -1,57 +1,221 @@
-"""The network of a simulated cluster: each rank has a full-duplex network card that serves one message at a time.
+"""The network of a simulated cluster: the links that a message passes, and what a collective costs.
 
-A message occupies its sender's card for bytes / bandwidth and, one latency later, its receiver's for as long: if both
-are free it takes latency + bytes / bandwidth. Messages that wait for a card are served first come, first served.
+A node's cards have a link each way; so have a rank within its node, and a switch to the tier above, unless that is as
+wide as all cards below it together, when it is never full before they are. A message leaves by the card of its rank.
+A collective uses all cards of a node, as those of NCCL and of tuned MPIs do, and is one flow through all its links.
+
+Costs of a mean of n ranks (Thakur, Rabenseifner, Gropp 2005), of N bytes, the rates being those that all ranks have who
+send at the same time: ring, 2 (n - 1) messages of N/n; recursive halving and doubling, 2 messages of N/2, N/4, ... to
+the rank n/2, n/4, ... further on; tree, 2 log2 n messages of N; two-level, a ring within each node, then one among the
+nodes, whose ranks each send their part of the node's N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
-import simpy
+from dsgd_mpi.net.simulated.clock import Clock, Event
+from dsgd_mpi.net.simulated.flows import Flows
+from dsgd_mpi.net.simulated.machine import Machine
 
-from dsgd_mpi.net.simulated.costs import Costs
 
-Steps = Generator[simpy.Event, None, None]
+class Cost(NamedTuple):
+    """Of a collective on an idle network."""
+
+    seconds: float
+    latency_s: float                        # the part that is no transfer
+    sent: float                             # bytes that a node sends to others
 
 
 class Wires:
-    """The cards of all ranks."""
+    """All links between `size` ranks."""
 
-    def __init__(self, environment: simpy.Environment, size: int, costs: Costs) -> None:
-        self.environment, self.costs = environment, costs
-        self.sending = [simpy.Resource(environment) for _ in range(size)]
-        self.receiving = [simpy.Resource(environment) for _ in range(size)]
+    def __init__(self, clock: Clock, machine: Machine, size: int) -> None:
+        self.clock, self.machine, self.size = clock, machine, size
+        self.per_node = min(machine.ranks_per_node, size)
+        self.nodes = -(-size // machine.ranks_per_node)
+        self.under = [-(-self.nodes // tier.groups) if tier.groups else tier.nodes or self.nodes
+                      for tier in machine.tier]     # nodes below one switch
+        names, capacities = [""], [math.inf]
 
-    def send(self, source: int, target: int, nbytes: float) -> simpy.Event:
-        """Triggers when the message has arrived; at once if a rank sends to itself."""
+        def links(name: str, count: int, bytes_per_s: float) -> list[int]:
+            first = len(names)
+            names.extend(f"{name} {number}" for number in range(count))
+            capacities.extend([bytes_per_s] * count)
+            return list(range(first, first + count))
+        cards = self.nodes * machine.cards
+        self.out, self.into = (links(f"card {way}", cards, machine.card.bytes_per_s) for way in ("out", "in"))
+        self.within_out, self.within_in = (links(f"rank {way}", size, machine.node.bytes_per_s) for way in ("out", "in"))
+        self.up, self.down = [], []         # by tier, by switch; empty where never full
+        for tier, under in zip(machine.tier, self.under, strict=True):
+            count = -(-self.nodes // under)
+            below = min(under, self.nodes) * machine.cards * machine.card.bytes_per_s
+            rate = tier.bytes_per_s or below / tier.oversubscription
+            bound = count > 1 and rate < below
+            self.up.append(links(f"tier {len(self.up) + 1} up", count, rate) if bound else [])
+            self.down.append(links(f"tier {len(self.down) + 1} down", count, rate) if bound else [])
+        self.names = names
+        self.flows = Flows(clock, capacities)
+        spread = cards * machine.card.bytes_per_s if self.nodes > 1 else size * machine.node.bytes_per_s
+        self.from_all, self.to_all = self.flows.add(spread), self.flows.add(spread)
+        self.route = lru_cache(1 << 16)(self._route)
+        self.paths: dict[tuple[Sequence[int], float], tuple[Cost, list[int], list[float]]] = {}
+        self.busy: dict[Sequence[int], Event] = {}      # the newest mean of those ranks
+
+    def node_of(self, rank: int) -> int:
+        return rank // self.machine.ranks_per_node
+
+    def card_of(self, rank: int) -> int:
+        node, place = divmod(rank, self.machine.ranks_per_node)
+        return node * self.machine.cards + place * self.machine.cards // self.machine.ranks_per_node
+
+    def send(self, source: int, target: int, nbytes: float) -> Event:
+        """Happens when the message has arrived; at once if a rank sends to itself."""
         if source == target:
-            return self.environment.timeout(0)
-        if not nbytes:
-            return self.environment.timeout(self.costs.latency_s)
-        return self.environment.process(self._leave(source, target, nbytes / self.costs.bytes_per_s))
+            return self.after(0.0)
+        latency, links = self.route(source, target)
+        return self.after(latency, nbytes, links)
 
-    def occupy(self, seconds: float) -> simpy.Event:
-        """Triggers when all cards at once have been busy for that long: a collective."""
-        return self.environment.process(self._all(seconds))
+    def after(self, latency_s: float, nbytes: float = 0.0, links: Sequence[int] = (),
+              weights: Sequence[float] | None = None, most: float = math.inf) -> Event:
+        """Happens when so many bytes have arrived through these links, on their way from then on."""
+        end = Event(self.clock)
+        self.clock.at(self.clock.now + latency_s, (lambda: self.flows.begin(end, nbytes, links, weights, most))
+                      if nbytes else end.happen)
+        return end
 
-    def _leave(self, source: int, target: int, seconds: float) -> Steps:
-        with self.sending[source].request() as free:
-            yield free
-            arrival = self.environment.process(self._arrive(target, seconds))
-            yield self.environment.timeout(seconds)
-        yield arrival
+    def latency_s(self, source: int, target: int) -> float:
+        """Of an empty message."""
+        return self.route(source, target)[0] if source != target else 0.0
 
-    def _arrive(self, target: int, seconds: float) -> Steps:
-        yield self.environment.timeout(self.costs.latency_s)
-        with self.receiving[target].request() as free:
-            yield free
-            yield self.environment.timeout(seconds)
+    def spread(self, rank: int, nbytes: float, owners: int, to_them: bool) -> Event:
+        """Parts of equal length between a rank and each of the first `owners` ranks: a flow for all of them."""
+        if owners == 1:
+            return self.send(*((rank, 0) if to_them else (0, rank)), nbytes)
+        single = self.nodes == 1
+        own = (self.within_out if to_them else self.within_in)[rank] if single else (
+            self.out if to_them else self.into)[self.card_of(rank)]
+        if owners == self.size:
+            others = {self.to_all if to_them else self.from_all: 1.0}
+        else:
+            ends = (self.within_in if to_them else self.within_out) if single else self.into if to_them else self.out
+            others = {}
+            for owner in range(owners):
+                link = ends[owner if single else self.card_of(owner)]
+                others[link] = others.get(link, 0.0) + 1 / owners
+        return self.after(0.0, nbytes, [own, *others], [1.0, *others.values()])
 
-    def _all(self, seconds: float) -> Steps:
-        cards = [*self.sending, *self.receiving]
-        requests = [card.request() for card in cards]
-        yield self.environment.all_of(requests)
-        yield self.environment.timeout(seconds)
-        for card, request in zip(cards, requests, strict=True):
-            card.release(request)
+    def mean(self, nbytes: float, ranks: Sequence[int]) -> Event:
+        """Happens when the mean of vectors of these ranks, which all take part now, is on all of them."""
+        if len(ranks) == 1 or not nbytes:
+            return self.after(self.barrier_s(ranks))
+        if (ranks, nbytes) not in self.paths:
+            self.paths[ranks, nbytes] = self.path(self.cheapest(nbytes, ranks), ranks)
+        cost, links, weights = self.paths[ranks, nbytes]
+        size = cost.seconds - cost.latency_s
+        end = Event(self.clock)
+
+        def begin() -> None:
+            self.after(cost.latency_s, cost.sent, links, weights, cost.sent / size).then(end.happen)
+        before = self.busy.get(ranks)
+        self.busy[ranks] = end
+        if before and self.machine.ordered_buckets:
+            before.then(begin)
+        else:
+            begin()
+        return end
+
+    def barrier_s(self, ranks: Sequence[int]) -> float:
+        """Up and down a binary tree of empty messages."""
+        return 2 * self.farthest_s(ranks) * (len(ranks) - 1).bit_length()
+
+    def broadcast_s(self, nbytes: float, ranks: Sequence[int]) -> float:
+        """Down a binary tree."""
+        rate = self.machine.card.bytes_per_s if self.nodes > 1 else self.machine.node.bytes_per_s
+        return (self.farthest_s(ranks) + nbytes / rate) * (len(ranks) - 1).bit_length()
+
+    def farthest_s(self, ranks: Sequence[int]) -> float:
+        """The latency between those that are farthest apart."""
+        return self.latency_s(ranks[0], ranks[-1])
+
+    def cheapest(self, nbytes: float, ranks: Sequence[int]) -> Cost:
+        """By the machine's way to take a mean, or the fastest for so many bytes."""
+        costs = self.costs(nbytes, ranks)
+        way = self.machine.collective
+        return min(costs.values()) if way == "fastest" else costs[way]
+
+    def costs(self, nbytes: float, ranks: Sequence[int]) -> dict[str, Cost]:
+        """Of each way, on an idle network."""
+        n, nodes = len(ranks), len({self.node_of(rank) for rank in ranks})
+        p = -(-n // nodes)                  # ranks on a node
+        latency = self.farthest_s(ranks)
+        node, cards = self.machine.node, self.machine.cards * self.machine.card.bytes_per_s
+        up = [float(self.flows.capacities[links[0]]) for links in self.up if links]
+        joined = [under for under, links in zip(self.under, self.up, strict=True) if links]
+        crosses = [nodes > each for each in joined]
+        uplink = min([rate for rate, cross in zip(up, crosses, strict=True) if cross], default=math.inf)
+
+        def between(flows: int, distance: float) -> float:
+            """The rate of each when so many ranks of every node send at once to nodes so far away."""
+            return min([cards / flows, *(rate / (each * flows) for rate, each in zip(up, joined, strict=True)
+                                         if distance >= each)])
+        ring = min(node.bytes_per_s if p > 1 else math.inf, min(cards, uplink) if nodes > 1 else math.inf)
+        turns, rounds = 2 * (n - 1), (n - 1).bit_length()
+        found = {"ring": Cost(turns * (latency + nbytes / n / ring), turns * latency, turns * nbytes / n)}
+        wire = min(node.bytes_per_s if p > 1 else math.inf, min(cards, uplink) if nodes > 1 else math.inf)
+        found["tree"] = Cost(2 * rounds * (latency + nbytes / wire), 2 * rounds * latency, 2 * rounds * nbytes)
+        seconds = waits = sent = 0.0
+        for turn in range(1, rounds + 1):
+            distance = n / 2**turn
+            apart = nodes > 1 and distance >= p
+            rate = between(p, distance / p) if apart else node.bytes_per_s
+            late = latency if apart else node.latency_s
+            seconds += 2 * (late + nbytes / 2**turn / rate)
+            waits += 2 * late
+            sent += 2 * nbytes / 2**turn * (p if apart or nodes == 1 else 0)
+        if n & (n - 1):                     # those beyond a power of two join others before and after
+            rate = between(p, 1) if nodes > 1 else node.bytes_per_s
+            seconds, waits, sent = seconds + 2 * (latency + nbytes / rate), waits + 2 * latency, sent + 2 * nbytes
+        found["halving"] = Cost(seconds, waits, max(sent, nbytes))
+        if p > 1 and nodes > 1:
+            inside, outside = 2 * (p - 1), 2 * (nodes - 1)
+            wide = min(cards, uplink)
+            found["two-level"] = Cost(
+                inside * (node.latency_s + nbytes / p / node.bytes_per_s) + outside * (latency + nbytes / nodes / wide),
+                inside * node.latency_s + outside * latency, outside * nbytes / nodes)
+        else:
+            found["two-level"] = found["ring"]
+        return found
+
+    def path(self, cost: Cost, ranks: Sequence[int]) -> tuple[Cost, list[int], list[float]]:
+        """The links of a collective, each with what a byte that a node sends to others is on it."""
+        nodes = sorted({self.node_of(rank) for rank in ranks})
+        if len(nodes) == 1:
+            links = [self.within_out[rank] for rank in ranks] + [self.within_in[rank] for rank in ranks]
+            return cost, links, [1.0] * len(links)
+        cards = [node * self.machine.cards + card for node in nodes for card in range(self.machine.cards)]
+        links = [self.out[card] for card in cards] + [self.into[card] for card in cards]
+        weights = [1 / self.machine.cards] * len(links)
+        for under, up, down in zip(self.under, self.up, self.down, strict=True):
+            if up and len(used := sorted({node // under for node in nodes})) > 1:
+                both = [way[switch] for switch in used for way in (up, down)]
+                links, weights = links + both, weights + [1.0] * len(both)
+        return cost, links, weights
+
+    def _route(self, source: int, target: int) -> tuple[float, tuple[int, ...]]:
+        """Latency and links of a message to another rank."""
+        a, b = self.node_of(source), self.node_of(target)
+        if a == b:
+            return self.machine.node.latency_s, (self.within_out[source], self.within_in[target])
+        latency = self.machine.card.latency_s
+        links = [self.out[self.card_of(source)], self.into[self.card_of(target)]]
+        for tier, under, up, down in zip(self.machine.tier, self.under, self.up, self.down, strict=True):
+            left, right = a // under, b // under
+            if left == right:
+                return latency + tier.hop_s, tuple(links)
+            latency += 2 * tier.hop_s
+            links += [up[left], down[right]] if up else []
+        return latency, tuple(links)
