@@ -11,6 +11,7 @@ from dsgd_mpi.terminal import print_anything
 COMMANDS = {                                # name: module, function, help text
     "train": ("dsgd_mpi.train", "main", "Train a network; the same as `python -m dsgd_mpi.train`."),
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
+    "simulate": ("dsgd_mpi.study.simulate", "simulate", "Train on a simulated cluster of any size, in virtual time."),
     "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
     "plot": ("dsgd_mpi.study.plot", "plot", "Plot the curves of one or more runs."),
     "checkpoint": ("dsgd_mpi.training.command", "checkpoint", "List, verify or show the checkpoints of a run."),

@@ -60,11 +60,7 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
     Each option is also read from the environment (--lr from DSGD_LR) and from a file (--config); the command line wins,
     then the environment, then the file.
     """
-    for table in TABLES:
-        in_file = (ctx.default_map or {}).get(table, ())
-        if options[table] != in_file:       # the file's table, overridden by the command line
-            options[table] = (*in_file, *options[table])
-    config = Config(**options)
+    config = config_of(ctx, options)
     if config.algorithm == "list":
         click.echo(catalogue())
     elif config.optimizer == "list":
@@ -82,6 +78,15 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
         config.optimizer_options()
         return config
     return None
+
+
+def config_of(ctx: click.Context, options: dict[str, Any]) -> Config:
+    """The options of a command line and its files as one configuration."""
+    for table in TABLES:
+        in_file = (ctx.default_map or {}).get(table, ())
+        if options[table] != in_file:       # the file's table, overridden by the command line
+            options[table] = (*in_file, *options[table])
+    return Config(**options)
 
 
 def catalogue() -> str:

@@ -34,7 +34,7 @@ def requirements(cuda: str, cudnn: bool) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     asked = [*project["build-system"]["requires"], *project["project"]["dependencies"],
-             *(each for extra in (f"cuda{cuda}", "mpich", "simulate") for each in extras[extra]),
+             *(each for extra in (f"cuda{cuda}", "mpich") for each in extras[extra]),
              *(each for each in extras["test"] if name_of(each) in TESTS), f"cuda-toolkit[sanitizer]=={cuda}.*"]
     return [each for each in asked if cudnn or name_of(each) != f"nvidia-cudnn-cu{cuda}"]
 

@@ -28,6 +28,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.folder", "training.command"),
     ("training.job",),
     ("train", "doctor", "__main__"),
+    ("study.simulate",),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
     "training.watch": ("training.signals",),
@@ -35,7 +36,7 @@ SIDEWAYS = {                                # what a room may import from its ow
     "training.results": ("training.output",),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
-CHOOSERS = ("net", "training.build", "training.job", "doctor")
+CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),

@@ -97,13 +97,16 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    With `byte_memory` the images are `Bytes`, in memory that it allocates. `course`: of a run that is resumed; without
-    one, a run begins. Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get
-    their turn in other epochs. UsageError if one step takes more images than there are.
+    Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
+    `course`: of a run that is resumed; without one, a run begins. Every rank has the same number of steps,
+    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
+    images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
-                 augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None) -> None:
+                 augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
+                 prefetch: bool = True) -> None:
+        self.prefetch = prefetch
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
         _check(batch, size, len(split))
@@ -133,6 +136,8 @@ class Batches:
         copy one while the host prepares the next. What fails in the thread is raised here. The thread ends
         with the generator (`close()`, or no more references to it) or with the process.
         """
+        if not self.prefetch:
+            yield from map(self.at, count(first_step))
         free: SimpleQueue[_Buffers | None] = SimpleQueue()
         ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException] = SimpleQueue()
         stop = Event()

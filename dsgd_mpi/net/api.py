@@ -146,6 +146,9 @@ class Host(Net, Protocol):
         There, an argument `ready` (a Buckets) hears of what f finishes early as late as it would.
         """
 
+    def linger(self, seconds: float) -> None:
+        """Takes time as a slow computation would; messages progress meanwhile."""
+
     def progress(self) -> None:
         """Lets messages progress; called between layers, since most MPIs make no progress unless they are entered."""
 

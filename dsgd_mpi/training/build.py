@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.nn import Model, models
 from dsgd_mpi.nn.layers import Graph
+from dsgd_mpi.nn.turns import Turns
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.training import inject
@@ -40,6 +41,15 @@ class Prepared:
     kernels: Kernels
     dataset: Dataset
     graph: Graph
+    network: Model | None = None            # that the ranks of a simulated cluster take turns in
+    notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
+
+    def model(self) -> Model:
+        """This rank's."""
+        chosen = self.config
+        if self.network:
+            return Turns(self.network)
+        return Model(self.graph, chosen.batch, self.kernels, chosen.seed, chosen.smoothing)
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""
@@ -50,7 +60,7 @@ class Prepared:
         return {"algorithm": self.config.algorithm, "options": self.options(),
                 "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
                 "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed,
-                "inject": self.config.inject, "bn": self.config.statistics(self.algorithm.one_model)}
+                "inject": self.config.inject, "bn": self.config.statistics(self.algorithm.one_model), **self.notes}
 
 
 def prepare(config_: Config, ranks: int | None) -> Prepared:
@@ -143,7 +153,7 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     workers = host.size - servers
     threads = chosen.threads or host.cores()
     parts.kernels.set_threads(threads)
-    model = Model(parts.graph, chosen.batch, parts.kernels, chosen.seed, chosen.smoothing)
+    model = parts.model()
     host.broadcast(model.flat)
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
@@ -174,7 +184,8 @@ def paced(parts: Prepared, host: Host, course: Course | None = None) -> dict[str
     workers = host.size - servers
     shared_out = bool(chosen.steps_total) and workers > 1
     batches = Batches(parts.dataset.train, chosen.batch, max(0, host.rank - servers), workers, chosen.seed,
-                      chosen.augment, byte_memory=parts.kernels.byte_memory, course=None if shared_out else course)
+                      chosen.augment, byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
+                      prefetch=parts.network is None)
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)

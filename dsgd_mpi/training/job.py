@@ -263,6 +263,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
                     f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
         "MPI": machine["mpi"],
+        **parts.notes,
         "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}"
                  f"{f', {count - training.workers} of them only serving' if count > training.workers else ''}",
         "each rank": "; ".join(kinds),

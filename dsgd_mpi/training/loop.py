@@ -6,7 +6,6 @@ each rank takes the next free one. Either way they synchronize when the run is e
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -20,8 +19,6 @@ from dsgd_mpi.training.nonfinite import Diverged, check, noticed, restored, slow
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.steps import walk_of
-
-BETWEEN_S = 5e-4                            # between polls while a slow computation is simulated, as between layers
 
 
 def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
@@ -71,7 +68,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             if run.delay_s:
                 record.settle()
                 with record.compute:
-                    linger(run.delay_s, host.progress)
+                    host.linger(run.delay_s)
             if own is not None:
                 x[:] = own
             return g
@@ -130,11 +127,3 @@ def evaluation_after(run: Training, step: int) -> int:
     """The next step after which the run is evaluated, the end apart."""
     every = run.eval_every
     return run.course.reaches((run.course.units(step) // every + 1) * every)
-
-
-def linger(seconds: float, between: Callable[[], None]) -> None:
-    """Takes time as a slow computation would; messages progress meanwhile."""
-    end = time.perf_counter() + seconds
-    while seconds and time.perf_counter() < end:
-        between()
-        time.sleep(BETWEEN_S)

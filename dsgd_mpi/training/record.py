@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,16 +35,16 @@ log = logging.getLogger("dsgd_mpi")
 
 
 class Stopwatch:
-    """Adds up the seconds spent inside `with`."""
+    """Adds up the seconds spent inside `with`, by the given clock."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now, self.seconds = now, 0.0
 
     def __enter__(self) -> None:
-        self.start = time.perf_counter()
+        self.start = self.now()
 
     def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter() - self.start
+        self.seconds += self.now() - self.start
 
 
 class Record:
@@ -72,9 +71,8 @@ class Record:
         self.host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
         self.told = self.host.traffic.staleness.copy()  # the part of it already logged
         self.begin = self.host.now()
-        self.data, self.compute = Stopwatch(), Stopwatch()
-        self.evaluating = Stopwatch()
-        self.answering, self.recalibrating = Stopwatch(), Stopwatch()   # these run while it runs
+        self.data, self.compute, self.evaluating = (Stopwatch(self.host.now) for _ in range(3))
+        self.answering, self.recalibrating = (Stopwatch(self.host.now) for _ in range(2))   # these run while it runs
         # those that are finite: since the last step with a line, and sum and count since the last evaluation
         self.losses: list[float] = list(self.before.get("line_losses", ()))
         self.epoch_loss, self.epoch_losses = self.before.get("epoch_loss", (0.0, 0))

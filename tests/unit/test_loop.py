@@ -69,7 +69,7 @@ def written(folder, log_every, log=None, stop_at=None):
         run = replace(training(host, folder, algorithms.build("allreduce", {}), steps=7), eval_every=4)
         if log is not None:
             begin = run.model.begin
-            run.model.begin = lambda *batch: Late(begin(*batch).wait(), log)
+            run.model.begin = lambda *batch, **how: Late(begin(*batch, **how).wait(), log)
         record = Record(host, Algorithm(), folder, Display(False), 1000, 2, 1, log_every)
         reached = loop.train(run, record, 0, lambda: next(asked) == stop_at)
         record.finish("", reached, {})

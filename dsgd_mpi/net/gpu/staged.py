@@ -245,6 +245,9 @@ class StagedHost:
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.host.compute(f, *args, **kwargs)
 
+    def linger(self, seconds: float) -> None:
+        self.host.linger(seconds)
+
     def progress(self) -> None:
         self._advance()
         with self.device.beside():

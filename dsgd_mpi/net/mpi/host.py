@@ -33,6 +33,7 @@ RING, RINGS = 1000, 1000                    # tags of the rings in progress, use
 RING_PART_BYTES = 1 << 15                   # below, latency dominates, and MPI's own tree is faster
 IDLE_S = 2e-4                               # of sleep between two reads of shared memory
 IDLE_GAP_S = 0.1                            # after which another wait for shared memory has begun
+LINGER_S = 5e-4                             # between two polls while a rank lingers, as between layers
 GONE_S = 0.3                                # in which a launcher ends the job after one of its processes has ended
 NOTE_BYTES = 8                              # a letter begins with its note, a float64
 
@@ -255,6 +256,12 @@ class MpiHost:
 
     def before_waiting(self, act: Callable[[], None]) -> None:
         pass                                # arrays in host memory are complete
+
+    def linger(self, seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            self.progress()
+            time.sleep(LINGER_S)
 
     def _advance(self) -> None:
         self.under_way = [waiting for waiting in self.under_way if not waiting.test()]

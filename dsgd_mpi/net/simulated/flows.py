@@ -67,9 +67,9 @@ class Flows:
             self._share(flow, size)
             return
         flow.since = self.clock.now
-        flow.rate = min([most, *(self.capacities[link] / weight for link, weight in zip(links, flow.weights, strict=True)
-                                 if weight)])
-        self.clock.at(self.clock.now + size / flow.rate, lambda: flow.slot < 0 and self._end(flow))
+        flow.rate = min([most, *(self.capacities[link] / weight
+                                 for link, weight in zip(links, flow.weights, strict=True) if weight)])
+        self.clock.at(self.clock.now + size / flow.rate, lambda: self._end(flow) if flow.slot < 0 else None)
 
     def _end(self, flow: Flow) -> None:
         for link in flow.links:
@@ -118,7 +118,7 @@ class Flows:
         self.rates[slots] = rates
         first = self.clock.now + float((self.left[slots] / rates).min())
         version = self.version
-        self.clock.at(first, lambda: version == self.version and self._arrive())
+        self.clock.at(first, lambda: self._arrive() if version == self.version else None)
 
     def _arrive(self) -> None:
         self._advance()

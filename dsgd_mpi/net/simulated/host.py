@@ -67,7 +67,8 @@ class Cluster:
             dead = "".join(f"; rank {rank} is dead since {self.absent.since(rank, self.clock.now):g} s"
                            for rank in sorted(waiting) if self.absent.back(rank, self.clock.now) == math.inf)
             rank, reason = next(iter(waiting.items()))
-            raise Deadlock(f"ranks {sorted(waiting)} wait forever: rank {rank} waits for {in_words(rank, reason)}{dead}")
+            raise Deadlock(f"ranks {sorted(waiting)} wait forever: rank {rank} waits for "
+                           f"{in_words(rank, reason)}{dead}")
         return [host.result for host in self.hosts]
 
     def post(self, letter: Letter, peer: int, nbytes: float) -> None:
@@ -276,7 +277,8 @@ class SimulatedHost:
             for array in arrays.values():
                 array[:] = mean
             return arrays
-        return self._meet("mean", self.cluster.all, x, combine, lambda: self.cluster.wires.mean(nbytes, self.cluster.all))
+        ranks = self.cluster.all
+        return self._meet("mean", ranks, x, combine, lambda: self.cluster.wires.mean(nbytes, ranks))
 
     def settle(self) -> None:
         def combine(ranks: dict[int, None]) -> dict[int, Event]:
@@ -292,11 +294,13 @@ class SimulatedHost:
         self._meet("broadcast", self.cluster.all, x, combine, lambda: self.cluster.wires.after(seconds)).wait()
 
     def allgather(self, item: Any) -> list[Any]:
-        return [json.loads(text) for text in self._from_all(json.dumps(item))]
+        return self._from_all(json.dumps(item), json.loads)
 
-    def _from_all(self, item: Any) -> list[Any]:
+    def _from_all(self, item: Any, read: Callable[[Any], Any] = lambda item: item) -> list[Any]:
+        """All ranks get the same list: a list each would be the square of the ranks."""
         def combine(items: dict[int, Any]) -> dict[int, Any]:
-            return {rank: [items[each] for each in range(self.size)] for rank in items}
+            every = [read(items[each]) for each in range(self.size)]
+            return {rank: every for rank in items}      # noqa: C420  the same list
         items: list[Any] = self._meet("allgather", self.cluster.all, item, combine, self._barrier).wait()
         return items
 
@@ -365,7 +369,8 @@ class SimulatedHost:
         seconds = self.cluster.gradients.seconds(self.rank, self.computed, begin)
         self.computed += 1
         finished: list[tuple[int, slice]] = []
-        ready, self.passed = kwargs.get("ready"), 0
+        ready: Buckets | None = kwargs.get("ready")
+        self.passed = 0
         if ready:
             kwargs["ready"] = Buckets(int(ready.least / self.cluster.machine.scale),
                                       lambda part: finished.append((self.passed, part)))
@@ -374,10 +379,17 @@ class SimulatedHost:
         self.cluster.begun[self.rank], self.cluster.ends[self.rank] = begin, end
         for passed, part in finished:
             self._until(begin + (end - begin) * passed / max(1, self.passed))
-            ready.hear(part)
+            if ready:
+                ready.hear(part)
         self._until(end)
         self._traced("compute", begin)
         return answer
+
+    def linger(self, seconds: float) -> None:
+        begin = self.now()
+        self.cluster.ends[self.rank] = self.cluster.absent.done(self.rank, begin, seconds)
+        self._until(self.cluster.ends[self.rank])
+        self._traced("compute", begin)
 
     def _until(self, time: float) -> None:
         if time > self.now():
@@ -402,7 +414,7 @@ class SimulatedHost:
         return self.rank % self.cluster.machine.ranks_per_node
 
     def place(self) -> dict[str, Any]:
-        return cpu()
+        return {**cpu(), "host": f"{self.cluster.machine.name}-{self.cluster.wires.node_of(self.rank)}"}
 
     def library(self) -> str:
         return f"a simulated cluster ({self.cluster.machine.name}) of {self.size} ranks"

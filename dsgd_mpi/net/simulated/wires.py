@@ -48,8 +48,10 @@ class Wires:
             return list(range(first, first + count))
         cards = self.nodes * machine.cards
         self.out, self.into = (links(f"card {way}", cards, machine.card.bytes_per_s) for way in ("out", "in"))
-        self.within_out, self.within_in = (links(f"rank {way}", size, machine.node.bytes_per_s) for way in ("out", "in"))
-        self.up, self.down = [], []         # by tier, by switch; empty where never full
+        self.within_out, self.within_in = (links(f"rank {way}", size, machine.node.bytes_per_s)
+                                           for way in ("out", "in"))
+        self.up: list[list[int]] = []       # by tier, by switch; empty where never full
+        self.down: list[list[int]] = []
         for tier, under in zip(machine.tier, self.under, strict=True):
             count = -(-self.nodes // under)
             below = min(under, self.nodes) * machine.cards * machine.card.bytes_per_s

@@ -21,6 +21,17 @@ def graph(name: str, classes: int, image: Shape) -> Graph:
     return found[name](name, classes, image)
 
 
+def usual(name: str) -> tuple[int, Shape]:
+    """The classes and the images (H, W, C) for which a model is known; UsageError if its file does not say."""
+    if name not in builders():
+        raise UsageError(f"unknown model {name!r}; the choices are {', '.join(builders())}")
+    module = importlib.import_module(builders()[name].__module__)
+    if not hasattr(module, "usual"):
+        raise UsageError(f"{name}: expected a model whose file has a function `usual`, found none in {module.__file__}")
+    found: tuple[int, Shape] = module.usual(name)
+    return found
+
+
 def names() -> list[str]:
     return list(builders())
 

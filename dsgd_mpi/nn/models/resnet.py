@@ -25,6 +25,11 @@ def graph(name: str, classes: int, image: Shape) -> Graph:
     return graph
 
 
+def usual(name: str) -> tuple[int, Shape]:
+    """ImageNet's classes and images, or CIFAR-10's."""
+    return (1000, (224, 224, 3)) if name in LARGE else (10, (32, 32, 3))
+
+
 def small(graph: Graph, blocks: int) -> str:
     """The three stages for small images."""
     x = normed(graph, "bn1", convolution(graph, "conv1", "images", 16, 3))

@@ -24,6 +24,7 @@ class PyDsgdMpi(PythonPackage):
     depends_on("mpi", type=("link", "run"))
     depends_on("py-numpy@1.26:", type=("build", "run"))
     depends_on("py-mpi4py@4.1:", type=("build", "run"))
+    depends_on("py-greenlet@3:", type=("build", "run"))
     depends_on("py-h5py@3.9:", type=("build", "run"))
     depends_on("py-click@8.1:", type=("build", "run"))
     depends_on("py-rich@13:", type=("build", "run"))
