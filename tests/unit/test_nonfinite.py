@@ -32,10 +32,10 @@ def poisoned(run, bad):
     """From now on a gradient is taken on images of NaN wherever bad(step, rate)."""
     put, begin, taken = run.model.kernels.put, run.model.begin, []
 
-    def begin_on(*batch):
+    def begin_on(*batch, **how):
         taken.append(1)
         begin_on.now = bad(len(taken))
-        return begin(*batch)
+        return begin(*batch, **how)
 
     def put_nan(images, to):
         put(images, to)
