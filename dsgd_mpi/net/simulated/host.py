@@ -7,6 +7,7 @@ so runs are bitwise reproducible.
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from dsgd_mpi.net.simulated.costs import Costs
 from dsgd_mpi.net.simulated.wires import Wires
 
 IDLE_S = 1e-3                               # between two reads of shared memory
+OUTSIDE_S = 1e-4                            # between two looks at what is not simulated
 
 
 class Deadlock(RuntimeError):
@@ -257,6 +259,10 @@ class SimulatedHost:
 
     def progress(self) -> None:
         pass                                # a simulated network progresses by itself
+
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        while not done():                   # takes none of the simulated time
+            time.sleep(OUTSIDE_S)
 
     def before_waiting(self, act: Callable[[], None]) -> None:
         pass                                # arrays in host memory are complete
