@@ -19,6 +19,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
     ("training.rankfile", "training.resume", "training.inject"),
+    ("training.writing",),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
      "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),
     ("training.parts",),

@@ -7,6 +7,7 @@ runs out of disk space when it closes one crashes at exit (HDF5 2.0). So the fil
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import os
 import secrets
@@ -14,13 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
+from dsgd_mpi.arrays.flat import Array
+
 BLOCK_BYTES = 4 << 20                       # read at a time: little memory, and few system calls
 ABANDONED_S = 3600                          # a live writer touches its file far more often than that
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -36,13 +40,21 @@ def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) 
     memory = io.BytesIO()
     with h5py.File(memory, "w") as file:
         yield file
+
+    def read_back(part: Path) -> None:
+        with h5py.File(part, "r", locking=False) as file:
+            (verify or read_everything)(file)
+    place(path, memory.getbuffer(), read_back)
+
+
+def place(path: str | Path, content: Any, verify: Callable[[Path], Result]) -> Result:
+    """Writes a file of these bytes as `atomic` does; what `verify(part)` finds in what was written. OSError."""
     path = Path(os.path.realpath(path))
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         _remove_abandoned(path)
-        _write(part, memory)
-        with h5py.File(part, "r", locking=False) as file:
-            (verify or read_everything)(file)
+        _write(part, content)
+        found = verify(part)
         os.replace(part, path)
     except OSError as error:
         raise OSError(f"{path} was not written and is unchanged: {error.strerror or error}") from error
@@ -51,6 +63,79 @@ def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) 
             part.unlink()
     with suppress(OSError):                 # not every file system does this for a folder
         _fsync(path.parent)                 # the rename itself is in it
+    return found
+
+
+def digest_if_same(path: Path, content: Array) -> str:
+    """The SHA-256 of a file that holds these bytes, uint8 (size,); OSError if it does not."""
+    found, start = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            found.update(block)
+            end = start + len(block)
+            if not np.array_equal(np.frombuffer(block, np.uint8), content[start:end]):
+                raise OSError(f"it reads otherwise than it was written, after byte {start}")
+            start = end
+    if start != len(content):
+        raise OSError(f"{start} of {len(content)} bytes were written")
+    return found.hexdigest()
+
+
+class Memory(io.RawIOBase):
+    """A file in memory for h5py to write to, of about `room` bytes; `content()` is all of it.
+
+    Its memory is NumPy's, in large pages: 94 MB take 14 ms where io.BytesIO takes 55.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.bytes, self.at, self.size = np.empty(room, np.uint8), 0, 0
+
+    def content(self) -> Array:
+        return self.bytes[: self.size]
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.content()[self.at:][: len(buffer)]
+        buffer[: len(found)] = found.data
+        self.at += len(found)
+        return len(found)
+
+    def write(self, values: Any) -> int:
+        end = self.at + len(values)
+        if self.at > self.size:
+            self.truncate(self.at)
+        self._make_room(end)
+        self.bytes[self.at:end] = np.frombuffer(values, np.uint8)
+        self.at, self.size = end, max(end, self.size)
+        return len(values)
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self.at if size is None else size
+        self._make_room(size)
+        self.bytes[self.size:size] = 0
+        self.size = size
+        return size
+
+    def _make_room(self, end: int) -> None:
+        if end > len(self.bytes):
+            larger = np.empty(max(end, 2 * len(self.bytes)), np.uint8)
+            larger[: self.size] = self.content()
+            self.bytes = larger
 
 
 def read_everything(file: h5py.File) -> None:
@@ -96,9 +181,9 @@ def _remove_abandoned(path: Path) -> None:
                 part.unlink()
 
 
-def _write(path: Path, content: io.BytesIO) -> None:
+def _write(path: Path, content: Any) -> None:
     with open(path, "xb") as file:
-        file.write(content.getbuffer())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

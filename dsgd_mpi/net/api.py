@@ -152,6 +152,9 @@ class Host(Net, Protocol):
     def progress(self) -> None:
         """Lets messages progress; called between layers, since most MPIs make no progress unless they are entered."""
 
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        """Waits for something outside of the cluster, named in a report if it never comes; messages progress."""
+
     def before_waiting(self, act: Callable[[], None]) -> None:
         """From now on `act()` is called before this rank waits for its own device, for work that it may still do."""
 

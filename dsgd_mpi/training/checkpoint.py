@@ -3,8 +3,9 @@
     checkpoint-000001234/rank0.h5, rank1.h5 ...     one for all ranks where their models are always the same
                          SHA256SUMS                 of these files, as sha256sum writes it
 
-Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete. One
-that holds a number that is not finite is not written, and not read if it is found.
+Each file is written under a temporary name, read back and renamed; so is the folder, once all files are complete. That
+is done by threads, from a copy, while the run goes on (`writing`). One that holds a number that is not finite is not
+written, and not read if it is found.
 Random numbers need no state: every draw is a pure function of the seed, the rank and the step, and so is the position
 in the data. A run that is resumed at step k draws what it would have drawn.
 
@@ -34,10 +35,11 @@ from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.training import rankfile
 from dsgd_mpi.training.rankfile import Saved, State, Unfit
 from dsgd_mpi.training.resume import Consent, course_of, refusal, shared_among
+from dsgd_mpi.training.writing import NOTE, Sums, Writing
 
 SUMS = "SHA256SUMS"
 MOST_TOLD = 300                             # characters of a reason
-OURS = re.compile(r"rank\d+\.h5|\.rank\d+\.h5\.\w+\.part|" + SUMS)
+OURS = re.compile(rf"rank\d+\.h5({re.escape(NOTE)})?|\.rank\d+\.h5\.\w+\.part|{SUMS}")
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -53,28 +55,55 @@ class Checkpoints:
         self.host, self.folder, self.header, self.state, self.kept = host, folder, header, state or {}, kept
         self.course, self.keep_best = course, keep_best
         self.resumed: tuple[dict[str, Any], int] | None = None
+        self.writing: Writing | None = None     # the same on all ranks
 
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
-        """Collective, after `step` steps. If it fails (a full disk), it is lost with a warning; the run continues."""
+        """Collective, after `step` steps: copies the state, which is written in the background, and returns.
+
+        It waits for the checkpoint before: two are never written at once. If one fails (a full disk), it is lost with a
+        warning; the run continues.
+        """
+        self.finish()
         algorithm.rest(x)
-        part = partial(self.folder, step)
-        begun = self.host.allgather(self.host.rank != 0 or self._try(step, begin, part))[0]     # the folder exists
-        sums, everyone = None, self.host.allgather(totals)
-        if begun and (self.host.rank == 0 or not algorithm.replicated):
+        part, content = partial(self.folder, step), None
+        news = self.host.allgather([self.host.rank != 0 or self._try(step, begin, part), totals])
+        if not news[0][0]:                  # there is no folder
+            return
+        if self.host.rank == 0 or not algorithm.replicated:
             attributes = {**self.header, "step": step, "ranks": self.host.size}
             if self.course:
                 now = self.course
                 attributes["course"] = [now.batch, now.epoch, now.first, now.workers, now.drawn(step)]
-            sums = self._try(step, rankfile.write, part / file_name(self._file(algorithm)), attributes,
-                             everyone if algorithm.replicated else [totals], State(x, optimizer, algorithm, self.state))
-        written = self.host.allgather(sums)
-        if self.host.rank == 0:
-            written = written[:1] if algorithm.replicated else written
-            if not all(written) or not self._try(step, conclude, self.folder, step, written):
-                with suppress(OSError):
-                    remove(part)
-                return
+            content = self._try(step, rankfile.image, attributes, [each for _, each in news] if algorithm.replicated
+                                else [totals], State(x, optimizer, algorithm, self.state))
+        files = 1 if algorithm.replicated else self.host.size
+        self.writing = Writing(step, part, content, [file_name(rank) for rank in range(files)], self._file(algorithm),
+                               (lambda sums: self._conclude(step, sums)) if self.host.rank == 0 else None)
+        self.writing.start()
+
+    def finish(self) -> None:
+        """Collective: returns on rank 0 once the checkpoint that is being written, if any, is complete or lost.
+
+        Others return once their own file is. What has failed in the thread, but for the file system, is raised here.
+        """
+        writing, self.writing = self.writing, None
+        if not writing:
+            return
+        what = f"the writing of the checkpoint of step {writing.step} to {self.folder}"
+        self.host.until(writing.written.is_set, what)
+        if len(writing.names) > 1:
+            writing.told.put(self.host.allgather(writing.sum))
+        self.host.until(writing.over, what)
+        if writing.error:
+            raise writing.error
+
+    def _conclude(self, step: int, sums: Sums) -> None:
+        """On rank 0, in the thread: the checkpoint is whole, or gone."""
+        if all(sums) and self._try(step, conclude, self.folder, step, sums):
             self._thin_out(step)
+        else:
+            with suppress(OSError):
+                remove(partial(self.folder, step))
 
     def restore(self, x: Array, optimizer: Optimizer, algorithm: Algorithm,
                 required: bool = True, consent: Consent | None = None) -> tuple[int, dict[str, Any]]:
@@ -85,6 +114,7 @@ class Checkpoints:
         continue with and the totals so far. UsageError tells of each why it cannot be used, if none can. If none is
         `required` and none was ever completed, returns step 0 and overwrites nothing.
         """
+        self.finish()
         state, consent = State(x, optimizer, algorithm, self.state), consent or Consent()
         mean = consent.mean and not algorithm.replicated
         found: list[int] = self.host.allgather(steps_in(self.folder))[0]    # all try the same, whatever each sees
@@ -121,8 +151,9 @@ class Checkpoints:
         return path_of(self.folder, step) / file_name(self._file(algorithm))
 
     def newest(self) -> int | None:
-        """The step of the newest one, as this rank sees the folder; None if there is none."""
-        return max(steps_in(self.folder), default=None)
+        """Collective: the step of the newest one, as rank 0 sees the folder; None if there is none."""
+        found: int | None = self.host.allgather(max(steps_in(self.folder), default=None))[0]
+        return found
 
     def _examined(self, step: int, state: State, consent: Consent) -> tuple[Saved | None, str | None]:
         """This rank's file of a checkpoint, or the mean of all, or why it cannot be used."""
@@ -265,7 +296,7 @@ def begin(part: Path) -> bool:
     return True
 
 
-def conclude(folder: Path, step: int, sums: list[str]) -> bool:
+def conclude(folder: Path, step: int, sums: Sums) -> bool:
     """Makes a whole checkpoint of its files, in the place of an earlier one of the same step."""
     part, path = partial(folder, step), path_of(folder, step)
     text = "".join(f"{each}  {file_name(rank)}\n" for rank, each in enumerate(sums))
@@ -273,6 +304,8 @@ def conclude(folder: Path, step: int, sums: list[str]) -> bool:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    for note in part.glob(f"rank*.h5{NOTE}"):
+        note.unlink()
     if path.is_dir() and not path.is_symlink():
         remove(path)
     if os.path.lexists(path):

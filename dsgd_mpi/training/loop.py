@@ -29,7 +29,9 @@ def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bo
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):     # noticed where it matters
         while True:
             try:
-                return attempt(slowed(run, record), record, first, stop_asked)
+                reached = attempt(slowed(run, record), record, first, stop_asked)
+                run.checkpoints.finish()
+                return reached
             except Diverged as problem:
                 run, first = restored(run, record, problem)
 

@@ -45,6 +45,7 @@ def check(run: Training, record: Record, step: int) -> None:
     everyone = run.host.allgather(own_trouble(run, record, step))
     found = [(*trouble, rank) for rank, trouble in enumerate(everyone) if trouble]
     if found:
+        run.checkpoints.finish()            # it may be the newest, to be named and to go back to
         _, _, text, rank = min(found)       # the first step; of one step a loss, which is a rank's own
         raise Diverged(f"rank {rank}: {text}; {way_out(run)}", step)
 
@@ -65,6 +66,7 @@ def own_trouble(run: Training, record: Record, step: int) -> tuple[int, bool, st
 
 
 def way_out(run: Training) -> str:
+    """Collective."""
     newest, lower = run.checkpoints.newest(), "with a lower --lr or a longer --warmup"
     if newest is None:
         return f"no checkpoint was written before; start again {lower}"

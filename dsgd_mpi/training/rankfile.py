@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ import h5py
 import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.arrays.flat import Array, beside, fill, to_numpy
-from dsgd_mpi.arrays.hdf5 import atomic, read_finite
+from dsgd_mpi.arrays.flat import Array, beside, fill, finite, to_numpy
+from dsgd_mpi.arrays.hdf5 import Memory, digest_if_same, place
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.optim.api import Optimizer
 
@@ -40,6 +41,7 @@ FORMAT = 3
 OLDER = 1, 2
 READ_BYTES = 1 << 20                        # at a time, for a digest
 MOST_RANKS = 1 << 20                        # that any run has had
+ROOM_BYTES = 1 << 20                        # of a file, for all but large arrays
 
 
 class Unfit(Exception):
@@ -67,20 +69,30 @@ class Saved:
     arrays: dict[str, Array]
 
 
-def write(path: Path, attributes: Mapping[str, Any], totals: list[dict[str, Any]], state: State) -> str:
-    """Writes a file, whole or not at all; its SHA-256. OSError."""
-    with atomic(path, read_finite) as file:
+def image(attributes: Mapping[str, Any], totals: list[dict[str, Any]], state: State) -> Array:
+    """A file of a copy of the state, as it is to be written: uint8 (bytes,). OSError if a number in it is not finite.
+
+    HDF5 copies once, as fast as memory allows, since nothing is in chunks; damage is found by the file's SHA-256.
+    """
+    arrays = {"x": state.x, **{f"optimizer/{name}": array for name, array in state.optimizer.state.items()},
+              **{f"keeps/{name}": getattr(state.algorithm, name) for name in state.algorithm.keeps},
+              **{f"kernels/{name}": array for name, array in state.kernels.items()}}
+    text = to_json(totals).encode()
+    memory = Memory(ROOM_BYTES + len(text) + sum(getattr(array, "nbytes", 0) for array in arrays.values()))
+    with h5py.File(memory, "w") as file:
         file.attrs.update({**attributes, "format": FORMAT, "optimizer": state.optimizer.name})
-        arrays = {"x": state.x, **{f"optimizer/{name}": array for name, array in state.optimizer.state.items()}}
+        file["totals"] = np.frombuffer(text, np.uint8)
         for name, array in arrays.items():
-            file.create_dataset(name, data=to_numpy(array), chunks=True, fletcher32=True)
-        text = to_json(totals).encode()
-        file.create_dataset("totals", data=np.frombuffer(text, np.uint8), chunks=True, fletcher32=True)
-        for name in state.algorithm.keeps:
-            file[f"keeps/{name}"] = to_numpy(getattr(state.algorithm, name))
-        for name, array in state.kernels.items():
-            file[f"kernels/{name}"] = to_numpy(array)
-    return digest(path)
+            values = np.asarray(to_numpy(array))
+            if values.dtype.kind == "f" and not finite(values):
+                raise OSError(f"{name} holds numbers that are not finite")
+            file[name] = values
+    return memory.content()
+
+
+def write(path: Path, content: Array) -> str:
+    """Writes an image to a file, whole or not at all, and reads it back; its SHA-256. OSError."""
+    return place(path, content, partial(digest_if_same, content=content))
 
 
 def digest(path: Path) -> str:

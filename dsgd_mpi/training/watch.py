@@ -170,7 +170,7 @@ class Watch:
         if self.host.rank != stuck[0] and now < self.asked + 2 * self._answer_s():
             return                          # that one reports it
         ends = waited >= self.ending()
-        report = f"no progress for {waited:.0f} s{self._where()}: {self._blame(missing)}; {self._waits()}"
+        report = f"no progress for {waited:.0f} s{self._where()}: {self._blame(missing)}{self._waits()}"
         if not ends:
             self.warned, self.asked = True, None
             log.warning("%s; %s", report, "the job goes on waiting (--hang-timeout 0)" if self.timeout_s == 0 else
@@ -187,8 +187,8 @@ class Watch:
 
     def _blame(self, missing: list[int]) -> str:
         if not missing:
-            return "all ranks wait for each other"
-        return f"{self._named(missing)} {'does' if len(missing) == 1 else 'do'} not answer"
+            return "all ranks wait; " if self.host.size > 1 else ""
+        return f"{self._named(missing)} {'does' if len(missing) == 1 else 'do'} not answer; "
 
     def _waits(self) -> str:
         """Who waits where, whether for long or not."""

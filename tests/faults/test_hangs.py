@@ -96,3 +96,36 @@ def test_a_loader_that_is_stuck_is_found_with_others_and_alone(tmp_path, ranks):
     else:
         assert "Error: nothing has moved on rank 0 (pid " in errors
     assert "in filled" in (folder / f"hang-rank{(ranks or 1) - 1}.txt").read_text()
+
+
+HANGING_DISK = """
+    import os, threading, time
+    from dsgd_mpi.train import main
+    whole, calls = os.fsync, []
+    def fsync(descriptor):
+        if threading.current_thread().name == "checkpoint":
+            calls.append(1)
+            if len(calls) > 10:
+                time.sleep(1000)
+        whole(descriptor)
+    os.fsync = fsync
+    main()
+"""
+
+
+@pytest.mark.parametrize(("ranks", "whole"), [(2, r"all ranks wait; rank 0 waits in the writing of the checkpoint of "
+                                               r"step (\d+) to \S+/run, rank 1 waits in allgather; "),
+                                              pytest.param(None, "rank 0 waits in the writing of the checkpoint of "
+                                                           r"step (\d+) to \S+/run; ", marks=pytest.mark.soak)])
+def test_a_file_system_that_hangs_under_a_checkpoint_is_found_when_the_next_is_due(tmp_path, ranks, whole):
+    folder, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(textwrap.dedent(HANGING_DISK))
+    job = Job(program, *LONG, "--hang-timeout", 2, "--out", folder, ranks=ranks, env={"PYTHONPATH": str(ROOT)})
+    status, _, errors = job.finish(60)
+    assert status == 4, errors
+    found = re.search(rf"no progress for \d+ s at step (\d+): {whole}stacks are in ", errors)
+    assert found, errors
+    reached, writing = map(int, found.groups())
+    assert writing < reached <= writing + 10, "steps were taken meanwhile"
+    assert "in fsync" in (folder / "hang-rank0.txt").read_text()
+    assert f"checkpoint-{writing - 10:09d}" in {path.name for path in folder.iterdir()}

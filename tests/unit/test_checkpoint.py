@@ -41,6 +41,7 @@ def save(*steps):
                 algorithm.t = step
             x += 100
             checkpoints.save(step, x, sgd, algorithm, {"wall_s": step / 2})
+        checkpoints.finish()
     return act
 
 
@@ -360,10 +361,10 @@ def test_damage_on_one_rank_sends_all_to_the_checkpoint_before(tmp_path, damage,
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
     on_cluster(tmp_path, 2, Gossip, save(10))
 
-    def atomic(path, verify):
+    def place(path, content, verify):
         raise OSError(f"{path}: No space left on device")
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(rankfile, "atomic", atomic)
+        patch.setattr(rankfile, "place", place)
         on_cluster(tmp_path, 2, Gossip, save(20))
     assert "no checkpoint at step 20" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000010"]
@@ -394,6 +395,7 @@ def test_the_state_of_an_optimizer_is_kept_by_name_and_is_no_other_optimizer_s(t
     def save(adamw, checkpoints, x):
         adamw.update(x, np.arange(6, dtype="float32"), 0.1)
         checkpoints.save(1, x, adamw, Allreduce(), {})
+        checkpoints.finish()
         return adamw.state
     written = act(AdamW(), save)
     with h5py.File(next(tmp_path.rglob("rank0.h5"))) as file:

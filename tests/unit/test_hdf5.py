@@ -1,5 +1,7 @@
 """Laws of the atomic writer: the target is as it was or as it should be, whatever happens to the writer."""
 
+import hashlib
+import io
 import os
 import random
 import signal
@@ -11,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dsgd_mpi.arrays.hdf5 import ABANDONED_S, atomic, blocks
+from dsgd_mpi.arrays.hdf5 import ABANDONED_S, Memory, atomic, blocks, digest_if_same, place
 
 NOISE = "np.random.default_rng(0).integers(0, 256, (1000, 1000), np.uint8)"
 
@@ -143,3 +145,42 @@ def test_blocks_cover_a_dataset_once(chunks):
         covered = np.concatenate([np.arange(123)[rows] for rows in blocks(dataset)])
         assert covered.tolist() == list(range(123))
         assert all(rows.start % (chunks or [1])[0] == 0 for rows in blocks(dataset))
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 10**6])
+def test_memory_is_a_file_like_any_other(tmp_path, room):
+    memory = Memory(room)
+    with open(tmp_path / "like", "w+b") as like:
+        for file in (memory, like):
+            file.write(b"begin")
+            file.seek(100)
+            file.write(b"after a gap")
+            file.seek(-3, os.SEEK_END)
+            assert file.read() == b"gap"
+            assert file.tell() == 111
+            file.truncate(50)
+            file.truncate(60)
+            file.seek(2)
+            file.write(b"G")
+    assert memory.content().tobytes() == (tmp_path / "like").read_bytes()
+    memory = Memory(room)
+    with h5py.File(memory, "w") as file:
+        file["x"] = np.arange(1000)
+    with h5py.File(io.BytesIO(memory.content().tobytes())) as file:
+        assert file["x"][()].tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content + b"x",
+                                    lambda content: content[:-5] + b"12345"])
+def test_a_file_that_reads_otherwise_than_it_was_written_is_not_placed(tmp_path, damage):
+    content = np.random.default_rng(0).integers(0, 256, 5_000_000, np.uint8)
+
+    def verify(part):
+        part.write_bytes(damage(content.tobytes()))
+        return digest_if_same(part, content)
+    with pytest.raises(OSError, match="was not written and is unchanged: "):
+        place(tmp_path / "file", content, verify)
+    assert os.listdir(tmp_path) == []
+    found = place(tmp_path / "file", content, lambda part: digest_if_same(part, content))
+    assert found == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+    assert (tmp_path / "file").read_bytes() == content.tobytes()

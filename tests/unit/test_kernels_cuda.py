@@ -346,6 +346,7 @@ def test_float16_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path):
         assert stopped_at < 2.0**24
         model.kernels.scaling[3] = 1998     # good steps in a row
         checkpoints.save(9, model.flat, sgd, Allreduce(), {})
+        checkpoints.finish()
         take(2, model, sgd)
         assert model.kernels.scaling[0] == 2 * stopped_at
         take(4, model, sgd)

@@ -198,6 +198,7 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_neither_written_nor_ta
                 {"x": x, "v": sgd.state["v"]}[where][3] = np.inf
             algorithm.w = np.nan if where == "keeps" else 1.0
             checkpoints.save(3, x, sgd, algorithm, {})
+            checkpoints.finish()
             return None
         return checkpoints.restore(x, sgd, algorithm)[0]
     with caplog.at_level(logging.WARNING):

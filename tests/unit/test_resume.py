@@ -98,6 +98,7 @@ def on_cluster(folder, size, algorithm, act):
 
 def save(checkpoints, x, sgd, algorithm):
     checkpoints.save(10, x, sgd, algorithm, {"images": 10 + checkpoints.host.rank, "epoch_loss": [1.5, 2]})
+    checkpoints.finish()
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])

@@ -77,7 +77,7 @@ def test_a_rank_that_does_not_answer_is_warned_of_and_then_ends_the_job(waiting,
 def test_a_rank_that_computes_is_waited_for_and_all_that_wait_for_each_other_are_not(waiting, capsys):
     assert waiting({1: WAITS, 2: COMPUTES}) is None
     assert waiting({1: WAITS, 2: WAITS})[1] == 4
-    assert "all ranks wait for each other; ranks 0-2 wait in mean" in capsys.readouterr().err
+    assert "step 7: all ranks wait; ranks 0-2 wait in mean" in capsys.readouterr().err
 
 
 def test_the_limit_is_the_one_given_or_grows_with_the_longest_wait_and_0_only_warns(waiting, caplog):

@@ -253,6 +253,13 @@ class StagedHost:
         with self.device.beside():
             self.host.progress()
 
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        def advanced() -> bool:
+            self._advance()
+            return done()
+        with self.device.beside():
+            self.host.until(advanced, what)
+
     def before_waiting(self, act: Callable[[], None]) -> None:
         self.finish_computing = act
 

@@ -238,6 +238,16 @@ class MpiHost:
             with self._timed():
                 self._advance()
 
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        start = time.perf_counter()
+        while not done():
+            self._advance()
+            self.stop.listen()
+            self.pause(what, start)
+            time.sleep(IDLE_S)
+        if self.watch:
+            self.watch.ended(time.perf_counter() - start)
+
     def pause(self, what: str, since: float) -> None:
         """Between two looks at what this rank waits for."""
         if self.watch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from dsgd_mpi.net.simulated.wires import Wires
 
 Reason = str | tuple[str, tuple[int, ...], int]     # in words; or a verb, its ranks, and which call of it
 IDLE_S = 1e-3                               # between two reads of shared memory
+OUTSIDE_S = 1e-4                            # between two looks at what is not simulated
 
 
 class Deadlock(RuntimeError):
@@ -391,15 +393,19 @@ class SimulatedHost:
         self._until(self.cluster.ends[self.rank])
         self._traced("compute", begin)
 
-    def _until(self, time: float) -> None:
-        if time > self.now():
+    def _until(self, then: float) -> None:
+        if then > self.now():
             self.waits_for = "its own computation"
-            if time < math.inf:
-                self.cluster.clock.at(time, self.thread.switch)
+            if then < math.inf:
+                self.cluster.clock.at(then, self.thread.switch)
             self.scheduler.switch()
 
     def progress(self) -> None:
         self.passed += 1                    # a simulated network progresses by itself
+
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        while not done():                   # takes none of the simulated time
+            time.sleep(OUTSIDE_S)
 
     def before_waiting(self, act: Callable[[], None]) -> None:
         pass                                # arrays in host memory are complete
