@@ -24,6 +24,7 @@ from dsgd_mpi.net.simulated import machine as machines
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock, SimulatedHost
 from dsgd_mpi.net.simulated.machine import Machine
 from dsgd_mpi.nn import Model, models
+from dsgd_mpi.study import timeline
 from dsgd_mpi.train import config_of, read_files, read_run
 from dsgd_mpi.training import inject
 from dsgd_mpi.training.build import Prepared, optimizer_of, prepare
@@ -46,6 +47,7 @@ class Simulation:
     ranks: int
     gradients: Literal["real", "none"] = "real"
     as_model: str = ""                      # whose bytes and time count instead of the model's own
+    timeline_s: float = 0.0                 # simulated seconds that are drawn
 
     def notes(self, machine: Machine) -> dict[str, str]:
         """For banner and summary."""
@@ -68,9 +70,11 @@ class Simulation:
               help="Compute them, so that the model learns; or simulate time and messages alone.")
 @click.option("--as", "as_model", metavar="MODEL", default="",
               help="Let messages and gradients be as long as this model's, e.g. resnet50.")
+@click.option("--timeline", "seconds", metavar="SECONDS", type=click.FloatRange(0, min_open=True), default=None,
+              help="Draw who computes and who waits for whom in the first simulated seconds: timeline.png.")
 @click.pass_context
 def simulate(ctx: click.Context, /, cluster: str, ranks: int, gradients: Literal["real", "none"], as_model: str,
-             **options: Any) -> None:
+             seconds: float | None, **options: Any) -> None:
     """Train on a simulated cluster of any size, in virtual time.
 
     All options of `train` apply, and the run folder is the same, so `plot` reads it. What is simulated says so.
@@ -80,7 +84,7 @@ def simulate(ctx: click.Context, /, cluster: str, ranks: int, gradients: Literal
             click.echo(catalogue())
             return
         status = run(config_of(ctx, options), Simulation(machines.read(machines.found(cluster)), ranks, gradients,
-                                                         as_model))
+                                                         as_model, seconds or 0.0))
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
@@ -110,6 +114,7 @@ def run(config: Config, simulation: Simulation) -> int:
     claim = claimed(config, 0, simulation.ranks)
     assert claim
     cluster = Cluster(simulation.ranks, machine, config.seed)
+    cluster.traced_s = simulation.timeline_s
     act = pass_time if idle else train
     status = 0
     with claim:
@@ -119,6 +124,9 @@ def run(config: Config, simulation: Simulation) -> int:
             status = int(max(cluster.run(lambda host: act(parts, host, claim.folder, stop))))
         except Deadlock as error:
             raise UsageError(f"{config.algorithm} cannot go on: {error}") from None
+        if simulation.timeline_s:
+            timeline.draw(cluster.trace, f"{config.algorithm} on {machine.name}, simulated",
+                          claim.folder / "timeline.png", simulation.timeline_s)
         if not config.quiet:
             took = time.perf_counter() - start
             click.echo(f"{cluster.clock.now:.1f} simulated seconds took {took:.1f} s")

@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import greenlet
 import numpy as np
@@ -56,7 +56,8 @@ class Cluster:
         self.all_arrived = Event(self.clock)
         self.all_arrived.happen()
         self.stop_step: int | None = None
-        self.trace: list[tuple[int, str, float, float]] | None = None   # rank, what, from, to: if it is asked for
+        self.trace: list[Span] = []         # what each rank did
+        self.traced_s = 0.0                 # as far as it began before that time
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
 
     def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
@@ -139,6 +140,16 @@ class Parcel:
 
     def __init__(self, letter: Letter) -> None:
         self.letter, self.arrived = letter, False
+
+
+class Span(NamedTuple):
+    """What a rank did for a time; `peers`: for whom it waited, if that is known."""
+
+    rank: int
+    what: str                               # "compute", "wait", "one-sided" or "dead"
+    begin: float
+    end: float
+    peers: tuple[int, ...] = ()
 
 
 class Meeting:
@@ -494,11 +505,11 @@ class SimulatedHost:
         self.sleep_until(event, reason)
         self.traffic.wait_s += self.now() - start
         self.traffic.comm_s += self.now() - start
-        self._traced("wait", start)
+        self._traced("wait", start, reason[1] if isinstance(reason, tuple) else ())
 
-    def _traced(self, what: str, start: float) -> None:
-        if self.cluster.trace is not None and self.now() > start:
-            self.cluster.trace.append((self.rank, what, start, self.now()))
+    def _traced(self, what: str, start: float, peers: tuple[int, ...] = ()) -> None:
+        if start < self.cluster.traced_s and self.now() > start:
+            self.cluster.trace.append(Span(self.rank, what, start, self.now(), peers))
 
     def _meet(self, verb: str, ranks: tuple[int, ...], x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
               travel: Callable[[], Event]) -> Waiting:

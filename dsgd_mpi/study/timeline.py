@@ -1,0 +1,71 @@
+"""Who computes, who waits for whom, and what the network takes: the first moments of a simulated run, a line a rank.
+
+A wait for other ranks has two parts: until the last of them has come, from which a thin line leads to those that wait,
+and then until the data are there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from dsgd_mpi.net.simulated.host import Span
+from dsgd_mpi.study.style import COLOURS, STYLE, WIDTH
+
+KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for a slower rank", COLOURS[1]),
+         "network": ("data on their way", COLOURS[5]), "one-sided": ("one-sided call", COLOURS[2])}
+MOST_RANKS = 32                             # that a picture shows
+THICK = 0.8                                 # of a line of the picture
+
+
+def parts(spans: Iterable[Span]) -> list[tuple[int, str, float, float, int | None]]:
+    """rank, kind, begin, end, and the rank that was waited for: the spans, waits divided at the last peer's arrival."""
+    spans = list(spans)
+    ends: dict[int, list[float]] = defaultdict(list)
+    found: list[tuple[int, str, float, float, int | None]] = []
+    for span in spans:
+        if span.what == "compute":
+            ends[span.rank].append(span.end)
+    for span in spans:
+        if span.what != "wait":
+            found.append((span.rank, span.what, span.begin, span.end, None))
+            continue
+        came = {peer: max((end for end in ends[peer] if end <= span.end + 1e-12), default=0.0)
+                for peer in span.peers if peer != span.rank}
+        last = max(came, key=lambda peer: came[peer], default=None)
+        until = came[last] if last is not None else span.begin
+        if until > span.begin:
+            found.append((span.rank, "wait", span.begin, until, last))
+        if span.end > max(until, span.begin):
+            found.append((span.rank, "network" if span.peers else "wait", max(until, span.begin), span.end, None))
+    return found
+
+
+def draw(spans: Iterable[Span], title: str, path: Path, until_s: float) -> None:
+    """A picture of the first MOST_RANKS ranks, up to that simulated time."""
+    import matplotlib
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+
+    found = [part for part in parts(spans) if part[0] < MOST_RANKS]
+    ranks = sorted({rank for rank, *_ in found})
+    with plt.rc_context({**STYLE, "axes.grid": False}):      # type: ignore[dict-item]
+        figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.34 * len(ranks)), layout="constrained")
+        for kind, (_, colour) in KINDS.items():
+            for rank in ranks:
+                bars = [(begin, end - begin) for at, what, begin, end, _ in found if (at, what) == (rank, kind)]
+                axes.broken_barh(bars, (rank - THICK / 2, THICK), facecolors=colour, linewidth=0)
+        for rank, _, _, end, waited_for in found:
+            if waited_for is not None and waited_for in ranks:
+                axes.plot([end, end], [waited_for, rank], color=COLOURS[6], linewidth=0.6, marker=".", markersize=3,
+                          markevery=[0])
+        axes.set(xlim=(0, until_s), ylim=(len(ranks) - 0.4, -0.6), xlabel="simulated seconds", ylabel="rank",
+                 yticks=ranks)
+        axes.set_title(title, loc="left", fontsize="medium")
+        seen = {kind for _, kind, *_ in found}
+        figure.legend(handles=[Patch(color=colour, label=label) for kind, (label, colour) in KINDS.items()
+                               if kind in seen], loc="outside lower center", ncols=len(seen), frameon=False)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)

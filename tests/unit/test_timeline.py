@@ -1,0 +1,32 @@
+"""Who waits for whom, in a simulated run."""
+
+import numpy as np
+import pytest
+
+from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import star
+from dsgd_mpi.study import timeline
+
+
+def test_a_wait_is_for_the_last_peer_to_come_and_then_for_the_data(tmp_path):
+    """Rank 1 computes for three seconds, others for one; a message takes two."""
+    def main(host):
+        host.compute(lambda: None)
+        host.exchange(np.zeros(1000), host.rank ^ 1).wait()
+    cluster = Cluster(4, star(latency_s=0, bytes_per_s=4000, gradient_s=lambda rank, step: 3.0 if rank == 1 else 1.0))
+    cluster.traced_s = 10.0
+    cluster.run(main)
+    found = sorted(timeline.parts(cluster.trace))
+    assert found[:3] == [(0, "compute", 0.0, 1.0, None), (0, "network", 3.0, 5.0, None), (0, "wait", 1.0, 3.0, 1)]
+    assert found[3:5] == [(1, "compute", 0.0, 3.0, None), (1, "network", 3.0, 5.0, None)]
+    assert not [part for part in found if part[0] in (2, 3) and part[1] == "wait"]
+    timeline.draw(cluster.trace, "four ranks", tmp_path / "timeline.png", 5.0)
+    assert (tmp_path / "timeline.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("until", [0.0, 0.5])
+def test_only_what_begins_early_enough_is_kept(until):
+    cluster = Cluster(1, star(gradient_s=1.0))
+    cluster.traced_s = until
+    cluster.run(lambda host: [host.compute(lambda: None) for _ in range(5)])
+    assert len(cluster.trace) == (1 if until else 0)
