@@ -37,7 +37,8 @@ SIDEWAYS = {                                # what a room may import from its ow
     "training.results": ("training.output",),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
-CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "doctor")
+CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "study.timeline",
+            "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
