@@ -10,7 +10,8 @@
 #   DSGD_MAX_RESTARTS  how many times a job is requeued               [10]
 #
 # A run that was asked to stop (by USR1, USR2, TERM, or its own clock: --time-left) exits with status 75 and is requeued;
-# one that exits with 0 is finished, and starting it again does nothing. Any other status is a failure.
+# one that exits with 0 is finished, and starting it again does nothing. Any other status is a failure; but if a node no
+# longer answers, the job is requeued, to go on from its newest checkpoint, as SLURM itself does once it has noticed.
 # shellcheck shell=bash
 
 set -euo pipefail
@@ -18,6 +19,8 @@ set -euo pipefail
 STOPPED=75
 KILLED=128                                  # and above: by a signal
 STRAGGLERS_S=20                             # grace for the other ranks once one has exited; a crash ends all of them
+ANSWER_S=60                                 # by when each node has started a step, if it is there
+REFUSED=2 DIVERGED=3                        # statuses that no node is to blame for
 CHOOSE="name a file with 'export MPIR_CVAR_CH4_NETMOD=ofi' in DSGD_ENV, or set DSGD_LAUNCH=mpirun"
 
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID: $*"; }
@@ -130,11 +133,17 @@ stopped() {                                 # not failed: stopped by a signal, e
     [ -z "$cancelled" ] && { [ "$status" -eq "$STOPPED" ] || { [ -n "$asked" ] && [ "$status" -gt "$KILLED" ]; }; }
 }
 
-again() {                                   # requeue, for the rest of the run
+lost_node() {                               # failed because a node has: is there one that starts nothing any more?
+    case $status in 0 | "$REFUSED" | "$DIVERGED") return 1 ;; esac
+    [ -z "$cancelled" ] && [ "$nodes" -gt 1 ] &&
+        ! timeout "$ANSWER_S" srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true
+}
+
+again() {                                   # requeue, for the rest of the run, this task alone of a job array
     local restarts=${SLURM_RESTART_COUNT:-0} most=${DSGD_MAX_RESTARTS:-10}
     if [ "$restarts" -ge "$most" ]; then
         say "stopped, and DSGD_MAX_RESTARTS=$most allows no more restarts; to resume, repeat the sbatch with --resume as above"
-    elif scontrol requeue "$SLURM_JOB_ID"; then
+    elif scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"; then
         say "stopped and requeued: restart $((restarts + 1)) of at most $most"
     else
         say "stopped, and cannot be requeued; to resume, repeat the sbatch with --resume as above"
@@ -162,6 +171,7 @@ say "$ranks ranks on $nodes nodes ($SLURM_JOB_NODELIST), $DSGD_THREADS threads e
 log_before=$(log_size)
 start "$@"
 if stopped; then again
+elif lost_node; then say "a node no longer answers" >&2; again
 elif [ "$status" -ne 0 ] && [ "${DSGD_LAUNCH:-srun}" = srun ] && failed_in_init; then
     say "ranks failed in MPI_Init; $CHOOSE" >&2
 fi

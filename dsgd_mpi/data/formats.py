@@ -201,8 +201,8 @@ def _not_found(path: Path) -> str:
         return f"{path}: expected the path of a .h5 file or one of {', '.join(NAMES)}"
     here = [str(path.with_name(p.name)) for p in path.parent.glob("*.h*5")] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(str(path), [*here, *NAMES], n=1)
-    return (f"{path}: no such file or data set; " + (f"did you mean {near[0]}? " if near else "")
-            + f"Expected the path of a .h5 file or one of {', '.join(NAMES)}")
+    return (f"{path}: no such file or data set; " + (f"did you mean {near[0]}? Expected " if near else "expected ")
+            + f"the path of a .h5 file or one of {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)

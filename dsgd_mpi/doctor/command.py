@@ -38,6 +38,7 @@ PACKAGES = ("numpy", "mpi4py", "h5py", "click", "rich", "cffi")
 PIP = f"{sys.executable} -m pip install"
 HDF5 = "import h5py; print(h5py.version.hdf5_version, 'with MPI' if h5py.get_config().mpi else 'without MPI')"
 PROBE = "dsgd_mpi.net.mpi.probe"
+OURS = "Error: "                            # how a usage error is shown
 SURVEY_S = 180.0                            # for all programs that are queried, each with its own limit
 VOLATILE = ("tmpfs", "ramfs")
 HANGS = ("All ranks must be able to reach each other: was each started by the launcher of its own MPI library, and may "
@@ -199,6 +200,9 @@ def question_mpi(report: Report, limit_s: float) -> None:
                            ("launcher", "; ".join(map(launcher, tools)) or "no mpirun on PATH")])
     if found:
         judge_launchers(report, tools, found[0]["library"], limit_s)
+    elif why.startswith(OURS):              # it has a way out of its own
+        problem, _, remedy = why.removeprefix(OURS).partition("; ")
+        report.wrong(f"MPI does not start: {problem}", remedy)
     else:
         report.wrong(f"MPI does not start: {why}", MPI_WAY_OUT + ". Where MPI starts under its launcher only, "
                      "ask inside a job: srun python -m dsgd_mpi doctor")
@@ -256,15 +260,19 @@ def examine(report: Report, ranks: int, out: Path, seconds: float, stage: Callab
     except UsageError as unusable:
         problem, _, remedy = unusable.message.partition("; ")
         report.wrong(problem, remedy)
-        return report.end()
+        status = report.end()
+        return status if report.talking or ranks == 1 else 0        # a launcher would end rank 0 before it has spoken
     try:
         stage("the first message between all ranks")
         hosts(report, host, out)
-        measure(report, host, seconds, stage)
+        try:
+            measure(report, host, seconds, stage)
+        except UsageError as problem:       # on all ranks
+            report.wrong(*problem.message.split("; ", 1))
         stage("the end of MPI")
-        status: int = max(host.allgather(report.end()))
+        worst: int = max(host.allgather(report.end()))
         host.close()
-        return status
+        return worst
     except BaseException as failure:
         stage(DONE)                         # it is reported below
         fail(host, failure)

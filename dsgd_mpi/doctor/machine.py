@@ -81,7 +81,7 @@ def explained(answer: Answer) -> str:
         return f"it was killed by {signal.Signals(-answer.status).name}"
     if answer.status == 124 or "Traceback" in answer.errors:
         return answer.why
-    return textwrap.shorten(answer.errors.replace("-" * 10, ""), 300) or f"status {answer.status}"
+    return textwrap.shorten(answer.errors.replace("-" * 10, ""), 500) or f"status {answer.status}"
 
 
 def launchers() -> list[Path]:

@@ -18,6 +18,7 @@ class Report:
     def __init__(self, talking: bool = True) -> None:
         # Open MPI gives its ranks a pseudo-terminal whatever its own output is
         terminal = None if sys.stdin and sys.stdin.isatty() else False
+        self.talking = talking
         self.console = Console(quiet=not talking, highlight=False, force_terminal=terminal)
         if not self.console.is_terminal:
             self.console.width = WIDE

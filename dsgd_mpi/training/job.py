@@ -70,6 +70,8 @@ def run(config: Config, problem: UsageError | None = None) -> int:
     if unusable:
         if rank == (0 if size else 1):      # if the number is not known, rank 0 may take itself for the only one
             (problem or unusable).show()
+        else:
+            time.sleep(PATIENCE_S)          # a launcher ends all once the first has ended
         return unusable.exit_code
     assert host
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.doctor import machine
-from dsgd_mpi.doctor.command import accelerators, folders, judge_cores, on_gpus
+from dsgd_mpi.doctor.command import accelerators, folders, judge_cores, on_gpus, question_mpi
 from dsgd_mpi.doctor.report import Report
 from dsgd_mpi.doctor.selftest import partner, selftest, timed
 from dsgd_mpi.net.simulated.host import Cluster
@@ -107,6 +107,13 @@ def test_an_mpi_that_crashes_is_told(tmp_path):
     assert errors.startswith("Error: this rank was killed in: the start of MPI. ")
 
 
+def test_what_we_know_ourselves_of_an_mpi_that_does_not_start_has_its_own_remedy(monkeypatch):
+    report = Report(talking=False)
+    monkeypatch.setattr(machine, "probe", lambda *words, **limit: ([], "Error: /dev/shm is small; mount it larger"))
+    question_mpi(report, 1.0)
+    assert report.problems == [("MPI does not start: /dev/shm is small", "mount it larger")]
+
+
 def test_ranks_that_each_find_themselves_alone_are_told_once():
     """As srun starts them with a --mpi that is not the library's."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DSGD_")}
@@ -114,7 +121,7 @@ def test_ranks_that_each_find_themselves_alone_are_told_once():
                               env={**environment, "SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2"})
              for rank in range(2)]
     outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert [rank.returncode for rank in ranks] == [1, 0]    # at the first failure a launcher ends those that talk
     assert "the launcher started 2 ranks but MPI sees 1" in outputs[0]
     assert "srun --mpi=pmi2 for MPICH" in outputs[0]
     assert outputs[1] == ""

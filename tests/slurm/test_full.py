@@ -22,6 +22,18 @@ lr = 0.05
 ranks = [1, 2, 4, 8, 16]
 algorithms = ["allreduce", "gossip", "easgd"]
 """
+SLOW_GRID = """
+model = "resnet8"
+steps = 40
+batch = 4
+lr = 0.05
+log_every = 1
+checkpoint_every = 5
+slow_rank = "0:0.15"
+[grid]
+ranks = [2]
+algorithms = ["allreduce", "gossip", "easgd"]
+"""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -110,6 +122,42 @@ def test_a_job_whose_ranks_were_killed_starts_again_on_the_same_node_from_its_ch
     assert job.ended() == ["COMPLETED"], job.log()
     assert job.shown("Restarts") == ["1"]
     assert run.steps() == list(range(1, 61))
+
+
+def test_a_job_that_has_lost_a_node_starts_again_on_others_from_its_newest_checkpoint(site, run_folder):
+    """The node is off: nothing is sent to anybody. The other ranks notice before SLURM does."""
+    run = run_folder("run")
+    job = site.submit("gossip_128.sh", *LONG, "--out", run.path, "--checkpoint-every", 10, "--hang-timeout", 8,
+                      sbatch=("--nodes=2", "--ntasks-per-node=2"))
+    job.until(lambda: len(run.steps()) > 12)
+    lost = site.cluster.ask("scontrol", "show", "hostnames", job.shown("NodeList")[0]).split()[-1]
+    site.cluster.lose(lost)
+    job.until(lambda: "stopped and requeued: restart 1 of at most 10" in job.log(), limit_s=240)
+    site.cluster.ask("scontrol", "update", f"nodename={lost}", "state=down", "reason=a test")
+    assert job.ended() == ["COMPLETED"], job.log()
+    assert job.shown("Restarts") == ["1"]
+    assert "a node no longer answers" in job.log()
+    assert "10 to 60, " in job.log()        # steps
+    assert run.steps() == list(range(1, 61))
+
+
+def test_of_a_job_array_those_tasks_alone_start_again_that_lose_a_node_or_are_out_of_time(site):
+    """By the number of the last task SLURM means the whole array. A node that is set down sends no USR1."""
+    (site.folder / "grid.toml").write_text(SLOW_GRID)
+    job = site.submit("scaling_array.sh", sbatch=(*ON_ONE_NODE, "--array=0-2"), env={"DSGD_GRID": "grid.toml"})
+    runs = [RunFolder(site.folder / "runs" / f"scaling-{job.number}" / f"00002-{name}")
+            for name in ("allreduce", "easgd", "gossip")]
+    job.until(lambda: all(len(run.steps()) > 7 for run in runs))
+    node = site.cluster.ask("squeue", "-h", "-o", "%N", "-j", f"{job.number}_0")
+    site.cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=a test")
+    last = site.cluster.ask("squeue", "-h", "-o", "%A", "-j", f"{job.number}_2")
+    assert last == job.number
+    job.signal("USR1", task=2)
+    assert job.ended() == ["COMPLETED"] * 3, job.log()
+    shown = dict(zip(job.shown("ArrayTaskId"), job.shown("Restarts"), strict=True))
+    assert shown == {"0": "1", "1": "0", "2": "1"}, job.log()
+    assert job.log().count("stopped and requeued: restart 1 of at most 10") == 1
+    assert [run.steps() for run in runs] == [list(range(1, 41))] * 3
 
 
 def test_a_job_array_fills_a_folder_that_plot_draws(site):

@@ -75,9 +75,10 @@ class Job:
                     found.append(int(folder.name))
         return found
 
-    def signal(self, name):
-        """To its batch shell alone, as --signal=B: does when time runs out."""
-        self.site.cluster.ask("scancel", "--batch", f"--signal={name}", self.number)
+    def signal(self, name, task=None):
+        """To its batch shell alone, as --signal=B: does when time runs out; to that of one task of a job array."""
+        whose = self.number if task is None else f"{self.number}_{task}"
+        self.site.cluster.ask("scancel", "--batch", f"--signal={name}", whose)
 
     def log(self):
         paths = sorted((self.site.folder / "logs").glob(f"*-{self.number}*.log"))

@@ -106,6 +106,10 @@ def free_ports(count: int) -> int:
     raise Unavailable(f"no {count} free ports in a row")
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 class Cluster:
     """`with Cluster(4) as cluster:` SLURM's commands find it by cluster.env."""
 
@@ -147,6 +151,20 @@ class Cluster:
         if done.returncode:
             raise RuntimeError(f"{' '.join(map(str, words))}: {done.stdout}{done.stderr}")
         return done.stdout.strip()
+
+    def lose(self, node: str) -> None:
+        """As if it were switched off: its slurmd, and all that this has started, by SIGKILL."""
+        name, ranks = f"SLURMD_NODENAME={node}".encode(), []
+        for pid in self._left_over():
+            with suppress(OSError):
+                if name in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    ranks.append(pid)
+        parents = set(map(parent_of, ranks))
+        keepers = [pid for pid in parents if b"slurmstepd" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        daemon = next(each for each in self.daemons if each.args[-1] == node)
+        for pid in [daemon.pid, *keepers, *ranks]:      # those first that would tell of the others
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _configure(self) -> None:
         port = free_ports(self.nodes + 1)

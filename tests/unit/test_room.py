@@ -1,5 +1,6 @@
 """Shared memory that is too small for MPI's windows is told before they are made."""
 
+import os
 import subprocess
 import sys
 
@@ -39,3 +40,9 @@ def test_what_ranks_share_must_fit_into_what_is_free(free, total, ranks, own, sa
     done = subprocess.run(words, capture_output=True, text=True)
     assert said in done.stdout, done.stderr
     assert done.stdout.count("\n") == 1
+
+
+def test_numbers_of_the_launcher_that_are_none_are_told_before_mpich_ends_at_them():
+    words = [sys.executable, "-c", PROGRAM, *map(str, (60 * MB, 64 * MB, 1, 0))]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PMI_RANK": "x", "PMI_SIZE": "2"})
+    assert "expected numbers from the launcher in the environment, found PMI_RANK=x, at which" in done.stdout

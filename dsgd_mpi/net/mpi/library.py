@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 
 import mpi4py
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.launch import launched, on_this_node
+from dsgd_mpi.net.launch import VARIABLES, launched, number, on_this_node
 
 mpi4py.rc.initialize, mpi4py.rc.finalize = False, True      # started below; ended with the process, as ever
 from mpi4py import MPI  # noqa: E402
 
 from dsgd_mpi.net.mpi.room import SHARED_MEMORY, WAY_OUT, total_bytes  # noqa: E402
 
+PMI = [name for name in VARIABLES["MPICH"] if name]
 START_BYTES = 5_500_000                     # a rank, of MPICH and UCX; in a little less, they end in a crash
 
 
@@ -25,6 +27,10 @@ def start() -> None:
         raise UsageError(f"the launcher is Open MPI's mpirun or another that uses PMIx, but the MPI library is MPICH "
                          f"{about.split()[2]} without PMIx; use the mpirun of that MPI (it may be beside this Python) "
                          "or srun --mpi=pmi2, or a Python environment with Open MPI")
+    junk = [f"{name}={os.environ[name]}" for name in PMI if os.environ.get(name) and number(name) is None]
+    if about.startswith("MPICH") and junk:
+        raise UsageError(f"expected numbers from the launcher in the environment, found {' '.join(junk)}, at which "
+                         f"MPICH would end; unset {' and '.join(PMI)}, or start ranks by its mpirun")
     local, ranks_here = on_this_node()
     needed, there = START_BYTES * ranks_here, total_bytes()
     if about.startswith("MPICH") and there < needed:

@@ -12,10 +12,12 @@ from typing import Any
 
 import mpi4py
 
-from dsgd_mpi.net.mpi.host import MpiHost
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.mpi.library import start
 
 
-def facts(host: MpiHost) -> dict[str, Any]:
+def facts(host: Host) -> dict[str, Any]:
     """Local: the library, where it is, how it was found, and whether it claims to support GPU memory."""
     path = loaded()
     return {"rank": host.rank, "size": host.size, "library": host.library(), "path": path, "found": found(path),
@@ -60,4 +62,10 @@ def knows_cuda(path: str | None) -> bool | None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(facts(MpiHost())) + "\n")       # one write: the lines of two ranks must not mix
+    try:
+        start()
+        from dsgd_mpi.net.mpi.host import MpiHost
+        sys.stdout.write(json.dumps(facts(MpiHost())) + "\n")   # one write: the lines of two ranks must not mix
+    except UsageError as unusable:
+        unusable.show()
+        sys.exit(unusable.exit_code)
