@@ -102,7 +102,7 @@ class Survivor:
                 for rank in new]
         record.dead = [*record.dead, *dead]
         if run.host.rank == 0 and dead:
-            log.warning("lost %s at step %d; %d rank%s on from there: global batch %d, rate %.4g, %d steps in all",
+            log.warning("lost %s after step %d; %d rank%s on from there: global batch %d, rate %.4g, %d steps in all",
                         ", ".join("rank {rank} (pid {pid} on {host})".format(**each) for each in dead), step,
                         run.host.size, " goes" if run.host.size == 1 else "s go", run.course.batch,
                         run.schedule(min(step, run.steps - 1)), run.steps)
