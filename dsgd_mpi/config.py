@@ -135,6 +135,8 @@ class Config:
         "Machine", None, "End the job when ranks have waited that long for one that does not answer; 0: only say so.  "
         "[default: say so after a minute or 10 times the longest wait so far, end after 5 times that]", least=0,
         unit="SECONDS")
+    survive: bool = option("Machine", False, "Go on without ranks that die: under Open MPI's mpirun --with-ft ulfm.",
+                           flag=True)
     inject: str | None = option(
         "Machine", None, "Faults for a drill, e.g. kill@1:20 for rank 1 at step 20; also stop, hang, raise, nan, "
         "diskfull, corrupt and slow@RANK:SECONDS. A run that is resumed has none.", unit="KIND@RANK:STEP,...")

@@ -23,7 +23,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
      "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),
     ("training.parts",),
-    ("training.evaluate", "training.steps", "training.nonfinite"),
+    ("training.evaluate", "training.steps", "training.nonfinite", "training.survive"),
     ("training.loop",),
     ("training.build",),
     ("training.folder", "training.command"),

@@ -43,6 +43,8 @@ class Algorithm:
     one_model: ClassVar[bool] = False       # x is the same on all ranks after each step,
     replicated: ClassVar[bool] = False      # and so are all of `keeps`
     one_sided: ClassVar[bool] = False       # it uses memory that the ranks share
+    survives: ClassVar[bool] = False        # it can go on without a rank that has died, by `go_on`
+    alike: ClassVar[tuple[str, ...]] = ()   # those of `keeps`, arrays, that are the same on all ranks
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested
     servers: int = 0                        # this many ranks, the first ones, only serve the others and have no data
@@ -69,6 +71,17 @@ class Algorithm:
         """Collective, once. x is the same on all ranks, or comes from a checkpoint; then `keeps` are already set."""
         self.net, self.optimizer = net, optimizer
         self.trained, self.statistics = optimizer.trained, slice(optimizer.trained.stop, None)
+
+    def go_on(self, net: Net, skipped: int) -> None:
+        """Collective, before `start`, on a `net` of fewer ranks: others have died, and what was under way is gone.
+
+        `keeps` are as at the beginning of a step, of which this rank leaves out the next `skipped`.
+        """
+        self.t += skipped
+
+    def in_step(self) -> bool:
+        """Whether x and the optimizer's state are now the same on all ranks."""
+        return self.replicated
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         """One step, in place."""
@@ -98,6 +111,11 @@ def mean_of_workers(net: Net, x: Array, servers: int) -> Array:
 def independent() -> list[str]:
     """The algorithms whose steps do not depend on other ranks', each with the option that it needs for that, if any."""
     return [" ".join([name, *way]) for name in names() for way in independent_ways(find(name))]
+
+
+def surviving() -> list[str]:
+    """The algorithms that can go on without a rank that has died."""
+    return [name for name in names() if find(name).survives]
 
 
 def independent_ways(algorithm: type[Algorithm]) -> list[list[str]]:

@@ -22,6 +22,7 @@ class Allreduce(Algorithm):
 
     keeps = ()
     one_model = replicated = True
+    survives = True
     traffic = "one average of the gradient over all ranks, in buckets as they become ready"
     offers = "x, the same on all ranks"
     variants = {}, {"bucket_mb": 1e-4}

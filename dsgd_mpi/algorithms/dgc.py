@@ -37,6 +37,7 @@ class DeepGradientCompression(Algorithm):
 
     keeps = "t", "left"
     one_model = True
+    survives = True
     alone_is_sgd = False
     traffic = "a fraction of the gradient's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"

@@ -22,6 +22,7 @@ class Decentralised(Algorithm):
     graph: Literal["ring", "torus", "exponential", "random", "complete"] = "ring"
     seed: Annotated[int, 0] = 0         # of the random graph, the same on all ranks
 
+    survives = True
     traffic = "an exchange of models with each neighbour"
     variants = {}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}
 

@@ -18,6 +18,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.config import Most
+from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.topology import random_peer
 
 
@@ -28,11 +29,16 @@ class GossipPush(Algorithm):
 
     keeps = "t", "w"
     independent = True
+    survives = True
     traffic = "one model sent with `probability` and, on average, as many received"
     offers = "the weighted mean of all models, sum w x / sum w"
     drift = "1 - p/2 where all ranks are in step, about 1 - p/3 with 10 % jitter"
     variants = {}, {"probability": 0.5}
     w = 1.0                                 # this rank's weight; all weights, of ranks and letters, sum to n
+
+    def go_on(self, net: Net, skipped: int) -> None:
+        super().go_on(net, skipped)
+        self.w /= float(net.mean(np.array([self.w])).wait()[0])     # those of the dead and of letters are lost
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.optimizer.update(x, gradient(x), lr)       # x is z

@@ -35,6 +35,7 @@ class Gossip(Algorithm):
     probability: Annotated[float, 0, Most(1)] = 1.0     # of an exchange at those steps
     seed: Annotated[int, 0] = 0         # the same on all ranks: it determines the pairs
 
+    survives = True
     traffic = "an exchange of models, or one model sent, every `period` steps"
     drift = "1; mode=push: 0.7 to 0.85, with order=combine-then-adapt 1 to 1.25"
     variants = ({}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4},

@@ -36,6 +36,7 @@ class Local(Algorithm):
     buffers: Literal["maintain", "reset", "average"] = "maintain"
 
     keeps = "t", "u", "x0"
+    survives, alike = True, ("u", "x0")
     drift = "1; with slow momentum alpha / (1 - beta)"
     traffic = "one average of all models every `period` steps; until post_local, of all gradients at each step"
     variants = ({}, {"period": 3, "post_local": 10}, {"slow_momentum": 0.3}, {"slow_momentum": 0.3, "post_local": 10},
@@ -44,6 +45,9 @@ class Local(Algorithm):
 
     def __post_init__(self) -> None:
         self.alone_is_sgd = not self.slow_momentum and self.buffers != "reset"
+
+    def in_step(self) -> bool:
+        return self.t <= self.post_local
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)

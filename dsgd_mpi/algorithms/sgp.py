@@ -29,6 +29,7 @@ class StochasticGradientPush(Algorithm):
     overlap: Annotated[int, 0] = 1          # how many of the last steps' letters may be outstanding
 
     keeps = "t", "w", "received"
+    survives = True
     traffic = "one model sent and, usually, one received"
     offers = "the weighted mean of all models, sum w x / sum w"
     variants = {}, {"overlap": 0}, {"overlap": 2}
@@ -38,6 +39,11 @@ class StochasticGradientPush(Algorithm):
     @property
     def ordered(self) -> bool:
         return self.overlap == 0
+
+    def go_on(self, net: Net, skipped: int) -> None:
+        super().go_on(net, skipped)
+        self.w /= float(net.mean(np.array([self.w])).wait()[0])     # those of the dead and of letters are lost
+        self.received = self.t
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)

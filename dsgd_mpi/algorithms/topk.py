@@ -29,6 +29,7 @@ class TopK(Algorithm):
 
     keeps = "t", "error"
     one_model = True
+    survives = True
     traffic = "a fraction of the update's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
     variants = {"share": 0.1}, {"share": 1.0}

@@ -139,6 +139,7 @@ class Host(Net, Protocol):
     """What the training loop sees in addition."""
 
     traffic: Traffic
+    members: list[int]                      # the ranks, by their numbers when the job began
 
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls f. On a simulated cluster the clock then advances by the time it would take there.
@@ -184,3 +185,15 @@ class Host(Net, Protocol):
 
     def forget_stop(self) -> None:
         """Collective, between steps: as if nobody had asked to stop."""
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether it may tell that ranks have died, without which this one can go on after `shrink`."""
+
+    def shrink(self) -> None:
+        """Collective among those that live: numbers them anew. What was under way is gone, requests to stop too.
+
+        Raises what `lost` knows if more die meanwhile, and another error if none has died.
+        """
+
+    def complete(self) -> None:
+        """Collective: returns on all ranks, or raises what `lost` knows on all."""

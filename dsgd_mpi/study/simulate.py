@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -166,7 +167,8 @@ def train(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest)
     if parts.network is None:
         config = parts.config
         parts.network = Model(parts.graph, config.batch, parts.kernels, config.seed, config.smoothing)
-    status: int = work(own_parts(parts), cast(Any, host), folder, stop, None)
+    with ExitStack() as claims:
+        status: int = work(own_parts(parts), cast(Any, host), folder, stop, None, claims)
     return status
 
 

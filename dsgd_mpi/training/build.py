@@ -15,7 +15,7 @@ from dsgd_mpi.data import Batches, Course, Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
-from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.api import Host, Net
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.nn import Model, models
@@ -82,7 +82,16 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
                          "float16 requires; use --dtype bfloat16")
     if config_.on_nonfinite == "skip" and not algorithm.may_skip_step:
         raise UsageError(f"--on-nonfinite skip: {config_.algorithm} cannot skip a step; use stop or restore")
+    if config_.survive and not algorithm.survives:
+        raise UsageError(f"--survive: {config_.algorithm} cannot go on without a rank, which may hold shared memory or "
+                         f"serve; use one of {', '.join(algorithms.surviving())}, or save with --checkpoint-every, and "
+                         "go on from there after a loss with --resume and --no-survive")
+    if config_.survive and config_.steps_total:
+        raise UsageError("--survive: --steps-total counts in the memory of a rank, which is lost with it; use --steps")
     kernels = load(config_.kernels, config_.dtype, config_.device)
+    if config_.survive and kernels.name == "cudnn":
+        raise UsageError("--survive: expected ranks that compute on CPUs, found a GPU, whose copies cannot be broken "
+                         "off; use --device cpu or --no-survive")
     if config_.dtype == "float16" and optimizer.name not in kernels.fused:
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
@@ -162,9 +171,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     pace = paced(parts, host)
     faults = inject.Faults(inject.parse(chosen.inject), host.rank)
     slow_rank, seconds = chosen.slowed() or (-1, 0.0)
-    net = Compressed(host, chosen.compress) if chosen.compress != "none" else host
     return Training(
-        **pace, host=host, net=net, model=model, test=parts.dataset.test, algorithm=parts.algorithm,
+        **pace, host=host, net=net_of(parts, host), model=model, test=parts.dataset.test, algorithm=parts.algorithm,
         optimizer=optimizer, eval_own=chosen.eval_own,
         checkpoints=Checkpoints(host, folder, header, parts.kernels.state, pace["course"],
                                 chosen.keep, chosen.keep_best),
@@ -172,6 +180,21 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         on_nonfinite=chosen.on_nonfinite,
         bn=chosen.statistics(parts.algorithm.one_model), faults=faults,
         delay_s=faults.delay_s + (seconds if host.rank == slow_rank else 0.0))
+
+
+def net_of(parts: Prepared, host: Host) -> Net:
+    """What the algorithm sees."""
+    how = parts.config.compress
+    return Compressed(host, how) if how != "none" else host
+
+
+def among(parts: Prepared, run: Training, step: int) -> Training:
+    """The run from that step on, among the ranks that its host has now: its place, length and rate stay, in images."""
+    course = dataclasses.replace(run.course, batch=parts.config.batch * run.host.size, step=step,
+                                 images=run.course.drawn(step))
+    pace = paced(parts, run.host, course)
+    pace["steps"] = max(step, pace["steps"])        # the last steps of more ranks may have drawn more images
+    return dataclasses.replace(run, **pace, net=net_of(parts, run.host), workers=run.host.size)
 
 
 def paced(parts: Prepared, host: Host, course: Course | None = None) -> dict[str, Any]:

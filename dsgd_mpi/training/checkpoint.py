@@ -97,6 +97,13 @@ class Checkpoints:
         if writing.error:
             raise writing.error
 
+    def abandon(self) -> None:
+        """A rank has died, and may not have written its part: a checkpoint that is not whole yet is lost."""
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.told.put([None])
+            self.host.until(writing.over, f"the writing of the checkpoint of step {writing.step}")
+
     def _conclude(self, step: int, sums: Sums) -> None:
         """On rank 0, in the thread: the checkpoint is whole, or gone."""
         if all(sums) and self._try(step, conclude, self.folder, step, sums):
@@ -304,8 +311,10 @@ def conclude(folder: Path, step: int, sums: Sums) -> bool:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    for note in part.glob(f"rank*.h5{NOTE}"):
-        note.unlink()
+    named = {SUMS, *map(file_name, range(len(sums)))}
+    for each in list(part.iterdir()):       # notes, and what a rank that died meanwhile has left
+        if OURS.fullmatch(each.name) and each.name not in named:
+            each.unlink(missing_ok=True)
     if path.is_dir() and not path.is_symlink():
         remove(path)
     if os.path.lexists(path):

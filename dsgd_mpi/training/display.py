@@ -24,6 +24,10 @@ class Display:
         self.steps, self.last = steps, 0.0
         self.progress: Progress | None = None
 
+    def talk(self) -> None:
+        """From now on, as a rank that has become the first."""
+        self.console.quiet = False
+
     def begin(self, first: int) -> None:
         """Training begins at step `first`."""
         if not self.console.quiet and self.console.is_terminal:

@@ -100,6 +100,14 @@ class Claim:
                 os.utime(self.folder / LOCK)
 
 
+def inherited(folder: Path, dead: list[tuple[str, int]]) -> Claim:
+    """The claim of another process of this job, one of those that have died, by host and process: free at once."""
+    holder = read(folder / LOCK)
+    if holder and (holder.host, holder.pid) in dead:
+        (folder / LOCK).unlink(missing_ok=True)
+    return Claim(folder)
+
+
 def claimed(config: Config, rank: int, ranks: int) -> Claim | None:
     """On rank 0, the run folder, made for `ranks` ranks or found, with a claim on it; None on others. UsageError."""
     if rank != 0:

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +32,10 @@ from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training import agreement
-from dsgd_mpi.training.build import Prepared, assemble, connect, fit, on_gpu, paced, prepare
+from dsgd_mpi.training.build import Prepared, among, assemble, connect, fit, on_gpu, paced, prepare
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
-from dsgd_mpi.training.folder import claimed
+from dsgd_mpi.training.folder import claimed, inherited
 from dsgd_mpi.training.loop import train
 from dsgd_mpi.training.nonfinite import Diverged
 from dsgd_mpi.training.parts import Training
@@ -43,6 +43,7 @@ from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.results import keep_config, lacking
 from dsgd_mpi.training.resume import Consent, changes, course_of, gone_on
 from dsgd_mpi.training.signals import STATUS, StopRequest
+from dsgd_mpi.training.survive import Survivor
 from dsgd_mpi.training.watch import Watch
 
 PATIENCE_S = 1.0                            # in which rank 0 ends the job
@@ -78,6 +79,8 @@ def run(config: Config, problem: UsageError | None = None) -> int:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
         watch = Watch(host, config.hang_timeout, stop)
+        if not problem and config.survive:
+            _, problem = attempted(host.prepare_to_survive)
         if told(host, problem):
             return UsageError.exit_code
         assert parts
@@ -95,11 +98,13 @@ def run(config: Config, problem: UsageError | None = None) -> int:
         if told(host, problem):
             return UsageError.exit_code
         assert net
-        with claim or nullcontext():
+        with ExitStack() as claims:
+            if claim:
+                claims.enter_context(claim)
             where = watch.folder = Path(host.allgather(claim and str(claim.folder))[0])
-            status = work(parts, net, where, stop, job)
+            status = work(parts, net, where, stop, job, claims)
         watch.close()
-        host.close()
+        host.close(status)
         return status
     except BaseException as failure:
         fail(host, failure)
@@ -161,8 +166,8 @@ def no_room(failure: BaseException | None) -> bool:
                                     or no_room(failure.__cause__))
 
 
-def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None) -> int:
-    """Collective: one run in its folder."""
+def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None, claims: ExitStack) -> int:
+    """Collective: one run in its folder. `claims` holds this rank's claim on it, if any."""
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
@@ -197,9 +202,34 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     record.row = row
     if record.output:                       # rank 0
         record.output.put("env.json", to_json(machine, indent=2) + "\n")
+    summary: dict[str, Any] = {}
+    writes = host.rank == 0
+
+    def survivors(run: Training, step: int) -> Training:
+        """The run among the ranks that live; the first of them does from now on what only one does."""
+        nonlocal writes
+        run = among(parts, run, step)
+        display.steps = run.steps
+        if host.rank == 0 and not writes:
+            writes = True
+            if not config.quiet:
+                display.talk()
+            dead = [place for rank, place in enumerate(machine["ranks"]) if rank not in host.members]
+            claims.enter_context(inherited(folder, [(place["host"], place["pid"]) for place in dead]))
+            if found := batch_job():
+                stop.deadline = found.deadline(config.time_left)
+        return run
+
+    def conclude(run: Training, last: int) -> None:
+        nonlocal training, summary
+        training = run
+        summary = record.finish("finished" if last == run.steps else "stopped", last, parts.about(host.size))
+
+    if config.survive:
+        training = replace(training, survival=Survivor(survivors, machine["ranks"]))
     display.begin(first)
     try:
-        last = train(training, record, first, stop)
+        last = train(training, record, first, stop, conclude)
     except Diverged as problem:             # on all ranks
         record.finish("diverged", problem.step, parts.about(host.size))
         if host.rank == 0:
@@ -207,7 +237,6 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         return problem.exit_code
     finally:
         display.end()
-    summary = record.finish("finished" if last == training.steps else "stopped", last, parts.about(host.size))
     if host.rank == 0:
         if last == training.steps:
             write_model(folder / "model.h5", training, parts, last)

@@ -16,35 +16,49 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Buckets, Hear
 from dsgd_mpi.training.evaluate import evaluate, take_answer
 from dsgd_mpi.training.nonfinite import Diverged, check, noticed, restored, slowed
-from dsgd_mpi.training.parts import Training
+from dsgd_mpi.training.parts import Meeting, Training
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.steps import walk_of
 
 
-def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
+def train(run: Training, record: Record, first: int, stop_asked: Callable[[], bool],
+          conclude: Callable[[Training, int], None] = lambda run, reached: None) -> int:
     """Collective, from step `first` on: the step reached, earlier if all agreed to stop. Saved in a checkpoint.
 
+    `conclude(run, reached)`: what is done at the end while the run may still go on without a rank that dies
+    (`survive`), and then is done again; `run` has what has become of its parts.
     Diverged, on all ranks, once a number that matters is not finite and nothing can be done about it (`nonfinite`).
     """
+    meeting: Meeting | None = None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):     # noticed where it matters
         while True:
             try:
-                reached = attempt(slowed(run, record), record, first, stop_asked)
-                run.checkpoints.finish()
-                return reached
-            except Diverged as problem:
-                run, first = restored(run, record, problem)
+                try:
+                    reached = attempt(slowed(run, record), record, first, stop_asked, meeting)
+                    run.checkpoints.finish()
+                    conclude(run, reached)
+                    run.host.complete()
+                    return reached
+                except Diverged as problem:
+                    run, first = restored(run, record, problem)
+                    meeting = None
+            except Exception as failure:
+                if not (run.survival and run.host.lost(failure)):
+                    raise
+                run, first, meeting = run.survival.went_on(run, record, failure)
 
 
-def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], bool]) -> int:
-    """Collective: `train`, or Diverged at the first number that is not finite."""
+def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], bool],
+            meeting: Meeting | None = None) -> int:
+    """Collective: `train`, or Diverged at the first number that is not finite. It begins with a meeting, if any."""
     host, model, x = run.host, run.model, run.model.flat
     run.algorithm.start(run.net, x, run.optimizer)
+    keep = run.survival.keep if run.survival else ignored
+    keep(run, record, first, meeting)
     host.before_waiting(record.settle)
     run.optimizer.skipped = record.updates_skipped
     run.optimizer.leaves_out = run.on_nonfinite == "skip"
-    if first == 0 and (run.checkpoint_every or run.on_nonfinite == "restore"):      # a full disk is found early, and
-        # there is always one to go back to
+    if first == 0 and not meeting and run.saves:  # a full disk is found early, and there is always one to go back to
         run.checkpoints.save(0, x, run.optimizer, run.algorithm, record.totals())
     sent: list[tuple[Any, Array]] = []      # the next batch, once it is on its way to a device
 
@@ -76,6 +90,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             return g
 
         def take(step: int) -> None:
+            keep(run, record, step)
             record.taking = _, rate = step + 1, run.schedule(step)
             run.faults.before(step + 1)
             run.algorithm.step(x, gradient, rate)
@@ -84,20 +99,30 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
         def asked() -> bool:
             return stop_asked() or noticed(run, record)
 
+        def meet(step: int, meeting: Meeting) -> None:
+            keep(run, record, step, meeting)
+            check(run, record, step)
+            if meeting.evaluated:
+                evaluation(run, step, record)
+            if meeting.saved:
+                run.checkpoints.save(step, x, run.optimizer, run.algorithm, record.totals())
+                run.faults.saved(run.checkpoints.part_of(step, run.algorithm))
+
+        if meeting:
+            meet(first, meeting)
+            if meeting.stopped:
+                return first
         walk = walk_of(run, record, first)
         reached = first
         while reached < run.steps:
             goal = next_meeting(run, reached)
             reached = walk(reached, goal, take, asked)
             record.settle()
-            check(run, record, reached)
             stopped = reached < goal
             evaluated = not stopped and (reached == run.steps or evaluation_after(run, reached - 1) == reached)
-            if evaluated:
-                evaluation(run, reached, record)
-            if stopped or due(reached, run.checkpoint_every, run.steps) or (evaluated and run.checkpoints.keep_best):
-                run.checkpoints.save(reached, x, run.optimizer, run.algorithm, record.totals())
-                run.faults.saved(run.checkpoints.part_of(reached, run.algorithm))
+            saved = (stopped or due(reached, run.checkpoint_every, run.steps)
+                     or (evaluated and run.checkpoints.keep_best))
+            meet(reached, Meeting(stopped, evaluated, saved))
             if stopped:
                 return reached
     if not record.row:                      # resumed at its very end, from a checkpoint that was made to stop
@@ -106,6 +131,10 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
         take_answer(run, run.steps, record)
     check(run, record, run.steps)
     return run.steps
+
+
+def ignored(run: Training, record: Record, step: int, meeting: Meeting | None = None) -> None:
+    """Where nobody survives, nothing is kept for it."""
 
 
 def evaluation(run: Training, step: int, record: Record) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.data import Batches, Course, Split
@@ -13,9 +13,28 @@ from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.inject import Faults
+from dsgd_mpi.training.record import Record
 
 STEPS = Course(batch=1, epoch=1, first=1)   # counted as they are
 NO_FAULTS = Faults()
+
+
+class Meeting(NamedTuple):
+    """What all ranks do together between two steps: `stopped`, since one was asked to stop."""
+
+    stopped: bool
+    evaluated: bool
+    saved: bool
+
+
+class Survival(Protocol):
+    """What the loop asks of `training.survive`, for whom a rank that dies does not end the run."""
+
+    def keep(self, run: Training, record: Record, step: int, meeting: Meeting | None = None) -> None:
+        """At the beginning of a step, or of a meeting: this is what the run would go on from."""
+
+    def went_on(self, run: Training, record: Record, failure: BaseException) -> tuple[Training, int, Meeting]:
+        """Collective, after `Host.lost`: the run without the dead, the step it goes on with, and what is done first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +64,12 @@ class Training:
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what becomes of a loss or gradient that is not finite
     delay_s: float = 0.0                    # added to the time of each gradient
     faults: Faults = NO_FAULTS              # of this rank, for a drill
+    survival: Survival | None = None        # of the run, where it may go on without ranks that die
+
+    @property
+    def saves(self) -> bool:
+        """Whether there are checkpoints before the last one."""
+        return bool(self.checkpoint_every or self.on_nonfinite == "restore")
 
     @property
     def shared_out(self) -> bool:

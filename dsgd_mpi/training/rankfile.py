@@ -182,10 +182,11 @@ def _is_record(totals: Any) -> bool:
         return False
     stale, losses = totals.get("staleness_counts", {}), totals.get("line_losses", [])
     epoch_loss = totals.get("epoch_loss", [0.0, 0])
-    counts = [value for key, value in totals.items() if key not in ("staleness_counts", "line_losses", "epoch_loss")
-              and (key, value) != ("peak_lr", None)]
+    others = ("staleness_counts", "line_losses", "epoch_loss", "dead")
+    counts = [value for key, value in totals.items() if key not in others and (key, value) != ("peak_lr", None)]
     return (isinstance(stale, dict) and all(re.fullmatch(r"\d{1,18}", key) for key in stale)
             and isinstance(losses, list) and isinstance(epoch_loss, list) and len(epoch_loss) == 2
+            and isinstance(totals.get("dead", []), list)
             and all(map(_is_number, (*losses, *epoch_loss, *stale.values(), *counts)))
             and min((0, epoch_loss[1], *stale.values(), *counts)) >= 0)
 

@@ -59,14 +59,18 @@ class Record:
         self.output: Output | None = None   # of rank 0
         self.rewind(first, totals or {}, algorithm)
 
-    def rewind(self, first: int, before: dict[str, Any], algorithm: Algorithm) -> None:
-        """To step `first`, with the totals of a checkpoint: what was counted or written after it is forgotten."""
+    def rewind(self, first: int, before: dict[str, Any], algorithm: Algorithm, again: bool = False) -> None:
+        """To step `first`, with the totals of a checkpoint: what was counted or written after it is forgotten.
+
+        `again`: so is its own line of summary.csv.
+        """
         self.algorithm, self.before = algorithm, before
         self.before.setdefault("images_applied", self.before.get("images", 0))     # of older versions
         self.rank_steps = int(self.before.get("rank_steps", 0))     # taken by this rank
         self.updates_skipped = int(self.before.get("updates_skipped", 0))   # by this rank
         self.restores = int(self.before.get("restores", 0))     # of the run, at half the rate each,
         self.peak_lr = self.before.get("peak_lr")   # from this one
+        self.dead: list[dict[str, Any]] = self.before.get("dead", [])   # ranks that the run went on without
         counted = self.before.get("staleness_counts", {})
         self.host.traffic.staleness.update({int(stale): count for stale, count in counted.items()})
         self.told = self.host.traffic.staleness.copy()  # the part of it already logged
@@ -89,15 +93,20 @@ class Record:
                 self.output.close()
             self.output = Output(self.folder)
             keep_lines(self.folder / "metrics.jsonl", lambda line: int(json.loads(line)["step"]), first)
-            keep_lines(self.folder / "summary.csv", lambda line: int(line.split(",")[0]), first)
+            keep_lines(self.folder / "summary.csv", lambda line: int(line.split(",")[0]), first - again)
             self.output.add("metrics.jsonl", "")        # there may be no line yet
+
+    def among(self, steps_per_epoch: int, ranks_per_step: int, course: Course) -> None:
+        """The ranks have become others."""
+        self.steps_per_epoch, self.ranks_per_step, self.course = steps_per_epoch, ranks_per_step, course
 
     def totals(self) -> dict[str, Any]:
         """What this rank has counted since the start of the run, resumed or not, for a checkpoint."""
         return {**self.figures(), "rank_steps": self.rank_steps, "line_losses": self.losses,
                 "epoch_loss": [self.epoch_loss, self.epoch_losses],
                 "staleness_counts": {str(stale): count for stale, count in self.host.traffic.staleness.items()},
-                "updates_skipped": self.updates_skipped, "restores": self.restores, "peak_lr": self.peak_lr}
+                "updates_skipped": self.updates_skipped, "restores": self.restores, "peak_lr": self.peak_lr,
+                **({"dead": self.dead} if self.dead else {})}
 
     def epoch(self, step: int) -> float:
         return self.course.epochs(step) if self.course else step / self.steps_per_epoch
@@ -170,7 +179,8 @@ class Record:
         self.unwritten = {
             "step": step, "epoch": self.epoch(step), "lr": lr, "loss": None,
             "images_per_s": (step - earlier) * self.batch * self.ranks_per_step / (now - then), **self.figures(),
-            "rank_steps": self.rank_steps, "staleness_counts": dict(sorted(stale.items()))}
+            "rank_steps": self.rank_steps, "staleness_counts": dict(sorted(stale.items())),
+            **({"ranks": self.host.size} if self.dead else {})}
         if self.later is None:
             self.write()
 
@@ -220,7 +230,7 @@ class Record:
                    "staleness": percentiles(stale) if stale else None, "staleness_counts": dict(sorted(stale.items())),
                    "rank_steps": self.host.allgather(self.rank_steps),
                    "rank_updates_skipped": self.host.allgather(self.updates_skipped), "restores": self.restores,
-                   "rank_images_per_s": self.host.allgather(self.rate())}
+                   "rank_images_per_s": self.host.allgather(self.rate()), **({"lost": self.dead} if self.dead else {})}
         if self.output:                     # rank 0
             self.output.put("summary.json", to_json(summary, indent=2) + "\n")
             self.output.close()

@@ -172,5 +172,6 @@ def shared_among(totals: list[dict[str, Any]], ranks: int) -> list[dict[str, Any
         own |= {key: every[key] // ranks + (rank < every[key] % ranks) for key in ADDED if key in every}
         found.append(own | {"epoch_loss": [loss / ranks, losses / ranks], "rank_steps": int(own.get("rank_steps", 0)),
                             "line_losses": first.get("line_losses", []) if rank == 0 else [],
+                            **({"dead": first["dead"]} if "dead" in first else {}),
                             "staleness_counts": stale if rank == 0 else {}})
     return found

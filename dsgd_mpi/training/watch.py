@@ -82,6 +82,12 @@ class Watch:
         if self.asked is not None and now > self.asked + self._answer_s():
             self._judge(now, waited)
 
+    def shrunk(self, living: list[int]) -> None:
+        """The ranks are now those, by their numbers so far."""
+        self.peers = [self.peers[rank] for rank in living]
+        self.asked, self.answers, self.warned = None, {}, False
+        self.excused = self.beat = time.perf_counter()
+
     def moving(self) -> None:
         """This rank computes, and its messages progress."""
         now = time.perf_counter()

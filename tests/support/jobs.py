@@ -12,13 +12,16 @@ MPIRUN = shutil.which(os.environ.get("DSGD_MPIRUN", str(Path(sys.prefix, "bin", 
 
 
 class Job:
-    """A program that runs; `finish` waits for it. The last rank gets the arguments `last` in addition."""
+    """A program that runs; `finish` waits for it. The last rank gets the arguments `last` in addition.
 
-    def __init__(self, *args, ranks=None, env=None, last=()):
+    `launcher`: options of mpirun.
+    """
+
+    def __init__(self, *args, ranks=None, env=None, last=(), launcher=()):
         program = [sys.executable, *map(str, args)]
-        command = [MPIRUN, "-n", str(ranks), *program] if ranks else program
+        command = [MPIRUN, *launcher, "-n", str(ranks), *program] if ranks else program
         if last:
-            command = [MPIRUN, "-n", str(ranks - 1), *program, ":", "-n", "1", *program, *map(str, last)]
+            command = [MPIRUN, *launcher, "-n", str(ranks - 1), *program, ":", "-n", "1", *program, *map(str, last)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DSGD_")}
         self.process = subprocess.Popen(
             command, env={**environment, **(env or {})}, text=True,

@@ -163,6 +163,7 @@ class StagedHost:
     def __init__(self, host: Host, device: Streams, reason: str = "") -> None:
         self.host, self.device, self.reason, self.pool = host, device, reason, Pool(device)
         self.rank, self.size, self.traffic = host.rank, host.size, host.traffic
+        self.members = host.members
         self.under_way: list[Carried] = []  # in the order of the calls
         self.finish_computing: Callable[[], None] = lambda: None
 
@@ -283,6 +284,15 @@ class StagedHost:
 
     def forget_stop(self) -> None:
         self.host.forget_stop()
+
+    def lost(self, error: BaseException) -> bool:
+        return False                        # its copies under way would be
+
+    def shrink(self) -> None:
+        raise NotImplementedError("a host with a device cannot go on without a rank")
+
+    def complete(self) -> None:
+        self.host.complete()
 
     # copies
 

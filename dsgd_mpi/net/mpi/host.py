@@ -20,6 +20,7 @@ from dsgd_mpi.arrays.half import Half, wire_bytes
 from dsgd_mpi.errors import RunError
 from dsgd_mpi.net.api import Done, Letter, Traffic
 from dsgd_mpi.net.launch import forwarded
+from dsgd_mpi.net.mpi import ulfm
 from dsgd_mpi.net.mpi.alarm import Alarm
 from dsgd_mpi.net.mpi.ring import RingMean
 from dsgd_mpi.net.mpi.stop import Stop
@@ -73,6 +74,8 @@ class Waiting:
             try:
                 self.complete = self.work.test()
             except MPI.Exception as error:
+                if self.host.lost(error):
+                    raise
                 raise self.host.failed(self.what, error) from error
         return self.complete
 
@@ -94,23 +97,29 @@ class MpiHost:
     """This rank's end of the cluster: `Host` over an MPI communicator (by default the world)."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
-        self.comm = (comm or MPI.COMM_WORLD).Dup()
-        self.mail = self.comm.Dup()         # letters are received from any source: nothing else may be sent here
-        self.rank, self.size = self.comm.rank, self.comm.size
         self.traffic = Traffic()
-        self.stop = Stop(self.comm, self.pause)
-        self.alarm = Alarm(self.comm)
         self.watch: Any = None              # `training.watch.Watch`, if there is one
+        self.survives = False               # whether `lost` and `shrink` are of use
+        self.abandoned: list[Any] = []      # requests that no longer matter, with the memory that MPI may still touch
         self.idle_since = self.idle_until = 0.0
-        self.under_way: list[Waiting] = []
         self.windows: list[Window | Numbers] = []
+        self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
+        self._begin((comm or MPI.COMM_WORLD).Dup())
+        self.members = list(range(self.size))
+
+    def _begin(self, comm: MPI.Intracomm) -> None:
+        """Collective: with nothing under way, among the ranks of `comm`."""
+        self.comm, self.rank, self.size = comm, comm.rank, comm.size
+        self.under_way: list[Waiting] = []
         self.free: list[Array] = []         # receive buffers: fresh pages would cost as much as the transfer
         self.handed_out: list[Array] = []   # those that exchanges have returned and that are still valid
         self.outbox: list[tuple[MPI.Request, Array]] = []
         self.inbox: list[Letter] = []
         self.posted = self.received = self.means = 0
         self.least_ring_bytes = self.size * RING_PART_BYTES
-        self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
+        self.mail = self.comm.Dup()         # letters are received from any source: nothing else may be sent here
+        self.stop = Stop(self.comm, self.pause)
+        self.alarm = Alarm(self.comm)
 
     # collective
 
@@ -234,7 +243,7 @@ class MpiHost:
     def progress(self) -> None:
         if self.watch:
             self.watch.moving()
-        if self.under_way or self.outbox or self.windows:
+        if self.under_way or self.outbox or self.windows or self.survives:     # to hear that others have lost a rank
             with self._timed():
                 self._advance()
 
@@ -286,15 +295,56 @@ class MpiHost:
     def forget_stop(self) -> None:
         self.stop.forget()
 
-    def close(self) -> None:
-        """Collective: frees the communicators, with nothing left in them that a later one could receive."""
+    def prepare_to_survive(self) -> None:
+        """From now on `shrink` is possible. UsageError if it never will be."""
+        ulfm.require(self.size)
+        self.survives = True
+
+    def lost(self, error: BaseException) -> bool:
+        return self.survives and isinstance(error, MPI.Exception)      # of whatever class: `shrink` finds out
+
+    def shrink(self) -> None:
+        self.abandoned += ulfm.revoke(self._comms(), self._requests())
+        with suppress(MPI.Exception):
+            self.comm.Agree(0)              # for those who are in `complete`
+        before = self.comm
+        self.comm = MPI.Intracomm(before.Shrink())      # at once: if another rank dies now, all shrink this one
+        living = ulfm.living(before, self.comm)
+        if self.watch:
+            self.watch.shrunk(living)
+        self.members = [self.members[rank] for rank in living]
+        self._begin(self.comm)
+        if len(living) == before.size:
+            raise RuntimeError(f"rank {self.rank}: MPI has failed, though no rank is gone")
+
+    def complete(self) -> None:
+        if self.survives and not self.comm.Agree(1):
+            raise MPI.Exception(MPI.ERR_REVOKED)        # somebody is in `shrink`
+
+    def _comms(self) -> list[MPI.Comm]:
+        return [self.alarm.comm, self.stop.comm, self.stop.between, self.mail, self.comm]
+
+    def _requests(self) -> list[MPI.Request]:
+        """All that may be under way."""
+        works = [waiting.work for waiting in self.under_way if not isinstance(waiting.work, Arrivals)]
+        sent = [*self.outbox, *self.alarm.sent]
+        return [request for work in works for request in work.requests] + [request for request, _ in sent]
+
+    def close(self, status: int = 0) -> None:
+        """Collective: frees the communicators, with nothing left in them that a later one could receive.
+
+        Where ranks may die this process ends here, with `status`: in MPI_Finalize it would wait for the dead for ever.
+        """
+        if self.survives:
+            forwarded()
+            os._exit(status)
         self.settle()
         self.stop.listen()
         for window in self.windows:
             window.free()
         for _ in self.alarm.heard():
             pass
-        for comm in (self.alarm.comm, self.stop.comm, self.stop.between, self.mail, self.comm):
+        for comm in self._comms():
             comm.Free()
 
     def cores(self) -> int:

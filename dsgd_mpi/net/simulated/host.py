@@ -12,6 +12,7 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import greenlet
@@ -33,6 +34,10 @@ OUTSIDE_S = 1e-4                            # between two looks at what is not s
 
 class Deadlock(RuntimeError):
     """Some ranks wait for something that will never happen; the message names them."""
+
+
+class RankLost(RuntimeError):
+    """A rank of the cluster has ended (`SimulatedHost.die`)."""
 
 
 class Cluster:
@@ -59,6 +64,10 @@ class Cluster:
         self.trace: list[Span] = []         # what each rank did
         self.traced_s = 0.0                 # as far as it began before that time
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
+        self.living = list(self.hosts)
+        self.shrunk = 0                     # how often they were numbered anew
+        self.gathered: set[SimulatedHost] = set()   # those that have called `shrink`,
+        self.all_gathered = Event(self.clock)       # and once these are all
 
     def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
         """Runs `main(host)` on every rank to its end; the results in rank order. An exception on one rank ends all."""
@@ -79,10 +88,12 @@ class Cluster:
         if not self.letters:
             self.all_arrived = Event(self.clock)
         self.letters += 1
-        parcel, route = Parcel(letter), self.routes[letter.source, peer]
+        parcel, route, then = Parcel(letter), self.routes[letter.source, peer], self.shrunk
         route.append(parcel)
 
         def arrive() -> None:
+            if then != self.shrunk:
+                return
             parcel.arrived = True
             while route and route[0].arrived:
                 self.inboxes[peer].append(route.popleft().letter)
@@ -91,6 +102,27 @@ class Cluster:
             if not self.letters:
                 self.all_arrived.happen()
         self.wires.send(letter.source, peer, nbytes).then(arrive)
+
+    def lose(self, dead: SimulatedHost) -> None:
+        """Wherever the others are, they are told now."""
+        self.living.remove(dead)
+        self.gathered, self.all_gathered = set(), Event(self.clock)
+        for host in self.living:
+            self.clock.at(self.clock.now, partial(host.interrupt, self.shrunk))
+
+    def renumber(self) -> None:
+        """Those that live go on with nothing under way, and what still travels is for nobody."""
+        self.shrunk += 1
+        self.size, self.hosts, self.gathered = len(self.living), list(self.living), set()
+        self.all, self.inboxes = tuple(range(self.size)), [[] for _ in self.hosts]
+        self.meetings, self.letters, self.stop_step = {}, 0, None
+        self.routes.clear()
+        self.reaches.clear()
+        self.all_arrived = Event(self.clock)
+        self.all_arrived.happen()
+        for rank, host in enumerate(self.hosts):
+            host.rank, host.size, host.members = rank, self.size, [each.number for each in self.hosts]
+            host.calls.clear()
 
     def serves(self, owner: int) -> float:
         """How long a one-sided call that has reached `owner` waits until it is served, in seconds."""
@@ -268,6 +300,7 @@ class SimulatedHost:
 
     def __init__(self, cluster: Cluster, rank: int) -> None:
         self.cluster, self.rank, self.size = cluster, rank, cluster.size
+        self.number, self.members = rank, list(range(cluster.size))
         self.traffic = Traffic()
         self.result: Any = None
         self.letter_came: Event | None = None
@@ -379,7 +412,7 @@ class SimulatedHost:
         Each call of `progress` stands for an equal share of the time.
         """
         begin = self.now()
-        seconds = self.cluster.gradients.seconds(self.rank, self.computed, begin)
+        seconds = self.cluster.gradients.seconds(self.number, self.computed, begin)
         self.computed += 1
         finished: list[tuple[int, slice]] = []
         ready: Buckets | None = kwargs.get("ready")
@@ -388,7 +421,7 @@ class SimulatedHost:
             kwargs["ready"] = Buckets(int(ready.least / self.cluster.machine.scale),
                                       lambda part: finished.append((self.passed, part)))
         answer = f(*args, **kwargs)
-        end = self.cluster.absent.done(self.rank, begin, seconds)
+        end = self.cluster.absent.done(self.number, begin, seconds)
         self.cluster.begun[self.rank], self.cluster.ends[self.rank] = begin, end
         for passed, part in finished:
             self._until(begin + (end - begin) * passed / max(1, self.passed))
@@ -409,7 +442,8 @@ class SimulatedHost:
             self.waits_for = "its own computation"
             if then < math.inf:
                 self.cluster.clock.at(then, self.thread.switch)
-            self.scheduler.switch()
+            while then > self.now():        # it may be woken for what it no longer waits for
+                self.scheduler.switch()
 
     def progress(self) -> None:
         self.passed += 1                    # a simulated network progresses by itself
@@ -448,6 +482,25 @@ class SimulatedHost:
         self.cluster.stop_step = None
         self.allgather(None)                # nobody asks before all have forgotten
 
+    def die(self) -> None:
+        """Ends this rank here, as if its process were killed."""
+        self.cluster.lose(self)
+        raise greenlet.GreenletExit
+
+    def lost(self, error: BaseException) -> bool:
+        return isinstance(error, RankLost)
+
+    def shrink(self) -> None:
+        cluster, all_gathered = self.cluster, self.cluster.all_gathered
+        cluster.gathered.add(self)
+        if len(cluster.gathered) == len(cluster.living):
+            cluster.renumber()
+            all_gathered.happen()
+        self.sleep_until(all_gathered, "all that live")
+
+    def complete(self) -> None:
+        self.allgather(None)
+
     # the greenlet behind it
 
     def begin(self, main: Callable[[SimulatedHost], Any]) -> None:
@@ -464,7 +517,13 @@ class SimulatedHost:
             return
         self.waits_for = reason
         event.calls.append(self.thread.switch)
-        self.scheduler.switch()
+        while not event.done:               # likewise
+            self.scheduler.switch()
+
+    def interrupt(self, shrunk: int) -> None:
+        """Wherever this rank sleeps it learns that one has died, unless all have gone on without that one meanwhile."""
+        if shrunk == self.cluster.shrunk and self in self.cluster.living:
+            self.thread.throw(RankLost("a rank has died"))
 
     def travel(self, source: int, target: int, nbytes: int = 0) -> None:
         """Sleeps while a message travels from one rank to another on this rank's behalf."""
@@ -522,13 +581,14 @@ class SimulatedHost:
         meeting.arrays[self.rank] = x
         if len(meeting.arrays) == len(ranks):
             del self.cluster.meetings[key, call]
-            travel().then(lambda: self._conclude(meeting, combine))
+            then = self.cluster.shrunk
+            travel().then(lambda: self._conclude(meeting, combine, then))
         return Waiting(self, meeting, (verb, ranks, call))
 
-    @staticmethod
-    def _conclude(meeting: Meeting, combine: Callable[[dict[int, Any]], dict[int, Any]]) -> None:
-        meeting.answers = combine(meeting.arrays)
-        meeting.done.happen()
+    def _conclude(self, meeting: Meeting, combine: Callable[[dict[int, Any]], dict[int, Any]], then: int) -> None:
+        if then == self.cluster.shrunk:     # else nobody waits for it any more
+            meeting.answers = combine(meeting.arrays)
+            meeting.done.happen()
 
     def _barrier(self) -> Event:
         return self.cluster.wires.after(self.cluster.wires.barrier_s(self.cluster.all))
