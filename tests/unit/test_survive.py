@@ -46,6 +46,9 @@ class Dying:
         if self.where == where:
             if self.record.output:
                 self.record.output.close()
+            if writing := self.checkpoints.writing:     # a thread dies with its process
+                writing.told.put([None])
+                writing.thread.join()
             self.host.die()
 
     def spoiling(self, x, trained):
@@ -75,7 +78,7 @@ def survived(folder, way, deaths, ranks=RANKS, machine=None, faults=Dying):
         places = [{"host": "h", "pid": 100 + rank} for rank in range(ranks)]
         run = dataclasses.replace(run, course=course, survival=Survivor(fewer, places), faults=faults(host, deaths),
                                   checkpoint_every=4)
-        run.checkpoints.course = course
+        run.checkpoints.course, run.faults.checkpoints = course, run.checkpoints
         ends = []
         record = run.faults.record = Record(host, run.algorithm, folder, Display(False), 1000, 2, ranks, 1,
                                             course=course)
