@@ -107,7 +107,7 @@ def run(config: Config, problem: UsageError | None = None) -> int:
         host.close(status)
         return status
     except BaseException as failure:
-        fail(host, failure)
+        fail(host, host.failed("the run", failure) if host.lost(failure) else failure)
         raise                               # never reached: the job is gone
 
 
@@ -224,6 +224,8 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         nonlocal training, summary
         training = run
         summary = record.finish("finished" if last == run.steps else "stopped", last, parts.about(host.size))
+        if host.rank == 0 and last == run.steps:
+            write_model(folder / "model.h5", run, parts, last)
 
     if config.survive:
         training = replace(training, survival=Survivor(survivors, machine["ranks"]))
@@ -238,8 +240,6 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     finally:
         display.end()
     if host.rank == 0:
-        if last == training.steps:
-            write_model(folder / "model.h5", training, parts, last)
         display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
                                  and key != "staleness_counts"})
         display.print(f"run folder: {folder}")

@@ -128,6 +128,11 @@ class Watch:
     def _others(self) -> list[int]:
         return [rank for rank in range(self.host.size) if rank != self.host.rank]
 
+    def _number(self) -> int:
+        """This rank's when the job began, as in env.json and in all that is said here."""
+        number: int = self.host.members[self.host.rank]
+        return number
+
     def _state(self, rank: int) -> str:
         """A letter of proc(5), of a process on this node; "" on another."""
         node, pid = self.peers[rank]
@@ -145,7 +150,7 @@ class Watch:
         for rank in ranks:
             node, pid = self.peers[rank]
             state = STATES.get(self._state(rank), "")
-            words.append(f"rank {rank} (pid {pid} on {node}{', ' * bool(state)}{state})")
+            words.append(f"rank {self.host.members[rank]} (pid {pid} on {node}{', ' * bool(state)}{state})")
         return ", ".join(words)
 
     def _move(self, now: float) -> None:
@@ -202,7 +207,7 @@ class Watch:
         others = {rank: news["what"] for rank, news in self.answers.items() if news["waited"]}
         by_what: dict[str, list[int]] = {}
         for rank, what in sorted((own | others).items()):
-            by_what.setdefault(what, []).append(rank)
+            by_what.setdefault(what, []).append(self.host.members[rank])
         return ", ".join(f"{ranks_named(ranks)} wait{'s' * (len(ranks) == 1)} in {what}"
                          for what, ranks in by_what.items())
 
@@ -216,7 +221,7 @@ class Watch:
 
     def _write_stacks(self) -> None:
         if self.folder:
-            with suppress(OSError), open(self.folder / f"hang-rank{self.host.rank}.txt", "w", encoding="utf-8") as file:
+            with suppress(OSError), open(self.folder / f"hang-rank{self._number()}.txt", "w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
 
     def _end(self, report: str) -> None:

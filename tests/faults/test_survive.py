@@ -138,8 +138,9 @@ def test_a_rank_that_is_stopped_after_a_loss_is_still_named(tmp_path):
         os.kill(pids[2], signal.SIGKILL)
     assert status == 4
     line, = [line for line in ours(errors) if line.startswith("Error: ")]
-    assert f"(pid {pids[2]} on " in line
-    assert "stopped by a signal) does not answer; rank 0 waits in " in line
+    assert "stopped by a signal) does not answer; rank 1 waits in " in line, "by their numbers of env.json"
+    assert f": rank 2 (pid {pids[2]}" in line
+    assert {path.name for path in (tmp_path / "run").glob("hang-*")} == {"hang-rank1.txt"}
 
 
 @only_open_mpi

@@ -263,7 +263,7 @@ class MpiHost:
             self.watch.waiting(what, since)
         os.sched_yield()                    # ranks may outnumber the cores
 
-    def failed(self, what: str, error: MPI.Exception) -> Exception:
+    def failed(self, what: str, error: BaseException) -> Exception:
         """The error to raise where MPI has failed: that of another rank, if that has ended."""
         end, gone = time.perf_counter() + GONE_S, ""
         while self.watch and not gone and time.perf_counter() < end:    # MPI may know before the system does
