@@ -192,16 +192,16 @@ def among(parts: Prepared, run: Training, step: int) -> Training:
     """The run from that step on, among the ranks that its host has now: its place, length and rate stay, in images."""
     course = dataclasses.replace(run.course, batch=parts.config.batch * run.host.size, step=step,
                                  images=run.course.drawn(step))
-    pace = paced(parts, run.host, course, told=True)
+    pace = paced(parts, run.host, course, warn=False)
     pace["steps"] = max(step, pace["steps"])        # the last steps of more ranks may have drawn more images
     return dataclasses.replace(run, **pace, net=net_of(parts, run.host), workers=run.host.size)
 
 
-def paced(parts: Prepared, host: Host, course: Course | None = None, told: bool = False) -> dict[str, Any]:
+def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool = True) -> dict[str, Any]:
     """The parts of a run that count steps. A run that is resumed goes on with the course that it was on.
 
-    Its length, rate, warm-up and evaluations are counted in the batch with which it began, over all ranks. `told`: what
-    there is to warn of.
+    Its length, rate, warm-up and evaluations are counted in the batch with which it began, over all ranks. It may
+    `warn` that the warm-up was shortened.
     """
     chosen = parts.config
     servers = algorithms.serving(parts.algorithm, host.size)
@@ -217,7 +217,7 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, told: bool 
     steps = chosen.steps_total or chosen.steps or chosen.epochs * epoch
     asked = round(min(chosen.warmup * epoch, steps))
     warmup = min(asked, steps // 2)
-    if warmup < asked and chosen.warmup != Config.warmup and host.rank == 0 and not told:
+    if warmup < asked and chosen.warmup != Config.warmup and host.rank == 0 and warn:
         log.warning("--warmup %g is longer than half of the run: shortened to %d of %d steps", chosen.warmup, warmup,
                     steps)
     epochs = chosen.milestone_epochs()
