@@ -63,6 +63,15 @@ def test_a_rank_that_is_asked_to_stop_does_not_wait_for_one_that_never_will(tmp_
     assert f"rank 1 (pid {pids[1]} on " in errors
 
 
+def test_sigterm_ends_ranks_that_wait_in_mpi_for_one_that_will_not_start(tmp_path):
+    job = Job("-m", "dsgd_mpi.train", *LONG, "--out", tmp_path / "run", ranks=2, last=("--print-config",))
+    time.sleep(2)
+    assert job.process.poll() is None
+    job.process.terminate()
+    assert job.finish(20)[0] != 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_rank_that_computes_for_longer_is_waited_for(tmp_path):
     status, _, errors = train("--steps", 2, "--batch", 4, "--threads", 1, "--quiet", "--hang-timeout", 1,
                               "--slow-rank", "1:4", "--out", tmp_path / "run", ranks=2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import platform
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mpi4py
 
@@ -17,6 +21,7 @@ from mpi4py import MPI  # noqa: E402
 from dsgd_mpi.net.mpi.room import SHARED_MEMORY, WAY_OUT, total_bytes  # noqa: E402
 
 PMI = [name for name in VARIABLES["MPICH"] if name]
+LONGEST_S = 900.0                           # for MPI to start on all ranks
 START_BYTES = 5_500_000                     # a rank, of MPICH and UCX; in a little less, they end in a crash
 
 
@@ -43,4 +48,20 @@ def start() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)     # of mpi4py, on each rank: another launcher is told once
         if not MPI.Is_initialized():
-            MPI.Init_thread()
+            with mortal():
+                MPI.Init_thread()
+
+
+@contextmanager
+def mortal() -> Iterator[None]:
+    """MPI waits for all ranks to start, and no Python code runs on this one meanwhile: SIGTERM kills it.
+
+    So does LONGEST_S, which ranks never take that have not ended instead of starting, with a stack.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.dump_traceback_later(LONGEST_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGTERM, before)
