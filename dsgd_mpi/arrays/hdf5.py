@@ -82,13 +82,19 @@ def digest_if_same(path: Path, content: Array) -> str:
 
 
 class Memory(io.RawIOBase):
-    """A file in memory for h5py to write to, of about `room` bytes; `content()` is all of it.
+    """A file in memory for h5py to write to; `content()` is all of it, until the next one is begun by `clear`.
 
-    Its memory is NumPy's, in large pages: 94 MB take 14 ms where io.BytesIO takes 55.
+    Its memory stays with it, and is NumPy's, in large pages: 94 MB take 14 ms where io.BytesIO takes 55, or several
+    times that where the system has no page at hand.
     """
 
-    def __init__(self, room: int) -> None:
-        self.bytes, self.at, self.size = np.empty(room, np.uint8), 0, 0
+    def __init__(self) -> None:
+        self.bytes, self.at, self.size = np.empty(0, np.uint8), 0, 0
+
+    def clear(self, room: int = 0) -> None:
+        """An empty file, with room for that many bytes, to begin with."""
+        self.at = self.size = 0
+        self._make_room(room)
 
     def content(self) -> Array:
         return self.bytes[: self.size]

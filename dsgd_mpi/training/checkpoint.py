@@ -28,6 +28,7 @@ import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.flat import Array, fill
+from dsgd_mpi.arrays.hdf5 import Memory
 from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
@@ -56,6 +57,7 @@ class Checkpoints:
         self.course, self.keep_best = course, keep_best
         self.resumed: tuple[dict[str, Any], int] | None = None
         self.writing: Writing | None = None     # the same on all ranks
+        self.memory = Memory()              # of the copy that is written; fresh pages would cost more than the copy
 
     def save(self, step: int, x: Array, optimizer: Optimizer, algorithm: Algorithm, totals: dict[str, Any]) -> None:
         """Collective, after `step` steps: copies the state, which is written in the background, and returns.
@@ -74,8 +76,9 @@ class Checkpoints:
             if self.course:
                 now = self.course
                 attributes["course"] = [now.batch, now.epoch, now.first, now.workers, now.drawn(step)]
-            content = self._try(step, rankfile.image, attributes, [each for _, each in news] if algorithm.replicated
-                                else [totals], State(x, optimizer, algorithm, self.state))
+            counted = [each for _, each in news] if algorithm.replicated else [totals]
+            content = self._try(step, rankfile.image, self.memory, attributes, counted,
+                                State(x, optimizer, algorithm, self.state))
         files = 1 if algorithm.replicated else self.host.size
         self.writing = Writing(step, part, content, [file_name(rank) for rank in range(files)], self._file(algorithm),
                                (lambda sums: self._conclude(step, sums)) if self.host.rank == 0 else None)

@@ -41,7 +41,7 @@ FORMAT = 3
 OLDER = 1, 2
 READ_BYTES = 1 << 20                        # at a time, for a digest
 MOST_RANKS = 1 << 20                        # that any run has had
-ROOM_BYTES = 1 << 20                        # of a file, for all but large arrays
+ROOM_BYTES = 1 << 16                        # of a file, for all but large arrays
 
 
 class Unfit(Exception):
@@ -69,16 +69,17 @@ class Saved:
     arrays: dict[str, Array]
 
 
-def image(attributes: Mapping[str, Any], totals: list[dict[str, Any]], state: State) -> Array:
-    """A file of a copy of the state, as it is to be written: uint8 (bytes,). OSError if a number in it is not finite.
+def image(memory: Memory, attributes: Mapping[str, Any], totals: list[dict[str, Any]], state: State) -> Array:
+    """A file of a copy of the state, as it is to be written: uint8 (bytes,), in place of what the memory held before.
 
+    OSError if a number in it is not finite.
     HDF5 copies once, as fast as memory allows, since nothing is in chunks; damage is found by the file's SHA-256.
     """
     arrays = {"x": state.x, **{f"optimizer/{name}": array for name, array in state.optimizer.state.items()},
               **{f"keeps/{name}": getattr(state.algorithm, name) for name in state.algorithm.keeps},
               **{f"kernels/{name}": array for name, array in state.kernels.items()}}
     text = to_json(totals).encode()
-    memory = Memory(ROOM_BYTES + len(text) + sum(getattr(array, "nbytes", 0) for array in arrays.values()))
+    memory.clear(ROOM_BYTES + len(text) + sum(getattr(array, "nbytes", 0) for array in arrays.values()))
     with h5py.File(memory, "w") as file:
         file.attrs.update({**attributes, "format": FORMAT, "optimizer": state.optimizer.name})
         file["totals"] = np.frombuffer(text, np.uint8)

@@ -149,7 +149,9 @@ def test_blocks_cover_a_dataset_once(chunks):
 
 @pytest.mark.parametrize("room", [0, 10_000, 10**6])
 def test_memory_is_a_file_like_any_other(tmp_path, room):
-    memory = Memory(room)
+    memory = Memory()
+    memory.write(b"of another file" * 10)
+    memory.clear(room)
     with open(tmp_path / "like", "w+b") as like:
         for file in (memory, like):
             file.write(b"begin")
@@ -163,7 +165,7 @@ def test_memory_is_a_file_like_any_other(tmp_path, room):
             file.seek(2)
             file.write(b"G")
     assert memory.content().tobytes() == (tmp_path / "like").read_bytes()
-    memory = Memory(room)
+    memory.clear(room)
     with h5py.File(memory, "w") as file:
         file["x"] = np.arange(1000)
     with h5py.File(io.BytesIO(memory.content().tobytes())) as file:
