@@ -37,6 +37,7 @@ BYTE_ORDER_MARKS = {                        # in this order: one of the first be
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
+OF_A_STUDY = ("grid", "study", "base", "axes", "tune")      # tables of a file that `grid` and `study` read
 TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
 
 
@@ -222,7 +223,8 @@ class Config:
 def from_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a file sets; UsageError if it is missing, is not TOML or names an unknown field."""
     values = read_toml(path)
-    values.pop("grid", None)                # the points of a study do not concern a run
+    for table in OF_A_STUDY:                # the points of a study do not concern a run
+        values.pop(table, None)
     for key, value in values.items():
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown option {key!r}{suggestion(key, FIELDS)}")

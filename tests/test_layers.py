@@ -30,6 +30,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.job",),
     ("train", "doctor", "__main__"),
     ("study.simulate",),
+    ("study.study",),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
     "training.watch": ("training.signals",),
@@ -37,7 +38,7 @@ SIDEWAYS = {                                # what a room may import from its ow
     "training.results": ("training.output",),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
-CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "study.timeline",
+CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "study.timeline", "study.plan", "study.study",
             "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "matplotlib": ("study",),
