@@ -14,6 +14,7 @@ COMMANDS = {                                # name: module, function, help text
     "simulate": ("dsgd_mpi.study.simulate", "simulate", "Train on a simulated cluster of any size, in virtual time."),
     "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
     "study": ("dsgd_mpi.study.study", "study", "Run a study: each combination of its axes, for several seeds."),
+    "advise": ("dsgd_mpi.study.advise", "advise", "Rank the algorithms for a cluster, by simulation and studies."),
     "plot": ("dsgd_mpi.study.plot", "plot", "Plot the curves of one or more runs."),
     "checkpoint": ("dsgd_mpi.training.command", "checkpoint", "List, verify or show the checkpoints of a run."),
     "doctor": ("dsgd_mpi.doctor.command", "doctor", "Report what this machine can train with, and any problems."),

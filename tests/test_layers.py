@@ -30,7 +30,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.job",),
     ("train", "doctor", "__main__"),
     ("study.simulate",),
-    ("study.study",),
+    ("study.study", "study.advise"),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
     "training.watch": ("training.signals",),
@@ -39,7 +39,7 @@ SIDEWAYS = {                                # what a room may import from its ow
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "study.timeline", "study.plan", "study.study",
-            "doctor")
+            "study.advise", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),

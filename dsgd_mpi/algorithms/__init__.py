@@ -46,7 +46,8 @@ class Algorithm:
     survives: ClassVar[bool] = False        # it can go on without a rank that has died, by `go_on`
     alike: ClassVar[tuple[str, ...]] = ()   # those of `keeps`, arrays, that are the same on all ranks
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested,
+    advised: ClassVar[tuple[dict[str, Any], ...]] = ({},)   # and with which `advise` considers it
     servers: int = 0                        # this many ranks, the first ones, only serve the others and have no data
     updates_add_up: bool = False            # n ranks move the model by the sum of their updates, not by the mean
     independent: bool = False               # no step depends on another rank's: ranks may take different numbers

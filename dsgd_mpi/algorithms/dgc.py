@@ -36,11 +36,11 @@ class DeepGradientCompression(Algorithm):
     masking: bool = True
 
     keeps = "t", "left"
-    one_model = True
-    survives = True
+    one_model = survives = True
     alone_is_sgd = False
     traffic = "a fraction of the gradient's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
+    advised = ()                            # the bytes of its messages depend on the gradients
     variants = {"share": 0.1, "warmup": 10}, {"share": 1.0}, {"share": 0.1, "masking": False}, {"clip": 5.0}
     left = np.zeros(0)                      # e
 

@@ -34,6 +34,7 @@ class Elastic(Algorithm):
     traffic = "a one-sided read of the centre and a one-sided addition to it every `period` steps"
     offers = "c, the centre"
     drift = "n / (n + 1)"
+    advised = {}, {"period": 16}
     variants = {}, {"period": 1}
     c = np.zeros(0)                         # the centre as of the last rest
 

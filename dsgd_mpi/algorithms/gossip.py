@@ -38,6 +38,7 @@ class Gossip(Algorithm):
     survives = True
     traffic = "an exchange of models, or one model sent, every `period` steps"
     drift = "1; mode=push: 0.7 to 0.85, with order=combine-then-adapt 1 to 1.25"
+    advised = {}, {"mode": "push"}, {"period": 4}
     variants = ({}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4},
                 {"order": "combine-then-adapt"}, {"mode": "push", "order": "combine-then-adapt"})
 

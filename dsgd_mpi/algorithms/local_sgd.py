@@ -36,7 +36,7 @@ class Local(Algorithm):
     buffers: Literal["maintain", "reset", "average"] = "maintain"
 
     keeps = "t", "u", "x0"
-    survives, alike = True, ("u", "x0")
+    survives, alike, advised = True, ("u", "x0"), ({"period": 4}, {"period": 16})
     drift = "1; with slow momentum alpha / (1 - beta)"
     traffic = "one average of all models every `period` steps; until post_local, of all gradients at each step"
     variants = ({}, {"period": 3, "post_local": 10}, {"slow_momentum": 0.3}, {"slow_momentum": 0.3, "post_local": 10},

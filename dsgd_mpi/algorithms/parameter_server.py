@@ -41,6 +41,7 @@ class ParameterServer(Algorithm):
     traffic = "a one-sided read of the model every pull_every steps, a one-sided addition every push_every"
     offers = "c, the model in shared memory"
     drift = "n, the number of workers; staleness=scale: 1.1 to 1.3, more where they are in step"
+    advised = {}, {"staleness": "scale"}
     variants = ({}, {"servers": 1}, {"pull_every": 3, "push_every": 2}, {"staleness": "scale"},
                 {"staleness": "compensate"}, {"max_staleness": 1})
     c = np.zeros(0)                         # the trained parameters as of the last rest

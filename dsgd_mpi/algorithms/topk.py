@@ -28,10 +28,10 @@ class TopK(Algorithm):
     share: Annotated[float, 0, Most(1)] = 0.01  # k as a fraction of the trained parameters; at least one is sent
 
     keeps = "t", "error"
-    one_model = True
-    survives = True
+    one_model = survives = True
     traffic = "a fraction of the update's entries, with their indices, to each other rank"
     offers = "x, the same on all ranks"
+    advised = ()                            # the bytes of its messages depend on the gradients
     variants = {"share": 0.1}, {"share": 1.0}
     error = np.zeros(0)                     # e
 

@@ -342,7 +342,7 @@ def test_every_picture_is_drawn_and_says_simulated_and_where_the_methods_cross(t
         return 0
     run_all(found, execute, tmp_path / "runs", 1)
     every = outcomes(found)
-    (ranks, at), = figures.crossings(found, every)
+    (ranks, _), = figures.crossings(found, every)
     assert ranks == pytest.approx(2 * 2**0.5)
     made_ = figures.draw_study(found, every, tmp_path / "pictures")
     assert {path.name for path in made_} == {"study.csv", *(f"{what}.{kind}" for what in (
