@@ -109,13 +109,16 @@ def drawn(axes: Any, points: list[tuple[int, Spread]], **how: Any) -> None:
                       [0 if math.isnan(each.sd) else each.sd for _, each in known], capsize=2, **how)
 
 
-def against_ranks(axes: Any, outcomes: list[Outcome], log: bool = True) -> None:
+def against_ranks(axes: Any, outcomes: list[Outcome]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     ranks = sorted({outcome.group.ranks for outcome in outcomes})
     axes.set_xscale("log", base=2)
-    if log:
-        axes.set_yscale("log")
+    axes.set_yscale("log")
     axes.set_xticks(ranks, [str(each) for each in ranks])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axes.set_xlabel("ranks")
 
 
@@ -224,6 +227,8 @@ def split(study: Study, outcomes: list[Outcome]) -> Any:
     columns = min(4, len(pairs))
     figure, axes = canvas(-(-len(pairs) // columns), columns, 1.2 + 2.6 * -(-len(pairs) // columns))
     panels = [panel for row in axes for panel in row]
+    for panel in panels[1:]:
+        panel.sharey(panels[0])
     for panel, (label, each) in zip(panels, pairs, strict=False):
         place, bottom = range(len(each)), [0.0] * len(each)
         for key, (told, colour) in SPLIT.items():
@@ -255,12 +260,12 @@ def spread_of(study: Study, outcomes: list[Outcome]) -> Any:
             total, values = counts.total(), sorted(counts)
             axes[0].step(values, [counts[value] / total for value in values], where="mid", label=outcome.group.label,
                          color=look(index)["color"])
-    axes[0].set(xlabel=f"updates by others since the model was read, {most} ranks", ylabel="share of updates")
+    axes[0].set(xlabel=f"updates by others since the model was read, {most} ranks", ylabel="share of updates", ylim=(0, None))
     for index, outcome in apart:
         for number, result in enumerate(outcome.results):
             axes[1].plot([at.epochs for at in result.points()], distances(result), label=outcome.group.label
                          if number == 0 else None, **{**look(index), "markersize": 3})
-    axes[1].set(xlabel="epochs", ylabel="distance from the mean model / its norm", yscale="log")
+    axes[1].set(xlabel="epochs", ylabel="distance from the mean model", yscale="log")
     handles = {label: handle for panel in axes
                for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
