@@ -55,6 +55,10 @@ test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a priva
 test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
 	$(GPU_PYTHON) -m pytest -m gpu -W default $(ARGS)
 
+study: $(READY)          ## a small scaling study on simulated clusters, with its pictures: five minutes
+	$(BIN)/python -m dsgd_mpi study jobs/studies/small.toml $(ARGS)
+	$(BIN)/python -m dsgd_mpi study jobs/studies/small.toml --plot
+
 soak: $(READY)         ## long tests: accuracies of full runs, all architectures, the tests of tests
 	$(BIN)/python -m pytest -m 'soak and not gpu' -s $(ARGS)
 

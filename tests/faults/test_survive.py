@@ -53,7 +53,7 @@ KILLING = """
             if at >= step and self.host.rank and algorithm.replicated:
                 self.host.allgather = kill      # it writes no file
             elif at >= step:
-                rankfile.digest = kill          # when its file is written but not yet a part of a checkpoint
+                rankfile.write = kill           # in the thread that writes, while the run goes on
             return whole(self, at, x, optimizer, algorithm, totals)
         Checkpoints.save = save
 
