@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slurm test-gpu soak lint docs bench bench-gpu gpu-first gpu-wheels clean
+.PHONY: help train test test-slurm test-gpu study soak lint docs bench bench-gpu gpu-first gpu-wheels clean
 
 # For GPUs: a separate environment, or an existing one, as in make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= .venv-gpu/bin/python
