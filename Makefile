@@ -30,7 +30,7 @@ export OMPI_MCA_osc := ^ucx
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slurm test-gpu study soak lint docs bench bench-gpu gpu-first gpu-wheels clean
+.PHONY: help train test test-slurm test-gpu soak study lint docs bench bench-gpu gpu-first gpu-wheels clean
 
 # For GPUs: a separate environment, or an existing one, as in make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= .venv-gpu/bin/python
@@ -55,12 +55,13 @@ test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a priva
 test-gpu: $(GPU_READY)  ## tests on an NVIDIA GPU
 	$(GPU_PYTHON) -m pytest -m gpu -W default $(ARGS)
 
-study: $(READY)          ## a small scaling study on simulated clusters, with its pictures: five minutes
-	$(BIN)/python -m dsgd_mpi study jobs/studies/small.toml $(ARGS)
-	$(BIN)/python -m dsgd_mpi study jobs/studies/small.toml --plot
-
 soak: $(READY)         ## long tests: accuracies of full runs, all architectures, the tests of tests
 	$(BIN)/python -m pytest -m 'soak and not gpu' -s $(ARGS)
+
+study: $(READY)         ## a small study on simulated clusters, and its pictures: five minutes on two cores
+	$(BIN)/python -m dsgd_mpi study jobs/studies/small.toml $(ARGS)
+	$(BIN)/python -m dsgd_mpi study jobs/studies/small.toml --table
+	$(BIN)/python -m dsgd_mpi plot --study jobs/studies/small.toml
 
 lint: $(READY)          ## ruff, mypy, codespell, shellcheck, and the workflows of the forge
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
     curves    accuracy and loss over epochs, images and time, on the most ranks
     target    time to the target accuracy against ranks, and where asynchronous and synchronous training cross
+    scaling   images/s against ranks with the ideal line, and efficiency: weak, or strong where the total batch is fixed
     speedup   throughput x statistical efficiency = speed-up, each against ranks
     split     what a step's time goes to, by ranks
     spread    staleness of one-sided updates, and how far apart the ranks' models are
@@ -47,8 +48,8 @@ def draw_study(study: Study, outcomes: list[Outcome], folder: Path) -> list[Path
             simulated = ", simulated" if every[0].group.cell.place else ""
             title = f"{study.name}{': ' if facet else ''}{', '.join(value for _, value in facet)}{simulated}"
             name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(value for _, value in facet)).strip("-")
-            for what, draw in (("curves", curves), ("target", target), ("speedup", speedup), ("split", split),
-                               ("spread", spread_of)):
+            for what, draw in (("curves", curves), ("target", target), ("scaling", scaling), ("speedup", speedup),
+                               ("split", split), ("spread", spread_of)):
                 figure = draw(study, every)
                 if figure is None:
                     continue
@@ -109,16 +110,17 @@ def drawn(axes: Any, points: list[tuple[int, Spread]], **how: Any) -> None:
                       [0 if math.isnan(each.sd) else each.sd for _, each in known], capsize=2, **how)
 
 
-def against_ranks(axes: Any, outcomes: list[Outcome]) -> None:
+def against_ranks(axes: Any, outcomes: list[Outcome], log: bool = True) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     ranks = sorted({outcome.group.ranks for outcome in outcomes})
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.set_xticks(ranks, [str(each) for each in ranks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
     axes.set_xlabel("ranks")
 
 
@@ -187,6 +189,35 @@ def crossings(study: Study, outcomes: list[Outcome]) -> list[tuple[float, float]
             at = [math.log(value) for value in (low, high, best[True][low], best[True][high])]
             found.append((math.exp(at[0] + part * (at[1] - at[0])), math.exp(at[2] + part * (at[3] - at[2]))))
     return found
+
+
+def scaling(study: Study, outcomes: list[Outcome]) -> Any:
+    """Each method relative to itself on the fewest ranks, as `plot` shows run folders."""
+    ranks = sorted({outcome.group.ranks for outcome in outcomes})
+    if len(ranks) < 2:
+        return None
+    figure, axes = canvas(1, 2, 4.4)
+    best = max(of(outcome, lambda each: each.images_per_s).mean for outcome in outcomes
+               if outcome.group.ranks == ranks[0])
+    for index, (label, each) in enumerate(by_label(outcomes)):
+        rates = [(outcome.group.ranks, of(outcome, lambda each: each.images_per_s)) for outcome in each]
+        first = rates[0][1].mean / rates[0][0]
+        drawn(axes[0][0], rates, label=label, **look(index))
+        drawn(axes[0][1], [(at, scaled(rate, 100 / at / first)) for at, rate in rates], **look(index))
+    axes[0][0].plot(ranks, [best * each / ranks[0] for each in ranks], color="0.5", linewidth=0.8, label="ideal")
+    axes[0][1].axhline(100, color="0.5", linewidth=0.8)
+    for panel, log in zip(axes[0], (True, False), strict=True):
+        against_ranks(panel, outcomes, log)
+    batches = {outcome.group.cell.config.batch for outcome in outcomes}
+    totals = {outcome.group.cell.config.batch * outcome.group.ranks for outcome in outcomes}
+    kind = f"weak scaling: {batches.pop()} images a rank" if len(batches) == 1 else \
+        f"strong scaling: {totals.pop()} images in total" if len(totals) == 1 else "scaling"
+    axes[0][0].set_title(kind, fontsize="medium")
+    axes[0][0].set_ylabel("images/s")
+    axes[0][1].set_ylabel("efficiency, %")
+    axes[0][1].set_ylim(bottom=0)
+    legend(figure, axes[0][0])
+    return figure
 
 
 def speedup(study: Study, outcomes: list[Outcome]) -> Any:
@@ -260,7 +291,8 @@ def spread_of(study: Study, outcomes: list[Outcome]) -> Any:
             total, values = counts.total(), sorted(counts)
             axes[0].step(values, [counts[value] / total for value in values], where="mid", label=outcome.group.label,
                          color=look(index)["color"])
-    axes[0].set(xlabel=f"updates by others since the model was read, {most} ranks", ylabel="share of updates", ylim=(0, None))
+    axes[0].set(xlabel=f"updates by others since the model was read, {most} ranks", ylabel="share of updates",
+                ylim=(0, None))
     for index, outcome in apart:
         for number, result in enumerate(outcome.results):
             axes[1].plot([at.epochs for at in result.points()], distances(result), label=outcome.group.label

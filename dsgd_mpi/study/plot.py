@@ -26,6 +26,10 @@ from rich.table import Table
 from dsgd_mpi import algorithms
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.study import plan
+from dsgd_mpi.study.export import write_all
+from dsgd_mpi.study.figures import draw_study
+from dsgd_mpi.study.results import outcomes
 from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
 from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 
@@ -68,12 +72,16 @@ class Run:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("--study", metavar="FILE|FOLDER", type=click.Path(path_type=Path),
+              help="Draw a study instead: its file, or the folder of its results.")
+@click.option("--extrap", is_flag=True, help="With --study: write its figures for other programs, too: for Extra-P, as "
+              "a table, and as name: value lines.")
 @click.option("--to", metavar="FOLDER", type=click.Path(path_type=Path),
               help="Where to write.  [default: the run folder if it is one run, else the current folder]")
 @click.option("--over", type=click.Choice(list(OVER)), default="epochs", show_default=True,
               help="What the left panels are drawn over: images-applied leaves out those whose gradients were dropped.")
-def plot(runs: tuple[Path, ...], to: Path | None, over: str) -> None:
+def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, to: Path | None, over: str) -> None:
     """Draw the curves of one run or several: training loss and test accuracy, over epochs or images and over time.
 
     Runs on several numbers of ranks are drawn once more: images/s and efficiency against ranks.
@@ -85,6 +93,12 @@ def plot(runs: tuple[Path, ...], to: Path | None, over: str) -> None:
     images_per_s (mean, least, most of equal runs) and efficiency.
     """
     require_matplotlib()
+    if bool(runs) == bool(study) or (extrap and not study):
+        raise UsageError("expected run folders, or a study by --study, which --extrap goes with; found "
+                         f"{'both' if runs and study else 'no study' if extrap else 'neither'}")
+    if study:
+        plot_study(study, to, extrap)
+        return
     found = [read(folder) for folder in run_folders(runs)]
     drawn = [run for run in found if run.losses or run.accuracies]
     empty = ", ".join(str(run.folder) for run in found if not (run.losses or run.accuracies))
@@ -104,6 +118,22 @@ def plot(runs: tuple[Path, ...], to: Path | None, over: str) -> None:
         raise UsageError(f"{to}: cannot be written ({error.strerror}); choose another --to") from None
     click.echo("\n".join(str(to / file) for file in written))
     Console(soft_wrap=True, markup=False, highlight=False).print(overview(drawn))
+
+
+def plot_study(path: Path, to: Path | None, extrap: bool) -> None:
+    """Of a file, or of a folder with results, which holds a copy of its file."""
+    made = plan.read(path / "study.toml" if path.is_dir() else path)
+    if path.is_dir():
+        made.results = path
+    found = outcomes(made)
+    if not any(outcome.results for outcome in found):
+        raise UsageError(f"{made.results}: expected results of {made.name}, found none; run `python -m dsgd_mpi study`")
+    to = to or made.results
+    try:
+        written = draw_study(made, found, to) + (write_all(made, found, to) if extrap else [])
+    except OSError as error:
+        raise UsageError(f"{to}: cannot be written ({error.strerror}); choose another --to") from None
+    click.echo("\n".join(map(str, written)))
 
 
 def with_places(runs: list[Run], over: str) -> list[Run]:
