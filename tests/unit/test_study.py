@@ -346,7 +346,7 @@ def test_every_picture_is_drawn_and_says_simulated_and_where_the_methods_cross(t
     assert ranks == pytest.approx(2 * 2**0.5)
     made_ = figures.draw_study(found, every, tmp_path / "pictures")
     assert {path.name for path in made_} == {"study.csv", *(f"{what}.{kind}" for what in (
-        "curves", "target", "speedup", "split") for kind in ("png", "pdf"))}
+        "curves", "target", "scaling", "speedup", "split") for kind in ("png", "pdf"))}
     base = figures.base_of(every)
     assert (base.group.label, base.group.ranks) == ("allreduce", 2)
     assert all(path.stat().st_size > 400 for path in made_)
