@@ -116,12 +116,12 @@ def against_ranks(axes: Any, outcomes: list[Outcome], log: bool = True) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(each) for each in ranks])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("ranks")
     if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
-    axes.set_xlabel("ranks")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
 
 
 def curves(study: Study, outcomes: list[Outcome]) -> Any:
@@ -146,6 +146,9 @@ def curves(study: Study, outcomes: list[Outcome]) -> Any:
                 axes[1][panel].plot(losses[over], curve["loss"], **plain)
                 axes[1][panel].set_xlabel(over if over != "seconds" or not outcome.group.cell.place
                                           else "simulated seconds")
+    for row in axes:                        # few ticks: numbers of images are long
+        row[1].locator_params(axis="x", nbins=4)
+        row[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.10g}k" if value else "0")
     axes[0][0].set_ylabel("test accuracy, %")
     axes[1][0].set_ylabel("training loss")
     axes[0][1].set_title(f"on {most} ranks", fontsize="medium")
@@ -162,9 +165,9 @@ def target(study: Study, outcomes: list[Outcome]) -> Any:
               label=label, **look(index))
     against_ranks(axes, outcomes)
     axes.set_ylabel(f"{'simulated ' if outcomes[0].group.cell.place else ''}seconds to {study.target:.0%}")
-    for ranks, seconds in crossings(study, outcomes):
+    for ranks, _ in crossings(study, outcomes):     # times fall with ranks, so there is room above, to the right
         axes.axvline(ranks, color=COLOURS[6], linewidth=0.8, linestyle=":")
-        axes.annotate(f" they cross at {ranks:.0f}", (ranks, seconds), rotation=90, va="bottom", ha="right",
+        axes.annotate(f" they cross at {ranks:.0f}", (ranks, 0.98), xycoords=("data", "axes fraction"), va="top",
                       fontsize="small")
     legend(figure, axes)
     return figure
