@@ -10,12 +10,13 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Course, open_dataset
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.host import Cluster, RankLost
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.training import loop
 from dsgd_mpi.training.build import prepare
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.folder import Claim, inherited
+from dsgd_mpi.training.parts import Meeting
 from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.survive import Survivor
 from tests.support.runs import training
@@ -141,6 +142,44 @@ def test_after_a_loss_allreduce_is_what_fewer_ranks_would_have_done_from_there(t
     assert course.step == 3
     assert course.drawn(3) == 24
     assert len(set(seen)) == len(seen) == 24 + 6 * 6
+
+
+@pytest.mark.parametrize(("name", "options", "same"), [
+    ("allreduce", {}, ("x", "v")), ("topk", {}, ("x",)), ("gossip", {}, ()),
+    ("local_sgd", {"post_local": "7"}, ("x", "v")), ("local_sgd", {"slow_momentum": "0.3"}, ("u", "x0"))])
+def test_what_is_the_same_on_all_ranks_is_that_of_the_furthest(tmp_path, name, options, same):
+    """Rank 0 dies; rank 1 is about to save after 3 steps, rank 3 has begun the step after 5, rank 2 that after 4."""
+    begun = {1: (3, Meeting(False, False, True)), 2: (4, None), 3: (5, None)}
+
+    def main(host):
+        run = training(host, tmp_path, algorithms.build(name, options), steps=STEPS)
+        record = Record(host, run.algorithm, tmp_path, Display(False), 1000, 2, 4, 1)
+        if host.rank == 0:
+            record.output.close()
+            host.die()
+        run.algorithm.start(host, run.model.flat, run.optimizer)
+        run.algorithm.t = begun[host.rank][0]
+        mine = {"x": run.model.flat, "v": run.optimizer.state["v"],
+                **{each: getattr(run.algorithm, each) for each in run.algorithm.alike}}
+        for array in mine.values():
+            array[:] = host.rank
+        survivor = Survivor(fewer, [{"host": "h", "pid": 1}] * 4)
+        survivor.keep(run, record, *begun[host.rank])
+        for array in mine.values():         # in the middle of the step
+            array[:] = -1
+        number = host.rank
+        try:
+            host.allgather(None)
+        except RankLost as failure:
+            run, step, meeting = survivor.went_on(run, record, failure)
+        record.finish("", step, {})
+        found = {"x": run.model.flat, "v": run.optimizer.state["v"],
+                 **{each: getattr(run.algorithm, each) for each in run.algorithm.alike}}
+        for each, array in found.items():
+            assert np.all(array == (3 if each in same else number)), each
+        assert run.algorithm.t == 5 or run.algorithm.replicated
+        return step, tuple(meeting)
+    assert Cluster(4).run(main) == [(5, (False, False, True))] * 3
 
 
 def test_who_is_behind_leaves_out_the_steps_between(tmp_path):
