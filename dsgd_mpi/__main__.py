@@ -12,6 +12,7 @@ COMMANDS = {                                # name: module, function, help text
     "train": ("dsgd_mpi.train", "main", "Train a network; the same as `python -m dsgd_mpi.train`."),
     "data": ("dsgd_mpi.data.commands", "data", "Convert public data sets; check data files."),
     "simulate": ("dsgd_mpi.study.simulate", "simulate", "Train on a simulated cluster of any size, in virtual time."),
+    "calibrate": ("dsgd_mpi.study.calibrate", "main", "Measure this cluster, for `simulate --cluster`."),
     "grid": ("dsgd_mpi.study.grid", "grid", "List the runs of a scaling study, or the options of one of them."),
     "study": ("dsgd_mpi.study.study", "study", "Run a study: each combination of its axes, for several seeds."),
     "advise": ("dsgd_mpi.study.advise", "advise", "Rank the algorithms for a cluster, by simulation and studies."),

@@ -29,17 +29,17 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.folder", "training.command"),
     ("training.job",),
     ("train", "doctor", "__main__"),
-    ("study.simulate",),
-    ("study.study", "study.advise"),
+    ("study.simulate", "study.timings", "study.fits"),
+    ("study.study", "study.advise", "study.calibrate"),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
     "training.watch": ("training.signals",),
     "training.record": ("training.display", "training.output"),
     "training.results": ("training.output",),
+    "study.fits": ("study.timings",),
 }
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
-CHOOSERS = ("net", "training.build", "training.job", "study.simulate", "study.timeline", "study.plan", "study.study",
-            "study.advise", "doctor")
+CHOOSERS = ("net", "training.build", "training.job", "study", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),

@@ -233,13 +233,15 @@ class SharedMemory(Shared):
         out[:] = part
         if not glance:
             self.seen[owner] = self.memory.counts[owner]
-        self.host.travel(owner, self.host.rank, out.nbytes)
+        self.host.travel(owner, self.host.rank, out.nbytes * self.host.cluster.machine.read_factor)
+        self.host.touch(out.nbytes if owner == self.host.rank else 0)
         return out
 
     def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
         delta = delta.copy()
-        self.host.travel(self.host.rank, owner, delta.nbytes)
+        self.host.travel(self.host.rank, owner, delta.nbytes * self.host.cluster.machine.add_factor)
         self.host.be_served(owner)
+        self.host.touch(delta.nbytes if owner == self.host.rank else 0)
         return self._added(slice(owner, owner + 1), self.memory.parts[owner], delta, weigh)
 
     def read_parts(self, parts: Sequence[slice], out: Array, glance: bool = False) -> Array:
@@ -525,16 +527,25 @@ class SimulatedHost:
         if shrunk == self.cluster.shrunk and self in self.cluster.living:
             self.thread.throw(RankLost("a rank has died"))
 
-    def travel(self, source: int, target: int, nbytes: int = 0) -> None:
+    def travel(self, source: int, target: int, nbytes: float = 0) -> None:
         """Sleeps while a message travels from one rank to another on this rank's behalf."""
         if source != target:
             self._on_the_way(self.cluster.wires.send(source, target, self.cluster.machine.scale * nbytes))
 
     def spread(self, nbytes: int, owners: int, to_them: bool) -> None:
         """Sleeps while parts of a vector travel between this rank and their owners, the first ranks."""
-        wired = self.cluster.machine.scale * nbytes * (1 - (self.rank < owners) / owners)    # its own is here already
-        if wired:
+        machine = self.cluster.machine
+        own = nbytes / owners if self.rank < owners else 0.0        # is here already
+        if wired := machine.scale * (nbytes - own) * (machine.add_factor if to_them else machine.read_factor):
             self._on_the_way(self.cluster.wires.spread(self.rank, wired, owners, to_them))
+        self.touch(own)
+
+    def touch(self, nbytes: float) -> None:
+        """Sleeps while so many bytes of its own part are read or added."""
+        machine, wires = self.cluster.machine, self.cluster.wires
+        if nbytes and machine.own_factor:
+            rate = (machine.card if wires.nodes > 1 else machine.node).bytes_per_s
+            self._on_the_way(wires.after(machine.scale * nbytes * machine.own_factor / rate))
 
     def be_served(self, owner: int) -> None:
         """Sleeps until `owner` lets a one-sided call take place."""

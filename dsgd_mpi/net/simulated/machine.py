@@ -95,8 +95,13 @@ class Machine:
     node: Link = Link(100e9, 5e-7)          # a rank's, to others on its node
     tier: tuple[Tier, ...] = ()
     collective: Literal["fastest", "ring", "halving", "tree", "two-level"] = "fastest"  # for a mean; fastest: by size
+    mean_s: Seconds = 0.0                   # added to the latency of each message of a mean
+    mean_factor: Factor = 1.0               # times as long as a message's, a byte of it takes: it is added, too
     ordered_buckets: bool = True            # means of the same ranks take place one after another
     one_sided_s: Seconds = 0.0              # added by each one-sided call, for what it does besides its message
+    read_factor: Factor = 1.0               # times as long as a message's, a byte that is read takes
+    add_factor: Factor = 1.0                # and one that is added
+    own_factor: Factor = 0.0                # and one of a rank's own part, read or added
     enters_mpi_s: Seconds = 0.0             # a computing target serves one-sided calls so often; 0: its card does
     gradient: Gradient = Gradient()
     slow: tuple[Slow, ...] = ()

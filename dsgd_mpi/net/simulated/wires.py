@@ -153,8 +153,9 @@ class Wires:
         """Of each way, on an idle network."""
         n, nodes = len(ranks), len({self.node_of(rank) for rank in ranks})
         p = -(-n // nodes)                  # ranks on a node
-        latency = self.farthest_s(ranks)
-        node, cards = self.machine.node, self.machine.cards * self.machine.card.bytes_per_s
+        latency = self.farthest_s(ranks) + self.machine.mean_s
+        node, near = self.machine.node, self.machine.node.latency_s + self.machine.mean_s
+        cards = self.machine.cards * self.machine.card.bytes_per_s
         up = [float(self.flows.capacities[links[0]]) for links in self.up if links]
         joined = [under for under, links in zip(self.under, self.up, strict=True) if links]
         crosses = [nodes > each for each in joined]
@@ -174,7 +175,7 @@ class Wires:
             distance = n / 2**turn
             apart = nodes > 1 and distance >= p
             rate = between(p, distance / p) if apart else node.bytes_per_s
-            late = latency if apart else node.latency_s
+            late = latency if apart else near
             seconds += 2 * (late + nbytes / 2**turn / rate)
             waits += 2 * late
             sent += 2 * nbytes / 2**turn * (p if apart or nodes == 1 else 0)
@@ -186,10 +187,13 @@ class Wires:
             inside, outside = 2 * (p - 1), 2 * (nodes - 1)
             wide = min(cards, uplink)
             found["two-level"] = Cost(
-                inside * (node.latency_s + nbytes / p / node.bytes_per_s) + outside * (latency + nbytes / nodes / wide),
-                inside * node.latency_s + outside * latency, outside * nbytes / nodes)
+                inside * (near + nbytes / p / node.bytes_per_s) + outside * (latency + nbytes / nodes / wide),
+                inside * near + outside * latency, outside * nbytes / nodes)
         else:
             found["two-level"] = found["ring"]
+        if (times := self.machine.mean_factor) != 1.0:
+            found = {way: Cost(late + times * (seconds - late), late, sent)
+                     for way, (seconds, late, sent) in found.items()}
         return found
 
     def path(self, cost: Cost, ranks: Sequence[int]) -> tuple[Cost, list[int], list[float]]:
