@@ -230,6 +230,9 @@ def write(path: str | Path, content: Content, compression: str | None = None, **
         raise UsageError(f"{path}: expected a path that ends in .h5")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); choose another path by --to") from None
+    try:
         with atomic(path, verify=lambda file: _check_all(file, path)) as file:
             for part, (images, labels) in (("train", content.train), ("test", content.test)):
                 _write_split(file, part, images, labels, compression)

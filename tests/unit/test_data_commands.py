@@ -91,6 +91,13 @@ def test_a_subset_of_a_file_that_does_not_verify_is_not_made(tmp_path, amiss):
     assert not small.exists()
 
 
+def test_a_folder_that_cannot_be_made_is_no_lack_of_space(tmp_path):
+    path, place = dataset_file(tmp_path), tmp_path / "file"
+    place.touch()
+    done = run("subset", "--from", path, "--to", place / "x.h5", "--train", 48, "--test", 8)
+    assert done.stderr == f"Error: {place} cannot be created (File exists); choose another path by --to\n"
+
+
 def test_a_damaged_file_does_not_pass(tmp_path):
     path = dataset_file(tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
