@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 
-def to_json(content: Any, indent: int | None = None) -> str:
+def to_json(content: Any, indent: int | None = None, sort_keys: bool = False) -> str:
     """`content` as text, of which json.loads makes the same but for numbers that are not finite: they are None."""
-    return json.dumps(finite_or_none(content), indent=indent, allow_nan=False)
+    return json.dumps(finite_or_none(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def finite_or_none(content: Any) -> Any:

@@ -36,7 +36,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -44,6 +43,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import FIELDS, Config, convert, from_toml, kind_of, read_toml, suggestion
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine as machines
@@ -103,7 +103,7 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
+        return hashlib.sha256(to_json(self.identity, sort_keys=True).encode()).hexdigest()[:10]
 
     @cached_property
     def name(self) -> str:

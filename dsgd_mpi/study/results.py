@@ -100,7 +100,7 @@ def load(study: Study, cell: Cell) -> Result | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = Result(content)
-        now = json.loads(json.dumps(cell.resolved()))
+        now = json.loads(to_json(cell.resolved()))
         return result if all(result.config.get(key, now[key]) == now[key] for key in now) else None
     except FileNotFoundError:
         return None

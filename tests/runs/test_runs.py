@@ -423,7 +423,7 @@ def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, 
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent("""
         from dsgd_mpi.net import launch
-        launch.VARIABLES = {"one": ("PMI_RANK", None), "another": ("OMPI_COMM_WORLD_RANK", None)}
+        launch.VARIABLES = {"MPICH": ("PMI_RANK", None), "Open MPI": ("OMPI_COMM_WORLD_RANK", None)}
         from dsgd_mpi.train import main
         main()"""))
     folder = tmp_path / "run"
