@@ -212,9 +212,10 @@ class Record:
             self.display.epoch(self.row)
 
     def all_staleness(self) -> Counter[int]:
-        """Collective: the histogram of all ranks."""
+        """Collective: the histogram of all ranks, on rank 0, which writes it."""
         found: Counter[int] = Counter()
-        for own in self.host.allgather(list(self.host.traffic.staleness.items())):
+        everyone = self.host.allgather(list(self.host.traffic.staleness.items()))
+        for own in everyone if self.host.rank == 0 else ():
             found.update(dict(own))
         return found
 
