@@ -81,7 +81,7 @@ def compared(tmp_path, start):
 @pytest.mark.parametrize(("ranks", "early", "options"), [
     (None, True, ("--algorithm", "local_sgd", "--set", "slow_momentum=0.5", "--set", "period=2")),
     (2, False, ("--algorithm", "allreduce", "--set", "bucket_mb=0.05")),
-    (2, True, ("--algorithm", "gossip", "--optimizer", "lamb"))])
+    pytest.param(2, True, ("--algorithm", "gossip", "--optimizer", "lamb"), marks=pytest.mark.soak)])
 def test_all_work_of_a_run_is_on_its_own_streams_and_a_graph_holds_every_launch(compared, ranks, options, early):
     for found in compared(*options, ranks=ranks, early=early):
         seen = Counter({(what, stream): times for what, stream, times in found["seen"]})
@@ -126,6 +126,7 @@ def test_the_host_is_a_step_ahead_and_images_are_copied_beside_the_kernels(compa
             ("copy in", kernels, 4 * 4)]    # its labels
 
 
+@pytest.mark.soak
 @needs_compiler
 def test_between_two_averages_the_host_is_a_step_ahead(compared):
     for found in compared("--algorithm", "local_sgd", "--set", "period=3", "--eval-every", 1000, ranks=2):
