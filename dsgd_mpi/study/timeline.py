@@ -6,12 +6,14 @@ and then until the data are there.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from dsgd_mpi.net.simulated.host import Span
-from dsgd_mpi.study.style import COLOURS, STYLE, WIDTH
+from dsgd_mpi.study.style import COLOURS, STYLE, canvas
 
 KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for a slower rank", COLOURS[1]),
          "network": ("data on their way", COLOURS[5]), "one-sided": ("one-sided call", COLOURS[2])}
@@ -20,21 +22,33 @@ THICK = 0.8                                 # of a line of the picture
 
 
 def parts(spans: Iterable[Span]) -> list[tuple[int, str, float, float, int | None]]:
-    """rank, kind, begin, end, and the rank that was waited for: the spans, waits divided at the last peer's arrival."""
+    """rank, kind, begin, end, and the rank that was waited for: the spans, waits divided at the last peer's arrival.
+
+    Of the first MOST_RANKS ranks.
+    """
     spans = list(spans)
-    ends: dict[int, list[float]] = defaultdict(list)
-    found: list[tuple[int, str, float, float, int | None]] = []
+    ends: dict[int, list[float]] = defaultdict(list)    # of computations, in order
     for span in spans:
         if span.what == "compute":
             ends[span.rank].append(span.end)
+
+    def arrived(peer: int, by: float) -> float:
+        place = bisect_right(ends[peer], by + 1e-12)
+        return ends[peer][place - 1] if place else 0.0
+
+    @cache                                  # all who wait in one meeting wait for the same
+    def last_of(peers: tuple[int, ...], by: float) -> tuple[float, int | None]:
+        """When the last of them came, and who; who waits came earlier."""
+        return max(((arrived(peer, by), peer) for peer in peers), key=lambda each: each[0], default=(0.0, None))
+
+    found: list[tuple[int, str, float, float, int | None]] = []
     for span in spans:
+        if span.rank >= MOST_RANKS:
+            continue
         if span.what != "wait":
             found.append((span.rank, span.what, span.begin, span.end, None))
             continue
-        came = {peer: max((end for end in ends[peer] if end <= span.end + 1e-12), default=0.0)
-                for peer in span.peers if peer != span.rank}
-        last = max(came, key=lambda peer: came[peer], default=None)
-        until = came[last] if last is not None else span.begin
+        until, last = last_of(span.peers, span.end)
         if until > span.begin:
             found.append((span.rank, "wait", span.begin, until, last))
         if span.end > max(until, span.begin):
@@ -43,16 +57,14 @@ def parts(spans: Iterable[Span]) -> list[tuple[int, str, float, float, int | Non
 
 
 def draw(spans: Iterable[Span], title: str, path: Path, until_s: float) -> None:
-    """A picture of the first MOST_RANKS ranks, up to that simulated time."""
-    import matplotlib
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    """A picture, up to that simulated time."""
+    from matplotlib import style
     from matplotlib.patches import Patch
 
-    found = [part for part in parts(spans) if part[0] < MOST_RANKS]
+    found = parts(spans)
     ranks = sorted({rank for rank, *_ in found})
-    with plt.rc_context({**STYLE, "axes.grid": False}):      # type: ignore[dict-item]
-        figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.34 * len(ranks)), layout="constrained")
+    with style.context(["default", STYLE, {"axes.grid": False}]):
+        figure, ((axes,),) = canvas(1, 1, 1.4 + 0.34 * len(ranks))
         for kind, (_, colour) in KINDS.items():
             for rank in ranks:
                 bars = [(begin, end - begin) for at, what, begin, end, _ in found if (at, what) == (rank, kind)]
@@ -68,4 +80,3 @@ def draw(spans: Iterable[Span], title: str, path: Path, until_s: float) -> None:
         figure.legend(handles=[Patch(color=colour, label=label) for kind, (label, colour) in KINDS.items()
                                if kind in seen], loc="outside lower center", ncols=len(seen), frameon=False)
         figure.savefig(path, dpi=150)
-        plt.close(figure)
