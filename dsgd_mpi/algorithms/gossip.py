@@ -60,11 +60,11 @@ class Gossip(Algorithm):
 
     def meets(self) -> bool:
         """Whether this step has an exchange. With pull, all ranks draw alike, so nobody waits for an absent partner."""
-        if self.probability == 1:
-            return self.t % self.period == 0
+        if self.t % self.period:
+            return False
         drawn_by = [self.net.rank] if self.mode == "push" else []
-        draw = np.random.default_rng((self.seed, self.t, 1, *drawn_by)).random()
-        return self.t % self.period == 0 and bool(draw < self.probability)
+        return self.probability == 1 or (
+            np.random.default_rng((self.seed, self.t, 1, *drawn_by)).random() < self.probability)
 
     def pull(self, x: Array) -> Pending | None:
         partner = int(matching(self.t, self.net.size, self.seed)[self.net.rank])

@@ -8,6 +8,7 @@ import stat
 import sys
 import termios
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 # launcher: its variables for rank and number of ranks, None where it tells only the rank. The first that is set counts:
@@ -65,9 +66,10 @@ def forwarded() -> None:
     """
     end = time.monotonic() + FORWARD_S
     for file in (sys.stdout, sys.stderr):
-        file.flush()
-        while unread(file.fileno()) and time.monotonic() < end:
-            time.sleep(LOOK_S)
+        with suppress(OSError, ValueError):     # it may be closed
+            file.flush()
+            while unread(file.fileno()) and time.monotonic() < end:
+                time.sleep(LOOK_S)
 
 
 def unread(descriptor: int) -> int:

@@ -22,7 +22,7 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.net.simulated import machine as machines
 from dsgd_mpi.study.fits import Fit, machine_of, percent
-from dsgd_mpi.study.style import COLOURS, STYLE, WIDTH
+from dsgd_mpi.study.style import COLOURS, STYLE, WIDTH, require_matplotlib
 from dsgd_mpi.study.timings import Groups, gradients, messages, steps, to_busy
 from dsgd_mpi.terminal import print_anything
 from dsgd_mpi.training.build import Prepared, connect, on_gpu, prepare
@@ -144,13 +144,6 @@ def check_out(out: Path) -> None:
     require_matplotlib()
 
 
-def require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError("the picture needs matplotlib; pip install 'dsgd_mpi[plot]'") from None
-
-
 def places(host: Host) -> Groups:
     """Collective: UsageError, the same on all ranks, unless nodes have as many ranks each, one after the other."""
     names = [place["host"] for place in host.allgather(host.place())]
@@ -201,9 +194,8 @@ def say(machine: machines.Machine, fits: list[Fit], groups: Groups) -> None:
 
 def write(out: Path, machine: machines.Machine, fits: list[Fit]) -> None:
     """UsageError if the disk will not have it."""
-    import tomli_w
     try:
-        write_whole(out, tomli_w.dumps(machines.to_toml(machine)))
+        write_whole(out, machines.to_toml(machine))
         draw(machine, fits, out.with_suffix(".png"))
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from dsgd_mpi import algorithms
+from dsgd_mpi.study.export import slug
 from dsgd_mpi.study.plan import Study
 from dsgd_mpi.study.results import Outcome, Result
-from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
+from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, canvas
 from dsgd_mpi.study.table import Spread, of, to_target, write_table
 
 SPLIT = {"compute": ("computing", COLOURS[0]), "wait": ("waiting: for ranks and data", COLOURS[1]),
@@ -47,7 +47,7 @@ def draw_study(study: Study, outcomes: list[Outcome], folder: Path) -> list[Path
             every = list(group)
             simulated = ", simulated" if every[0].group.cell.place else ""
             title = f"{study.name}{': ' if facet else ''}{', '.join(value for _, value in facet)}{simulated}"
-            name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(value for _, value in facet)).strip("-")
+            name = slug(*(value for _, value in facet))
             for what, draw in (("curves", curves), ("target", target), ("scaling", scaling), ("speedup", speedup),
                                ("split", split), ("spread", spread_of)):
                 figure = draw(study, every)
@@ -60,14 +60,6 @@ def draw_study(study: Study, outcomes: list[Outcome], folder: Path) -> list[Path
                     figure.savefig(path, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else None)
                     made.append(path)
     return made
-
-
-def canvas(rows: int, columns: int, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # log-in nodes have no display
-    from matplotlib.figure import Figure
-    figure = Figure((WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def by_label(outcomes: Iterable[Outcome]) -> list[tuple[str, list[Outcome]]]:

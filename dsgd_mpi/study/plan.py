@@ -73,8 +73,7 @@ class Place:
 
     @cached_property
     def machine(self) -> machines.Machine:
-        machine: machines.Machine = machines.parsed(machines.Machine, self.entries, f"cluster {self.label}")
-        return machine
+        return machines.described(self.entries, f"cluster {self.label}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Cell:
                if key not in ELSEWHERE and value != FIELDS[key].default}
         simulated: dict[str, Any] = {}
         if self.place:
-            about = {key: value for key, value in machines.to_toml(self.place.machine).items()
+            about = {key: value for key, value in machines.table_of(self.place.machine).items()
                      if key not in ("name", "about")}
             simulated = {"cluster": about, "as": self.as_model, "gradients": self.gradients}
         return {**own, "algorithm": self.way.name, "options": self.way.given(), "ranks": self.ranks, **simulated}

@@ -31,7 +31,7 @@ from dsgd_mpi.study.export import write_all
 from dsgd_mpi.study.figures import draw_study
 from dsgd_mpi.study.results import outcomes
 from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
-from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH
+from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH, require_matplotlib
 
 COLUMNS = ("run", "label", "kind", "step", "epoch", "images", "images_applied", "training_s", "value")
 OVER = {"epochs": "epoch", "images": "images", "images-applied": "images_applied"}      # axis, and its column
@@ -159,13 +159,6 @@ def scaling(runs: list[Run], to: Path) -> list[str]:
     write_scaling(found, to / "scaling.csv")
     draw_scaling(found, shared(runs), to / "scaling.png")
     return ["scaling.png", "scaling.csv"]
-
-
-def require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError("plotting needs matplotlib; pip install 'dsgd_mpi[plot]'") from None
 
 
 def run_folders(paths: tuple[Path, ...]) -> list[Path]:

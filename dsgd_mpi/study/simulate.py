@@ -26,6 +26,7 @@ from dsgd_mpi.net.simulated.host import Cluster, Deadlock, SimulatedHost
 from dsgd_mpi.net.simulated.machine import Machine
 from dsgd_mpi.nn import Model, models
 from dsgd_mpi.study import timeline
+from dsgd_mpi.study.style import require_matplotlib
 from dsgd_mpi.train import config_of, read_files, read_run
 from dsgd_mpi.training import inject
 from dsgd_mpi.training.build import Prepared, optimizer_of, prepare
@@ -80,16 +81,11 @@ def simulate(ctx: click.Context, /, cluster: str, ranks: int, gradients: Literal
 
     All options of `train` apply, and the run folder is the same, so `plot` reads it. What is simulated says so.
     """
-    try:
-        if cluster == "list":
-            click.echo(catalogue())
-            return
-        status = run(config_of(ctx, options), Simulation(machines.read(machines.found(cluster)), ranks, gradients,
-                                                         as_model, seconds or 0.0))
-    except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
-    sys.exit(status)
+    if cluster == "list":
+        click.echo(catalogue())
+        return
+    machine = machines.read(machines.found(cluster))
+    sys.exit(run(config_of(ctx, options), Simulation(machine, ranks, gradients, as_model, seconds or 0.0)))
 
 
 def catalogue() -> str:
@@ -105,6 +101,8 @@ def run(config: Config, simulation: Simulation) -> int:
         if fault.kind not in MEANINGFUL:
             raise UsageError(f"--inject {fault.kind}: expected one of {', '.join(MEANINGFUL)}, since simulated ranks "
                              "share a process; a rank that dies is an entry [[death]] of the cluster's file")
+    if simulation.timeline_s:
+        require_matplotlib()
     stop = StopRequest()
     idle = simulation.gradients == "none"
     if idle and not config.steps:
@@ -119,7 +117,7 @@ def run(config: Config, simulation: Simulation) -> int:
     act = pass_time if idle else train
     status = 0
     with claim:
-        write_whole(claim.folder / "cluster.toml", toml(machine))
+        write_whole(claim.folder / "cluster.toml", machines.to_toml(machine))
         start = time.perf_counter()
         try:
             status = int(max(cluster.run(lambda host: act(parts, host, claim.folder, stop))))
@@ -132,11 +130,6 @@ def run(config: Config, simulation: Simulation) -> int:
             took = time.perf_counter() - start
             click.echo(f"{cluster.clock.now:.1f} simulated seconds took {took:.1f} s")
     return status
-
-
-def toml(machine: Machine) -> str:
-    import tomli_w
-    return tomli_w.dumps(machines.to_toml(machine))
 
 
 def scaled(simulation: Simulation, parts: Prepared) -> Machine:
@@ -201,11 +194,8 @@ def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequ
         algorithm.step(x, gradient, 0.0)
         record.step(step + 1, 0.0)
     algorithm.rest(x)
-    figures = record.figures()
-    sums = host.mean(np.array(list(figures.values()), np.float64)).wait()
+    record.row = record.over_ranks(record.figures())
     display.end()
-    record.row = dict(zip(figures, map(float, sums), strict=True))
-    record.row |= {key: round(record.row[key] * host.size) for key in ("bytes_sent", "images", "images_applied")}
     record.row["images_per_s"] = record.row["images"] / record.row["wall_s"] if record.row["wall_s"] else None
     summary = record.finish("finished", steps, own.about(host.size))
     if host.rank == 0:

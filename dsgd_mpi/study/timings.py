@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.doctor.selftest import seconds as timed
 from dsgd_mpi.net.api import Host
 
 MOST_BYTES = 1 << 23                        # of one message
@@ -132,15 +133,6 @@ def to_busy(host: Host, groups: Groups, like: Array, own: int, gradients: Iterat
             next(gradients)
     host.settle()
     return float(np.mean([each for part in host.allgather(took) for each in part]))
-
-
-def timed(host: Host, acts: list[Act]) -> list[float]:
-    found = []
-    for act in acts:
-        start = host.now()
-        act()
-        found.append(host.now() - start)
-    return found
 
 
 def steps(host: Host, model: Any, optimizer: Any, batches: Any) -> Generator[float, None, None]:

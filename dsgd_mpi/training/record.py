@@ -196,13 +196,12 @@ class Record:
         """Collective, after an evaluation that found these figures: a line of summary.csv."""
         own = {"losses": self.epoch_losses, "loss": self.epoch_loss, **self.figures()}
         self.epoch_loss, self.epoch_losses = 0.0, 0
-        means = dict(zip(own, map(float, self.host.mean(np.array(list(own.values()), np.float64)).wait()), strict=True))
-        loss, losses = means.pop("loss"), means.pop("losses")
+        figures = self.over_ranks(own)
+        loss, losses = figures.pop("loss"), figures.pop("losses")
         rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
         train_loss = loss / losses if losses else None      # no loss was finite
         self.row = {"step": step, "epoch": self.epoch(step), "lr": lr, **found,
-                    "train_loss": train_loss, **means,
-                    **{key: round(means[key] * self.host.size) for key in SUMS}}
+                    "train_loss": train_loss, **figures}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         self.row["rank_steps"] = " ".join(map(str, rank_steps))
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
@@ -210,6 +209,12 @@ class Record:
         if self.output:                     # rank 0
             self.output.add("summary.csv", self.as_csv(self.row))
             self.display.epoch(self.row)
+
+    def over_ranks(self, own: dict[str, float]) -> dict[str, Any]:
+        """Collective: the average of each figure, and of SUMS the sum."""
+        means = self.host.mean(np.array(list(own.values()), np.float64)).wait()
+        found = dict(zip(own, map(float, means), strict=True))
+        return found | {key: round(found[key] * self.host.size) for key in SUMS}
 
     def all_staleness(self) -> Counter[int]:
         """Collective: the histogram of all ranks, on rank 0, which writes it."""

@@ -367,8 +367,7 @@ class MpiHost:
     def abort(status: int) -> None:
         """Ends all ranks of the job at once."""
         try:
-            with suppress(OSError, ValueError):     # its own standard error may be closed
-                forwarded()
+            forwarded()
             MPI.COMM_WORLD.Abort(status)
         finally:                            # it may return while the launcher ends the others
             os._exit(status)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tomli_w
+
 from dsgd_mpi.config import COUNT, Most, check_type, read_toml, suggestion
 from dsgd_mpi.errors import UsageError
 
@@ -128,10 +130,15 @@ def found(name: str) -> Path:
 
 def read(path: str | Path) -> Machine:
     """UsageError names the entry that is wrong."""
-    machine: Machine = parsed(Machine, read_toml(path), str(path))
+    return described(read_toml(path), str(path))
+
+
+def described(table: Any, where: str) -> Machine:
+    """The cluster that such a table describes. UsageError names the entry that is wrong."""
+    machine: Machine = parsed(Machine, table, where)
     for number, tier in enumerate(machine.tier, start=1):
         if not (tier.nodes or tier.groups) and number < len(machine.tier):
-            raise UsageError(f"{path}: tier {number}: expected the nodes that one of its switches joins, since there "
+            raise UsageError(f"{where}: tier {number}: expected the nodes that one of its switches joins, since there "
                              "is a tier above")
     return machine
 
@@ -167,8 +174,13 @@ def kind_is_float(kind: Any) -> bool:
     return kind is float or (typing.get_origin(kind) is Annotated and typing.get_args(kind)[0] is float)
 
 
-def to_toml(machine: Machine) -> dict[str, Any]:
-    """What `read` would read: what differs from the defaults."""
+def to_toml(machine: Machine) -> str:
+    """A file that `read` reads back."""
+    return tomli_w.dumps(table_of(machine))
+
+
+def table_of(machine: Machine) -> dict[str, Any]:
+    """What differs from the defaults."""
     def told(thing: Any) -> dict[str, Any]:
         table = {}
         for item in dataclasses.fields(thing):

@@ -35,21 +35,17 @@ class Wires:
 
     def __init__(self, clock: Clock, machine: Machine, size: int) -> None:
         self.clock, self.machine, self.size = clock, machine, size
-        self.per_node = min(machine.ranks_per_node, size)
         self.nodes = -(-size // machine.ranks_per_node)
         self.under = [-(-self.nodes // tier.groups) if tier.groups else tier.nodes or self.nodes
                       for tier in machine.tier]     # nodes below one switch
-        names, capacities = [""], [math.inf]
+        capacities = [math.inf]             # that of NOWHERE
 
-        def links(name: str, count: int, bytes_per_s: float) -> list[int]:
-            first = len(names)
-            names.extend(f"{name} {number}" for number in range(count))
+        def links(count: int, bytes_per_s: float) -> list[int]:
             capacities.extend([bytes_per_s] * count)
-            return list(range(first, first + count))
+            return list(range(len(capacities) - count, len(capacities)))
         cards = self.nodes * machine.cards
-        self.out, self.into = (links(f"card {way}", cards, machine.card.bytes_per_s) for way in ("out", "in"))
-        self.within_out, self.within_in = (links(f"rank {way}", size, machine.node.bytes_per_s)
-                                           for way in ("out", "in"))
+        self.out, self.into = (links(cards, machine.card.bytes_per_s) for _ in range(2))
+        self.within_out, self.within_in = (links(size, machine.node.bytes_per_s) for _ in range(2))
         self.up: list[list[int]] = []       # by tier, by switch; empty where never full
         self.down: list[list[int]] = []
         for tier, under in zip(machine.tier, self.under, strict=True):
@@ -57,9 +53,8 @@ class Wires:
             below = min(under, self.nodes) * machine.cards * machine.card.bytes_per_s
             rate = tier.bytes_per_s or below / tier.oversubscription
             bound = count > 1 and rate < below
-            self.up.append(links(f"tier {len(self.up) + 1} up", count, rate) if bound else [])
-            self.down.append(links(f"tier {len(self.down) + 1} down", count, rate) if bound else [])
-        self.names = names
+            self.up.append(links(count, rate) if bound else [])
+            self.down.append(links(count, rate) if bound else [])
         self.flows = Flows(clock, capacities)
         spread = cards * machine.card.bytes_per_s if self.nodes > 1 else size * machine.node.bytes_per_s
         self.from_all, self.to_all = self.flows.add(spread), self.flows.add(spread)
@@ -165,10 +160,10 @@ class Wires:
             """The rate of each when so many ranks of every node send at once to nodes so far away."""
             return min([cards / flows, *(rate / (each * flows) for rate, each in zip(up, joined, strict=True)
                                          if distance >= each)])
-        ring = min(node.bytes_per_s if p > 1 else math.inf, min(cards, uplink) if nodes > 1 else math.inf)
+        wide = min(cards, uplink)           # between nodes that each send to one other
+        wire = min(node.bytes_per_s if p > 1 else math.inf, wide if nodes > 1 else math.inf)
         turns, rounds = 2 * (n - 1), (n - 1).bit_length()
-        found = {"ring": Cost(turns * (latency + nbytes / n / ring), turns * latency, turns * nbytes / n)}
-        wire = min(node.bytes_per_s if p > 1 else math.inf, min(cards, uplink) if nodes > 1 else math.inf)
+        found = {"ring": Cost(turns * (latency + nbytes / n / wire), turns * latency, turns * nbytes / n)}
         found["tree"] = Cost(2 * rounds * (latency + nbytes / wire), 2 * rounds * latency, 2 * rounds * nbytes)
         seconds = waits = sent = 0.0
         for turn in range(1, rounds + 1):
@@ -185,7 +180,6 @@ class Wires:
         found["halving"] = Cost(seconds, waits, max(sent, nbytes))
         if p > 1 and nodes > 1:
             inside, outside = 2 * (p - 1), 2 * (nodes - 1)
-            wide = min(cards, uplink)
             found["two-level"] = Cost(
                 inside * (near + nbytes / p / node.bytes_per_s) + outside * (latency + nbytes / nodes / wide),
                 inside * near + outside * latency, outside * nbytes / nodes)
