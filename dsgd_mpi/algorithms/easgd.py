@@ -3,21 +3,26 @@
     every tau steps:  e = beta/n (x_i - c);   x_i <- x_i - e;   c <- c + e
     x_i <- x_i - eta v_i                      its gradient taken before the elastic pull
 
-The centre c is in shared memory, a part of it on every rank; nobody waits. beta is the pull of all ranks together:
-the paper's alpha is beta/n, since a fixed alpha makes c overshoot once n alpha exceeds 1. c takes part in the mean of
-all models without a gradient of its own: under a constant one it moves at n / (n + 1) of all-reduce's rate.
+The centre c is in shared memory, a part of it on every rank; or the first `servers` ranks hold it and only serve. Nobody
+waits. beta is the pull of all n workers together: the paper's alpha is beta/n, since a fixed alpha makes c overshoot once
+n alpha exceeds 1. c takes part in the mean of all models without a gradient of its own: under a constant one it moves at
+n / (n + 1) of all-reduce's rate.
+
+`order="adapt-then-combine"`: the elastic pull comes after the step, so that the next gradient is taken where it has led;
+this is how the first author of Jin et al. 2016 compared it, with one server, beta = 0.8 and tau = 1 or 10.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Algorithm, Gradient
+from dsgd_mpi.algorithms import Algorithm, Gradient, serving
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.clocks import Clocks
 from dsgd_mpi.net.sharded import Sharded
 from dsgd_mpi.optim.api import Optimizer
 
@@ -26,6 +31,8 @@ from dsgd_mpi.optim.api import Optimizer
 class Elastic(Algorithm):
     beta: Annotated[float, 0] = 0.9         # n alpha
     period: Annotated[int, 1] = 4           # tau
+    order: Literal["combine-then-adapt", "adapt-then-combine"] = "combine-then-adapt"
+    servers: Annotated[int, 0] = 0          # ranks that only hold the centre; 0: all hold it, and all work
 
     keeps = "t", "c"
     one_sided = True
@@ -35,21 +42,34 @@ class Elastic(Algorithm):
     offers = "c, the centre"
     drift = "n / (n + 1)"
     advised = {}, {"period": 16}
-    variants = {}, {"period": 1}
+    variants = {}, {"period": 1}, {"order": "adapt-then-combine"}, {"servers": 1}
     c = np.zeros(0)                         # the centre as of the last rest
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.centre = Sharded(net, self.c if len(self.c) else x)
+        self.holders = serving(self, net.size)
+        self.centre = Sharded(net, self.c if len(self.c) else x, self.holders)
+        self.clocks = Clocks(net, int(self.t), self.holders, 0)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
-        g = gradient(x)
-        if self.t % self.period == 0:
-            e = self.beta / self.net.size * (x - self.centre.read(np.empty_like(x)))
-            x -= e
-            self.centre.add(e)
-        self.optimizer.update(x, g, lr)
         self.t += 1
+        if self.net.rank < self.holders:
+            self.clocks.wait_for_all(self.t)
+            return
+        combine_first, meets = self.order == "combine-then-adapt", (self.t - 1) % self.period == 0
+        g = gradient(x)
+        if meets and combine_first:
+            self.combine(x)
+        self.optimizer.update(x, g, lr)
+        if meets and not combine_first:
+            self.combine(x)
+        self.clocks.tick()
+
+    def combine(self, x: Array) -> None:
+        workers = self.net.size - self.holders
+        e = self.beta / workers * (x - self.centre.read(np.empty_like(x)))
+        x -= e
+        self.centre.add(e)
 
     def rest(self, x: Array) -> None:
         self.c = self.centre.whole(x)

@@ -20,6 +20,7 @@
 
     [tune]                              # the best rate by cell; instead of lr in [base]
     lr = [0.05, 0.1, 0.2]
+    beyond = 2                          # so many more are tried where the best is the first or the last  [default: 0]
 
 An algorithm is a string or a table: its name, its options in `set`, a label, options of `train` that go with it, and
 share_lr = true if a rank takes the rate divided by the number of ranks, as where the ranks' updates add up. A cluster
@@ -27,7 +28,8 @@ is a name or file, or a table with it, a label, and entries that replace those o
 out.
 
 With [tune], every cell is run with the first seed at each of the rates. The best is the one with the highest accuracy
-at the end of the run, the lower of two equal ones; the other seeds are run at it.
+at the end of the run, the lower of two equal ones; the other seeds are run at it. A rate beyond the list is as far from its
+neighbour as that is from the next.
 A job file with [grid] is a study, too.
 """
 
@@ -174,19 +176,38 @@ class Study:
     seeds: list[int]
     results: Path
     groups: list[Group]
-    rates: list[float]                      # to choose from; none: lr is given
+    rates: list[float]                      # to choose from, in ascending order; none: lr is given
+    beyond: int                             # how many more may be tried
 
-    def trials(self, group: Group) -> list[Cell]:
+    def tried(self, group: Group, accuracy: Accuracy) -> list[float]:
+        """The list, and then what was tried beyond it, in that order."""
+        rates = list(self.rates)
+        for _ in range(self.beyond):
+            known, best = sorted(rates), self.best(group, rates, accuracy)
+            if best == known[-1]:
+                rates.append(float(f"{known[-1] ** 2 / known[-2]:.6g}"))
+            elif best == known[0]:
+                rates.append(float(f"{known[0] ** 2 / known[1]:.6g}"))
+            else:
+                break
+        return rates
+
+    def best(self, group: Group, rates: list[float], accuracy: Accuracy) -> float | None:
+        """None: some run is not done. A run that diverged has accuracy 0."""
+        reached = {lr: accuracy(group.cell.at(lr, self.seeds[0])) for lr in rates}
+        if None in reached.values():
+            return None
+        return max(rates, key=lambda lr: (reached[lr], -lr))
+
+    def trials(self, group: Group, accuracy: Accuracy) -> list[Cell]:
         """From which the best rate is chosen."""
-        return [group.cell.at(lr, self.seeds[0]) for lr in self.rates]
+        return [group.cell.at(lr, self.seeds[0]) for lr in self.tried(group, accuracy)]
 
     def choice(self, group: Group, accuracy: Accuracy) -> Choice | None:
-        """None: some trial is not done. A run that diverged has accuracy 0."""
-        reached = [accuracy(cell) for cell in self.trials(group)]
-        if any(each is None for each in reached):
-            return None
-        best = max(range(len(reached)), key=lambda at: (reached[at] or 0.0, -at))
-        return Choice(self.rates[best], len(reached) > 1 and best in (0, len(reached) - 1))
+        """None: some trial is not done."""
+        rates = self.tried(group, accuracy)
+        best = self.best(group, rates, accuracy)
+        return None if best is None else Choice(best, len(rates) > 1 and best in (min(rates), max(rates)))
 
     def cells(self, group: Group, accuracy: Accuracy) -> list[Cell] | None:
         """The runs that count, one for each seed; None while the rate is not known."""
@@ -197,27 +218,28 @@ class Study:
 
     def known(self, accuracy: Accuracy) -> list[Cell]:
         """All runs that are known by now, each once: the trials of all groups first."""
-        every = [cell for group in self.groups for cell in self.trials(group)]
+        every = [cell for group in self.groups for cell in self.trials(group, accuracy)]
         for group in self.groups:
             every += self.cells(group, accuracy) or []
         return list({cell.hash: cell for cell in every}.values())
 
-    def most(self) -> int:
-        """How many there will be, at most."""
-        trials = {cell.hash for group in self.groups for cell in self.trials(group)}
-        return len(trials) + len({group.cell.hash for group in self.groups}) * (len(self.seeds) - bool(self.rates))
+    def expected(self, accuracy: Accuracy) -> int:
+        """How many there will be, if no more rates have to be tried."""
+        open_ = {group.cell.hash for group in self.groups if self.cells(group, accuracy) is None}
+        return len(self.known(accuracy)) + len(open_) * (len(self.seeds) - 1)
 
     def slots(self, accuracy: Accuracy) -> dict[int, Cell]:
-        """The cells that are known by now, by numbers that they keep: trials first, then group by group the seeds."""
-        trials = [cell for group in self.groups for cell in self.trials(group)]
-        found, number = dict(enumerate(trials)), len(trials)
-        for group in self.groups:
-            cells = self.cells(group, accuracy)
-            for each in range(bool(self.rates), len(self.seeds)):
-                if cells:
-                    found[number] = cells[each]
-                number += 1
-        return found
+        """The cells that are known by now, by numbers that they keep: the trials of the lists, those beyond, the seeds.
+        """
+        found: dict[int, Cell] = {}
+        width, later = len(self.rates), self.beyond + len(self.seeds) - bool(self.rates)
+        for at, group in enumerate(self.groups):
+            trials, cells = self.trials(group, accuracy), self.cells(group, accuracy) or []
+            own, after = at * width, len(self.groups) * width + at * later
+            found.update(enumerate(trials[:width], own))
+            found.update(enumerate(trials[width:], after))
+            found.update(enumerate(cells[bool(self.rates):], after + self.beyond))
+        return dict(sorted(found.items()))
 
 
 def read(path: Path, executor: str = "") -> Study:
@@ -251,7 +273,7 @@ def read(path: Path, executor: str = "") -> Study:
             and all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)):
         raise UsageError(f"{path}: [study]: seeds: expected different integers, at least 0; found {seeds!r}")
     return Study(path, name, about, executor, target, seeds, Path(results),
-                 groups(path, base, along, executor == "simulate", bool(tune)), rates(path, tune))
+                 groups(path, base, along, executor == "simulate", bool(tune)), *rates(path, tune))
 
 
 def section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -261,14 +283,18 @@ def section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def rates(path: Path, tune: dict[str, Any]) -> list[float]:
-    """In ascending order."""
+def rates(path: Path, tune: dict[str, Any]) -> tuple[list[float], int]:
+    """In ascending order, and how many more may be tried beyond them."""
     if not tune:
-        return []
-    values = tune.get("lr")
-    if set(tune) != {"lr"} or not isinstance(values, list) or not values:
-        raise UsageError(f"{path}: [tune]: expected lr, a list of rates, and nothing else; found {tune!r}")
-    return sorted({float(axes.option("lr", value, f"{path}: [tune]")) for value in values})
+        return [], 0
+    values, beyond = tune.get("lr"), tune.get("beyond", 0)
+    if set(tune) - {"beyond"} != {"lr"} or not isinstance(values, list) or not values:
+        raise UsageError(f"{path}: [tune]: expected lr, a list of rates, and beyond alone; found {tune!r}")
+    found = sorted({float(axes.option("lr", value, f"{path}: [tune]")) for value in values})
+    if type(beyond) is not int or beyond < 0 or (beyond and (len(found) < 2 or not found[0])):
+        raise UsageError(f"{path}: [tune]: beyond: expected a number of rates, at least 0, and 0 unless lr has two that "
+                         f"are positive; found {beyond!r}")
+    return found, beyond
 
 
 def groups(path: Path, base: dict[str, Any], along: dict[str, Any], simulated: bool, tuned: bool) -> list[Group]:
@@ -389,4 +415,4 @@ def of_grid(path: Path, table: Any, executor: str) -> Study:
         raise UsageError(f"{path}: a job file with [grid] has no cluster to simulate; use --executor local or slurm")
     along = {"ranks": table["ranks"], "algorithm": table["algorithms"]}
     return Study(path, path.stem, "", executor, None, [0], Path("runs/studies") / path.stem,
-                 groups(path, base, along, False, False), [])
+                 groups(path, base, along, False, False), [], 0)

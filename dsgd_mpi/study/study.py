@@ -89,18 +89,21 @@ def study(file: Path, executor: str | None, jobs: int | None, out: Path | None, 
 
 def counted(study_: Study) -> str:
     """What would be run."""
-    trials = len({cell.hash for group in study_.groups for cell in study_.trials(group)})
-    text = f"{study_.name}: {len(study_.groups)} groups, {study_.most()} cells"
-    if trials:
-        text += f", {trials} of them to choose a rate of {len(study_.rates)} with seed {study_.seeds[0]}"
-    return f"{text}; {sum(load(study_, cell) is not None for cell in study_.known(reader(study_)))} have a result"
+    accuracy = reader(study_)
+    known = study_.known(accuracy)
+    text = f"{study_.name}: {len(study_.groups)} groups, {study_.expected(accuracy)} cells"
+    if study_.rates:
+        trials = {cell.hash for group in study_.groups for cell in study_.trials(group, accuracy)}
+        text += f", {len(trials)} of them to choose a rate of {len(study_.rates)} with seed {study_.seeds[0]}"
+        text += f", and {study_.beyond} more where the best is the first or the last" if study_.beyond else ""
+    return f"{text}; {sum(accuracy(cell) is not None for cell in known)} have a result"
 
 
 def check(study_: Study) -> None:
     """UsageError about the first cell that could not be run, before any is."""
     prepared: dict[str, Prepared] = {}
     for group in study_.groups:
-        for cell in study_.trials(group) or [group.cell]:
+        for cell in study_.trials(group, reader(study_)) or [group.cell]:
             config = replace(cell.config, lr=0.1, seed=0)
             key = repr(config)
             try:
@@ -157,13 +160,13 @@ def run_all(study_: Study, execute: Execute, folder: Path, jobs: int, children: 
             checkpoints: bool = False) -> int:
     """First the cells that are known, and then those of which the rate has become known. The exit status."""
     accuracy, tried = reader(study_), set[str]()
-    with Report(study_.most() + lacking(study_)) as report, ThreadPoolExecutor(jobs) as pool:
+    with Report() as report, ThreadPoolExecutor(jobs) as pool:
         while True:
             cells = [cell for cell in study_.known(accuracy) if cell.hash not in tried]
             tried |= {cell.hash for cell in cells}
             found = [cell for cell in cells if accuracy(cell) is not None]
             missing = [cell for cell in cells if accuracy(cell) is None]
-            report.had(len(found))
+            report.expect(study_.expected(accuracy), len(found))
             if not missing:
                 break
             waiting: dict[Future[str], Cell] = {
@@ -183,11 +186,6 @@ def run_all(study_: Study, execute: Execute, folder: Path, jobs: int, children: 
                 return STOPPED
         report.say(report.total_line(study_))
     return 1 if report.failed else 0
-
-
-def lacking(study_: Study) -> int:
-    """How many fewer cells than `most` there are, since some groups share them: known only when all rates are."""
-    return 0 if study_.rates else len({cell.hash for cell in study_.known(reader(study_))}) - study_.most()
 
 
 def one(study_: Study, cell: Cell, folder: Path, execute: Execute, children: Children | None = None,
@@ -309,9 +307,9 @@ def mpirun() -> str:
 class Report:
     """A progress bar on a terminal, else a line for each cell."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
-        self.total, self.done = total, 0
+        self.total, self.done = 0, 0
         self.failed: dict[str, str] = {}
         self.ran = 0                        # since the start
         self.began = time.monotonic()
@@ -332,9 +330,9 @@ class Report:
     def say(self, text: str) -> None:
         self.console.print(text)
 
-    def had(self, count: int) -> None:
-        """So many had a result already."""
-        self.done += count
+    def expect(self, total: int, had: int) -> None:
+        """So many cells, and `had` more of them with a result before they were run."""
+        self.total, self.done = total, self.done + had
         self._show()
 
     def ended(self, cell: Cell, why: str, result: Result | None) -> None:
@@ -362,7 +360,7 @@ class Report:
 
     def _show(self) -> None:
         if self.bar:
-            self.bar.update(self.task, completed=self.done, left=self.left())
+            self.bar.update(self.task, total=self.total, completed=self.done, left=self.left())
 
     def total_line(self, study_: Study) -> str:
         lines = [f"{self.done - len(self.failed)} of {self.total} cells have a result in {study_.results}"]
@@ -432,7 +430,7 @@ def show_status(study_: Study, folder: Path) -> None:
     sums: Counter[str] = Counter()
     counted_: set[str] = set()
     for group in study_.groups:
-        cells = {cell.hash: cell for cell in [*study_.trials(group), *(study_.cells(group, accuracy) or [])]}
+        cells = {cell.hash: cell for cell in [*study_.trials(group, accuracy), *(study_.cells(group, accuracy) or [])]}
         states: Counter[str] = Counter()
         for cell in cells.values():
             result, mark = load(study_, cell), folder / cell.name / "failed"

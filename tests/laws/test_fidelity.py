@@ -130,13 +130,13 @@ def drift(name, options, size, costs):
 
 def expected_drift(name, options, size, jittered):
     """The least and the most; 1 unless the docstring of the algorithm says why not."""
+    workers = size - options.get("servers", 0)
     if name == "parameter_server":
-        workers = size - options.get("servers", 0)
         if options.get("staleness") == "scale":         # in step the ages are 0, 1, ... n - 1
             return (1, 1.3) if jittered else (1 + sum(1 / age for age in range(1, size)),) * 2
         return (0.85 * workers if options.get("staleness") == "compensate" else workers), workers
     if name == "easgd":
-        return 0.95 * size / (size + 1), size / (size + 1)
+        return 0.95 * workers / (workers + 1), workers / (workers + 1)
     if name == "gosgd":
         p = options.get("probability", 1.0)
         return 1 - p / 2, 1 - p / 4

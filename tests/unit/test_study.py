@@ -78,7 +78,7 @@ def test_cells_are_each_value_of_each_axis_with_each_other_and_each_seed(tmp_pat
     assert [(group.label, group.ranks) for group in found.groups] == [
         ("allreduce", 2), ("push", 2), ("allreduce", 4), ("push", 4)]
     cells = found.known(lambda cell: None)
-    assert len(cells) == found.most() == 8 == len({cell.name for cell in cells})
+    assert len(cells) == found.expected(lambda cell: None) == 8 == len({cell.name for cell in cells})
     assert {cell.config.seed for cell in cells} == {3, 4}
     assert cells[2].config.momentum == 0.5
     assert cells[2].words() == ["--algorithm", "gossip", "--set", "mode=push", "--seed", "3", "--batch", "8",
@@ -121,7 +121,7 @@ def test_a_cluster_may_be_changed_for_one_study(tmp_path):
 
 def test_the_share_of_a_rate_is_a_ranks(tmp_path):
     found = made(tmp_path, TUNED.replace('label = "push"', 'label = "push", share_lr = true'))
-    assert {(cell.way.label, cell.ranks, cell.config.lr) for cell in found.trials(found.groups[3])} == {
+    assert {(cell.way.label, cell.ranks, cell.config.lr) for cell in found.trials(found.groups[3], lambda cell: None)} == {
         ("push", 4, 0.1 / 4), ("push", 4, 0.2 / 4), ("push", 4, 0.4 / 4)}
 
 
@@ -156,6 +156,8 @@ def test_the_share_of_a_rate_is_a_ranks(tmp_path):
     ("[base]", "[tune]\nlr = []\n[base]", r"\[tune\]: expected lr, a list of rates"),
     ("[base]", "[tune]\nlr = [-1]\n[base]", "expected at least 0"),
     ("batch = 8", "lr = 0.1\n[tune]\nlr = [0.1]", r"lr is in \[tune\]"),
+    ("[base]", "[tune]\nlr = [0.1]\nbeyond = 2\n[base]", r"beyond: expected a number of rates.* found 2"),
+    ("[base]", "[tune]\nlr = [0.1, 0.2]\nbeyond = -1\n[base]", r"beyond: expected a number of rates.* found -1"),
 ])
 def test_a_wrong_file_is_told_in_one_line(tmp_path, old, new, message):
     assert old in PLAIN
@@ -181,7 +183,7 @@ def test_a_shipped_study_holds_cells_that_can_be_run(path):
     check(found)
     assert found.name == path.stem
     assert found.about
-    assert re.match(rf"{found.name}: \d+ groups, {found.most()} cells", counted(found))
+    assert re.match(rf"{found.name}: \d+ groups, {found.expected(reader(found))} cells", counted(found))
 
 
 # running
@@ -245,8 +247,9 @@ def test_the_best_rate_is_chosen_with_the_first_seed_and_the_other_seeds_take_it
     found = made(tmp_path, TUNED)
     best = {2: {0.1: 0.5, 0.2: 0.7, 0.4: 0.6}, 4: {0.1: 0.5, 0.2: 0.6, 0.4: 0.7}}
     fake = Fake(lambda cell: best[cell.ranks][cell.config.lr])
+    assert found.expected(reader(found)) == 4 * (3 + 1)
     assert run_all(found, fake, tmp_path / "runs", 2) == 0
-    assert len(fake.ran) == found.most() == 4 * (3 + 1)
+    assert len(fake.ran) == found.expected(reader(found)) == 4 * (3 + 1)
     assert {(cell.ranks, cell.config.lr) for cell in fake.ran if cell.config.seed == 4} == {(2, 0.2), (4, 0.4)}
     known = {(each.group.label, each.group.ranks): each for each in outcomes(found)}
     assert (known["push", 2].lr, known["push", 2].at_edge, len(known["push", 2].results)) == (0.2, False, 2)
@@ -255,6 +258,21 @@ def test_the_best_rate_is_chosen_with_the_first_seed_and_the_other_seeds_take_it
     assert (row["n"], row["accuracy"], row["reached"]) == (2, pytest.approx(0.7), 2)
     assert run_all(found, again := Fake(), tmp_path / "runs", 2) == 0
     assert again.ran == []
+
+
+def test_rates_beyond_the_list_are_tried_while_the_best_is_the_first_or_the_last(tmp_path, capsys):
+    found = made(tmp_path, TUNED.replace("lr = [0.1, 0.2, 0.4]", "lr = [0.1, 0.2, 0.4]\nbeyond = 2"))
+    best = {2: {0.05: 0.4, 0.1: 0.7, 0.2: 0.6, 0.4: 0.5}, 4: {0.1: 0.5, 0.2: 0.6, 0.4: 0.7, 0.8: 0.8, 1.6: 0.9}}
+    fake = Fake(lambda cell: best[cell.ranks][cell.config.lr])
+    assert run_all(found, fake, tmp_path / "runs", 2) == 0
+    assert len(fake.ran) == found.expected(reader(found)) == 2 * (4 + 1) + 2 * (5 + 1)
+    known = {(each.group.label, each.group.ranks): (each.lr, each.at_edge, len(each.results)) for each in outcomes(found)}
+    assert known == {("allreduce", 2): (0.1, False, 2), ("push", 2): (0.1, False, 2),
+                     ("allreduce", 4): (1.6, True, 2), ("push", 4): (1.6, True, 2)}
+    assert "22 of 22 cells have a result" in capsys.readouterr().out
+    slots = found.slots(reader(found))
+    assert set(found.slots(lambda cell: None).items()) <= set(slots.items())
+    assert len({cell.hash for cell in slots.values()}) == 22
 
 
 def test_the_lower_of_equal_rates_is_taken_and_a_run_that_diverged_is_the_worst(tmp_path):
@@ -271,6 +289,8 @@ def test_points_of_a_job_array_keep_their_numbers(tmp_path):
     found = made(tmp_path, TUNED)
     before = found.slots(lambda cell: None)
     assert sorted(before) == list(range(12))
+    assert [cell.hash for cell in before.values()] == [
+        cell.hash for group in found.groups for cell in found.trials(group, lambda cell: None)]
     after = found.slots(lambda cell: 0.5)
     assert sorted(after) == list(range(16))
     assert all(after[number].hash == before[number].hash for number in before)
