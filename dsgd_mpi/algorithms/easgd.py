@@ -3,13 +3,13 @@
     every tau steps:  e = beta/n (x_i - c);   x_i <- x_i - e;   c <- c + e
     x_i <- x_i - eta v_i                      its gradient taken before the elastic pull
 
-The centre c is in shared memory, a part of it on every rank; or the first `servers` ranks hold it and only serve. Nobody
-waits. beta is the pull of all n workers together: the paper's alpha is beta/n, since a fixed alpha makes c overshoot once
-n alpha exceeds 1. c takes part in the mean of all models without a gradient of its own: under a constant one it moves at
-n / (n + 1) of all-reduce's rate.
+The centre c is in shared memory, a part of it on every rank; or the first `servers` ranks hold it and only serve.
+Nobody waits. beta is the pull of all n workers together: the paper's alpha is beta/n, since a fixed alpha makes c
+overshoot once n alpha exceeds 1. c takes part in the mean of all models without a gradient of its own: under a constant
+one it moves at n / (n + 1) of all-reduce's rate.
 
-`order="adapt-then-combine"`: the elastic pull comes after the step, so that the next gradient is taken where it has led;
-this is how the first author of Jin et al. 2016 compared it, with one server, beta = 0.8 and tau = 1 or 10.
+`order="adapt-then-combine"`: the elastic pull comes after the step, and the next gradient is taken where it has led. So
+the first author of Jin et al. 2016 compared it, with one server, beta = 0.8 and tau = 1 or 10.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ is a name or file, or a table with it, a label, and entries that replace those o
 out.
 
 With [tune], every cell is run with the first seed at each of the rates. The best is the one with the highest accuracy
-at the end of the run, the lower of two equal ones; the other seeds are run at it. A rate beyond the list is as far from its
-neighbour as that is from the next.
+at the end of the run, the lower of two equal ones; the other seeds are run at it. A rate beyond the list is as far from
+its neighbour as that is from the next.
 A job file with [grid] is a study, too.
 """
 
@@ -292,8 +292,8 @@ def rates(path: Path, tune: dict[str, Any]) -> tuple[list[float], int]:
         raise UsageError(f"{path}: [tune]: expected lr, a list of rates, and beyond alone; found {tune!r}")
     found = sorted({float(axes.option("lr", value, f"{path}: [tune]")) for value in values})
     if type(beyond) is not int or beyond < 0 or (beyond and (len(found) < 2 or not found[0])):
-        raise UsageError(f"{path}: [tune]: beyond: expected a number of rates, at least 0, and 0 unless lr has two that "
-                         f"are positive; found {beyond!r}")
+        raise UsageError(f"{path}: [tune]: beyond: expected a number of rates, at least 0, and 0 unless lr has two "
+                         f"that are positive; found {beyond!r}")
     return found, beyond
 
 

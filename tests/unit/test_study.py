@@ -12,10 +12,11 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine
 from dsgd_mpi.study import axes, figures
 from dsgd_mpi.study.plan import read
-from dsgd_mpi.study.results import Result, gather, load, outcomes, thinned
+from dsgd_mpi.study.results import Result, gather, load, outcomes, reader, thinned
 from dsgd_mpi.study.study import check, counted, run_all, study
 from dsgd_mpi.study.table import digits, row_of, table_of
 from tests.support import ROOT
+from tests.support.data_samples import dataset_file
 
 FILES = sorted((ROOT / "jobs" / "studies").glob("*.toml"))
 PLAIN = """
@@ -121,7 +122,8 @@ def test_a_cluster_may_be_changed_for_one_study(tmp_path):
 
 def test_the_share_of_a_rate_is_a_ranks(tmp_path):
     found = made(tmp_path, TUNED.replace('label = "push"', 'label = "push", share_lr = true'))
-    assert {(cell.way.label, cell.ranks, cell.config.lr) for cell in found.trials(found.groups[3], lambda cell: None)} == {
+    cells = found.trials(found.groups[3], lambda cell: None)
+    assert {(cell.way.label, cell.ranks, cell.config.lr) for cell in cells} == {
         ("push", 4, 0.1 / 4), ("push", 4, 0.2 / 4), ("push", 4, 0.4 / 4)}
 
 
@@ -178,7 +180,10 @@ def test_a_job_file_with_a_grid_is_a_study(tmp_path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_shipped_study_holds_cells_that_can_be_run(path):
+def test_a_shipped_study_holds_cells_that_can_be_run(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("DSGD_DATA_DIR", str(tmp_path))
+    for name, side, channels in (("fashion-mnist", 28, 1), ("cifar10", 32, 3)):
+        dataset_file(tmp_path, train=1280, side=side, channels=channels).rename(tmp_path / f"{name}.h5")
     found = read(path)
     check(found)
     assert found.name == path.stem
@@ -261,18 +266,19 @@ def test_the_best_rate_is_chosen_with_the_first_seed_and_the_other_seeds_take_it
 
 
 def test_rates_beyond_the_list_are_tried_while_the_best_is_the_first_or_the_last(tmp_path, capsys):
-    found = made(tmp_path, TUNED.replace("lr = [0.1, 0.2, 0.4]", "lr = [0.1, 0.2, 0.4]\nbeyond = 2"))
+    found = made(tmp_path, TUNED + "beyond = 2\n")
     best = {2: {0.05: 0.4, 0.1: 0.7, 0.2: 0.6, 0.4: 0.5}, 4: {0.1: 0.5, 0.2: 0.6, 0.4: 0.7, 0.8: 0.8, 1.6: 0.9}}
     fake = Fake(lambda cell: best[cell.ranks][cell.config.lr])
     assert run_all(found, fake, tmp_path / "runs", 2) == 0
     assert len(fake.ran) == found.expected(reader(found)) == 2 * (4 + 1) + 2 * (5 + 1)
-    known = {(each.group.label, each.group.ranks): (each.lr, each.at_edge, len(each.results)) for each in outcomes(found)}
+    known = {(each.group.label, each.group.ranks): (each.lr, each.at_edge, len(each.results))
+             for each in outcomes(found)}
     assert known == {("allreduce", 2): (0.1, False, 2), ("push", 2): (0.1, False, 2),
                      ("allreduce", 4): (1.6, True, 2), ("push", 4): (1.6, True, 2)}
     assert "22 of 22 cells have a result" in capsys.readouterr().out
-    slots = found.slots(reader(found))
-    assert set(found.slots(lambda cell: None).items()) <= set(slots.items())
-    assert len({cell.hash for cell in slots.values()}) == 22
+    before, after = found.slots(lambda cell: None), found.slots(reader(found))
+    assert all(after[number].hash == cell.hash for number, cell in before.items())
+    assert len({cell.hash for cell in after.values()}) == 22
 
 
 def test_the_lower_of_equal_rates_is_taken_and_a_run_that_diverged_is_the_worst(tmp_path):
