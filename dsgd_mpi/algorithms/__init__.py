@@ -42,8 +42,8 @@ class Algorithm:
     keeps: ClassVar[tuple[str, ...]] = ("t",)   # attributes that a checkpoint holds besides x and the optimizer's state
     one_model: ClassVar[bool] = False       # x is the same on all ranks after each step,
     replicated: ClassVar[bool] = False      # and so are all of `keeps`
-    one_sided: ClassVar[bool] = False       # it uses memory that the ranks share
-    survives: ClassVar[bool] = False        # it can go on without a rank that has died, by `go_on`
+    one_sided: bool = False                 # it uses memory that the ranks share
+    survives: bool = False                  # it can go on without a rank that has died, by `go_on`
     alike: ClassVar[tuple[str, ...]] = ()   # those of `keeps`, arrays, that are the same on all ranks
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested,
@@ -116,7 +116,7 @@ def independent() -> list[str]:
 
 def surviving() -> list[str]:
     """The algorithms that can go on without a rank that has died."""
-    return [name for name in names() if find(name).survives]
+    return [name for name in names() if find(name)().survives]
 
 
 def independent_ways(algorithm: type[Algorithm]) -> list[list[str]]:

@@ -19,7 +19,7 @@ from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.config import Most
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.net.topology import random_peer
+from dsgd_mpi.net.topology import chance, random_peer
 
 
 @dataclass
@@ -53,7 +53,7 @@ class GossipPush(Algorithm):
         x /= self.w
 
     def peer(self) -> int:
-        lucky = np.random.default_rng((self.seed, self.t, self.net.rank, 1)).random() < self.probability
+        lucky = chance(self.probability, self.seed, self.t, self.net.rank, 1)
         return random_peer(self.t, self.net.rank, self.net.size, self.seed) if lucky else self.net.rank
 
     def add_letters(self, y: Array) -> None:

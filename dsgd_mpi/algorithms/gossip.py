@@ -9,8 +9,9 @@ In this order, the one of the first author's code, a pull waits for the models o
 rank while it computed is a step old and pulls it back. `order="combine-then-adapt"`: models are combined as they were
 when the gradient was taken, so that a pull travels meanwhile, and x_i is sent after the step.
 
-The paper draws j independently for every rank; a matching preserves the mean of all models and is one Sendrecv.
-The paper evaluates the mean of all models.
+`partner`, of a pull: by a matching the mean of all models is kept, and one Sendrecv does. "independent", as in the
+paper and that code: each rank draws j from all ranks, itself included, and reads what j last published, which it does
+with its own model before it reads. Nobody waits. Push draws independently always. The mean of all models is evaluated.
 """
 
 from __future__ import annotations
@@ -18,32 +19,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
-
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.config import Most
-from dsgd_mpi.net.api import Pending
-from dsgd_mpi.net.topology import matching, random_peer
+from dsgd_mpi.net.api import Net, Pending
+from dsgd_mpi.net.pairs import Pairs
+from dsgd_mpi.net.topology import chance, matching, random_peer
+from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
 class Gossip(Algorithm):
     mode: Literal["pull", "push"] = "pull"
     order: Literal["adapt-then-combine", "combine-then-adapt"] = "adapt-then-combine"
+    partner: Literal["matching", "independent"] = "matching"    # of a pull
     period: Annotated[int, 1] = 1           # tau: local steps between exchanges
     probability: Annotated[float, 0, Most(1)] = 1.0     # of an exchange at those steps
     seed: Annotated[int, 0] = 0         # the same on all ranks: it determines the pairs
 
-    survives = True
     traffic = "an exchange of models, or one model sent, every `period` steps"
-    drift = "1; mode=push: 0.7 to 0.85, with order=combine-then-adapt 1 to 1.25"
-    advised = {}, {"mode": "push"}, {"period": 4}
+    drift = "1; mode=push: 0.7 to 0.85, with order=combine-then-adapt 1 to 1.25; partner=independent: 0.8 to 0.87"
+    advised = {}, {"mode": "push"}, {"period": 4}, {"partner": "independent"}
     variants = ({}, {"mode": "push"}, {"period": 3}, {"probability": 0.4}, {"mode": "push", "probability": 0.4},
-                {"order": "combine-then-adapt"}, {"mode": "push", "order": "combine-then-adapt"})
+                {"order": "combine-then-adapt"}, {"mode": "push", "order": "combine-then-adapt"},
+                {"partner": "independent"}, {"partner": "independent", "order": "combine-then-adapt"})
 
     def __post_init__(self) -> None:
-        self.independent = self.mode == "push"
+        self.one_sided = self.mode == "pull" and self.partner == "independent"
+        self.survives, self.independent = not self.one_sided, self.mode == "push" or self.one_sided
+
+    def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
+        super().start(net, x, optimizer)
+        self.pairs, self.drawn_by = Pairs(net, x, self.one_sided), [net.rank] if self.independent else []
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1
@@ -54,26 +61,21 @@ class Gossip(Algorithm):
             self.combine(x, met)
         self.optimizer.update(x, g, lr)
         if meets and self.mode == "push":
-            self.push(x)
+            self.pairs.send(x, self.peer())
         if meets and not combine_first:
             self.combine(x, self.pull(x))
 
     def meets(self) -> bool:
-        """Whether this step has an exchange. With pull, all ranks draw alike, so nobody waits for an absent partner."""
-        if self.t % self.period:
-            return False
-        drawn_by = [self.net.rank] if self.mode == "push" else []
-        return self.probability == 1 or (
-            np.random.default_rng((self.seed, self.t, 1, *drawn_by)).random() < self.probability)
+        """Whether this step has an exchange. Those who wait for each other draw alike."""
+        return self.t % self.period == 0 and chance(self.probability, self.seed, self.t, 1, *self.drawn_by)
+
+    def peer(self) -> int:
+        if self.independent:
+            return random_peer(self.t, self.net.rank, self.net.size, self.seed, itself=self.one_sided)
+        return int(matching(self.t, self.net.size, self.seed)[self.net.rank])
 
     def pull(self, x: Array) -> Pending | None:
-        partner = int(matching(self.t, self.net.size, self.seed)[self.net.rank])
-        return self.net.exchange(x, partner) if self.mode == "pull" else None
-
-    def push(self, x: Array) -> None:
-        peer = random_peer(self.t, self.net.rank, self.net.size, self.seed)
-        if peer != self.net.rank:
-            self.net.post(x, peer)
+        return self.pairs.exchange(x, self.peer()) if self.mode == "pull" else None
 
     def combine(self, x: Array, met: Pending | None = None) -> None:
         """With the model of the partner, or with those that have been pushed here."""
@@ -86,4 +88,4 @@ class Gossip(Algorithm):
     def rest(self, x: Array) -> None:
         self.net.settle()
         self.combine(x)
-        self.net.settle()                   # nobody continues before all have read
+        self.pairs.rest(x)

@@ -21,11 +21,16 @@ def matching(step: int, size: int, seed: int) -> np.ndarray:
     return partner
 
 
-def random_peer(step: int, rank: int, size: int, seed: int) -> int:
-    """One of the other ranks, uniformly, drawn by this rank alone; itself only if there is no other."""
+def random_peer(step: int, rank: int, size: int, seed: int, itself: bool = False) -> int:
+    """One of the other ranks, uniformly, drawn by this rank alone; itself if it may be, or if there is no other."""
     if size == 1:
         return rank
-    return int((rank + np.random.default_rng((seed, step, rank)).integers(1, size)) % size)
+    return int((rank + np.random.default_rng((seed, step, rank)).integers(0 if itself else 1, size)) % size)
+
+
+def chance(probability: float, *of: int) -> bool:
+    """Whether something of that probability happens; a draw that depends on the numbers `of` alone."""
+    return probability == 1 or np.random.default_rng(of).random() < probability
 
 
 def exponential_peer(step: int, rank: int, size: int) -> int:

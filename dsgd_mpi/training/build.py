@@ -72,19 +72,20 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
     config_.milestone_epochs()
     if config_.steps_total and config_.steps:
         raise UsageError("--steps and --steps-total: expected one of them, found both")
+    what = " ".join((config_.algorithm, *config_.set))
     if config_.steps_total and not algorithm.independent:
-        raise UsageError(f"--steps-total: a step of {' '.join((config_.algorithm, *config_.set))} depends on other "
-                         f"ranks; use --steps, or one of {', '.join(algorithms.independent())}")
+        raise UsageError(f"--steps-total: a step of {what} depends on other ranks; "
+                         f"use --steps, or one of {', '.join(algorithms.independent())}")
     if config_.compress != "none" and algorithm.one_sided:
-        raise UsageError(f"--compress: {config_.algorithm} uses shared memory, which is not compressed; use none")
+        raise UsageError(f"--compress: {what} uses shared memory, which is not compressed; use none")
     if config_.dtype == "float16" and not algorithm.may_skip_step:
         raise UsageError(f"--dtype float16: {config_.algorithm} cannot skip a step whose gradient overflows, as "
                          "float16 requires; use --dtype bfloat16")
     if config_.on_nonfinite == "skip" and not algorithm.may_skip_step:
         raise UsageError(f"--on-nonfinite skip: {config_.algorithm} cannot skip a step; use stop or restore")
     if config_.survive and not algorithm.survives:
-        raise UsageError(f"--survive: {config_.algorithm} cannot go on without a rank, which may hold shared memory or "
-                         f"serve; use one of {', '.join(algorithms.surviving())}, or save with --checkpoint-every, and "
+        raise UsageError(f"--survive: {what} cannot go on without a rank, which may hold shared memory or serve; "
+                         f"use one of {', '.join(algorithms.surviving())}, or save with --checkpoint-every, and "
                          "go on from there after a loss with --resume and --no-survive")
     if config_.survive and config_.steps_total:
         raise UsageError("--survive: --steps-total counts in the memory of a rank, which is lost with it; use --steps")

@@ -142,6 +142,8 @@ def expected_drift(name, options, size, jittered):
         return 1 - p / 2, 1 - p / 4
     if options.get("mode") == "push":
         return (1, 1.3) if options.get("order") == "combine-then-adapt" else (0.7, 0.87)
+    if options.get("partner") == "independent":         # a model that was published, on average, half a step ago
+        return 0.82, 0.85
     if "slow_momentum" in options:
         return (1 / (1 - options["slow_momentum"]),) * 2
     if "clip" in options:

@@ -22,6 +22,7 @@ from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.api import Done
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
@@ -176,7 +177,7 @@ def test_what_topk_does_not_send_it_remembers(world):
 
 @every_algorithm
 def test_algorithms_work_with_16_bits_on_the_wire(name, options, world):
-    if algorithms.find(name).one_sided:
+    if make(name, options).one_sided:
         with pytest.raises(Exception, match="shared memory is not compressed"):
             world.run(lambda host: train(Compressed(host, "bfloat16"), make(name, options), Quadratic(), 1))
         return
@@ -225,6 +226,33 @@ def test_push_gossip_loses_nothing_that_was_sent(world):
     sources = [source for merged in world.run(main) for source in merged]
     expected = 30 if world.size > 1 else 0
     assert all(sources.count(rank) == expected for rank in range(world.size))
+
+
+@pytest.mark.parametrize("order", ["adapt-then-combine", "combine-then-adapt"])
+def test_an_independent_pull_is_the_mean_with_what_any_rank_itself_included_last_published(order):
+    size, drawn = 4, []
+    published = [[Quadratic().start()] for _ in range(size)]
+
+    class Noted(Gossip):
+        def pull(self, x):
+            known = [len(models) for models in published]
+            published[self.net.rank].append(x.copy())
+            met = super().pull(x).wait()
+            drawn.append((self.net.rank, self.peer()))
+            source = published[self.peer()]
+            assert any(np.allclose(met, model, rtol=0, atol=1e-14) for model in source[known[self.peer()] - 1 :])
+            assert self.peer() != self.net.rank or met is x
+            return Done(met)
+
+        def combine(self, x, met=None):
+            mean = (x + met.wait()) / 2 if met else x
+            super().combine(x, met)
+            assert np.array_equal(x, mean)
+    Cluster(size, delays(3)).run(lambda host: train(host, Noted(partner="independent", order=order, seed=3),
+                                                    Quadratic(host.rank), 40))
+    counts = np.array([[drawn.count((rank, peer)) for peer in range(size)] for rank in range(size)])
+    assert (counts >= 3).all()
+    assert counts.sum() == 40 * size
 
 
 # equivalences
@@ -411,8 +439,8 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
 @pytest.mark.parametrize(("algorithm", "waits"), [
     (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True),
     (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
-    (Gossip("push"), False), (GossipPush(), False), (ParameterServer(), False), (Elastic(), False),
-    (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
+    (Gossip("push"), False), (Gossip(partner="independent"), False), (GossipPush(), False),
+    (ParameterServer(), False), (Elastic(), False), (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact
