@@ -6,53 +6,36 @@ and then until the data are there.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 from dsgd_mpi.net.simulated.host import Span
 from dsgd_mpi.study.style import COLOURS, STYLE, canvas
 
 KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for a slower rank", COLOURS[1]),
-         "network": ("data on their way", COLOURS[5]), "one-sided": ("one-sided call", COLOURS[2])}
+         "network": ("data on their way", COLOURS[5]), "one-sided": ("one-sided call", COLOURS[2]),
+         "dead": ("is dead", "0.8")}         # drawn over what it does not do meanwhile
 MOST_RANKS = 32                             # that a picture shows
 THICK = 0.8                                 # of a line of the picture
 
 
 def parts(spans: Iterable[Span]) -> list[tuple[int, str, float, float, int | None]]:
-    """rank, kind, begin, end, and the rank that was waited for: the spans, waits divided at the last peer's arrival.
+    """rank, kind, begin, end, and the rank that was waited for: the spans, waits divided when the last peer came.
 
     Of the first MOST_RANKS ranks.
     """
-    spans = list(spans)
-    ends: dict[int, list[float]] = defaultdict(list)    # of computations, in order
-    for span in spans:
-        if span.what == "compute":
-            ends[span.rank].append(span.end)
-
-    def arrived(peer: int, by: float) -> float:
-        place = bisect_right(ends[peer], by + 1e-12)
-        return ends[peer][place - 1] if place else 0.0
-
-    @cache                                  # all who wait in one meeting wait for the same
-    def last_of(peers: tuple[int, ...], by: float) -> tuple[float, int | None]:
-        """When the last of them came, and who; who waits came earlier."""
-        return max(((arrived(peer, by), peer) for peer in peers), key=lambda each: each[0], default=(0.0, None))
-
     found: list[tuple[int, str, float, float, int | None]] = []
-    for span in spans:
-        if span.rank >= MOST_RANKS:
+    for rank, what, begin, end, last in spans:
+        if rank >= MOST_RANKS:
             continue
-        if span.what != "wait":
-            found.append((span.rank, span.what, span.begin, span.end, None))
+        if last is None:
+            found.append((rank, what, begin, end, None))
             continue
-        until, last = last_of(span.peers, span.end)
-        if until > span.begin:
-            found.append((span.rank, "wait", span.begin, until, last))
-        if span.end > max(until, span.begin):
-            found.append((span.rank, "network" if span.peers else "wait", max(until, span.begin), span.end, None))
+        came, who = last
+        if came > begin:
+            found.append((rank, "wait", begin, came, who))
+        if end > max(came, begin):
+            found.append((rank, "network", max(came, begin), end, None))
     return found
 
 

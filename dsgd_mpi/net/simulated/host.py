@@ -71,6 +71,8 @@ class Cluster:
 
     def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
         """Runs `main(host)` on every rank to its end; the results in rank order. An exception on one rank ends all."""
+        self.trace += [Span(rank, "dead", at, min(back, self.traced_s)) for rank, times in self.absent.by_rank.items()
+                       for at, back in times if at < self.traced_s]
         for host in self.hosts:
             host.begin(main)
         self.clock.run()
@@ -175,13 +177,13 @@ class Parcel:
 
 
 class Span(NamedTuple):
-    """What a rank did for a time; `peers`: for whom it waited, if that is known."""
+    """What a rank did for a time."""
 
     rank: int
-    what: str                               # "compute", "wait", "one-sided" or "dead"
+    what: str                               # "compute", "wait", "one-sided", or "dead", meanwhile
     begin: float
     end: float
-    peers: tuple[int, ...] = ()
+    last: tuple[float, int] | None = None   # when the last of those that it met came, and who that was
 
 
 class Meeting:
@@ -190,6 +192,7 @@ class Meeting:
     def __init__(self, clock: Clock) -> None:
         self.arrays: dict[int, Any] = {}
         self.answers: dict[int, Any] = {}
+        self.last: tuple[float, int] | None = None      # when the last joined, and who
         self.done = Event(clock)
 
 
@@ -203,7 +206,7 @@ class Waiting:
         return self.meeting.done.done
 
     def wait(self) -> Any:
-        self.host._wait(self.meeting.done, self.reason)
+        self.host._wait(self.meeting.done, self.reason, self.meeting)
         return self.meeting.answers[self.host.rank]
 
 
@@ -569,17 +572,17 @@ class SimulatedHost:
         self.traffic.comm_s += self.now() - start
         self._traced("one-sided", start)
 
-    def _wait(self, event: Event, reason: Reason) -> None:
+    def _wait(self, event: Event, reason: Reason, meeting: Meeting | None = None) -> None:
         """Sleeps, and counts it as waiting for others."""
         start = self.now()
         self.sleep_until(event, reason)
         self.traffic.wait_s += self.now() - start
         self.traffic.comm_s += self.now() - start
-        self._traced("wait", start, reason[1] if isinstance(reason, tuple) else ())
+        self._traced("wait", start, meeting.last if meeting else None)
 
-    def _traced(self, what: str, start: float, peers: tuple[int, ...] = ()) -> None:
+    def _traced(self, what: str, start: float, last: tuple[float, int] | None = None) -> None:
         if start < self.cluster.traced_s and self.now() > start:
-            self.cluster.trace.append(Span(self.rank, what, start, self.now(), peers))
+            self.cluster.trace.append(Span(self.rank, what, start, self.now(), last))
 
     def _meet(self, verb: str, ranks: tuple[int, ...], x: Any, combine: Callable[[dict[int, Any]], dict[int, Any]],
               travel: Callable[[], Event]) -> Waiting:
@@ -592,6 +595,7 @@ class SimulatedHost:
         meeting.arrays[self.rank] = x
         if len(meeting.arrays) == len(ranks):
             del self.cluster.meetings[key, call]
+            meeting.last = self.now(), self.rank
             then = self.cluster.shrunk
             travel().then(lambda: self._conclude(meeting, combine, then))
         return Waiting(self, meeting, (verb, ranks, call))
