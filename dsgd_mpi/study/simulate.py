@@ -124,7 +124,7 @@ def run(config: Config, simulation: Simulation) -> int:
         except Deadlock as error:
             raise UsageError(f"{config.algorithm} cannot go on: {error}") from None
         if simulation.timeline_s:
-            timeline.draw(cluster.trace, f"{config.algorithm} on {machine.name}, simulated",
+            timeline.draw(cluster.trace, f"{' '.join([config.algorithm, *config.set])} on {machine.name}, simulated",
                           claim.folder / "timeline.png", simulation.timeline_s)
         if not config.quiet:
             took = time.perf_counter() - start

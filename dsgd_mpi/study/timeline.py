@@ -12,7 +12,7 @@ from pathlib import Path
 from dsgd_mpi.net.simulated.host import Span
 from dsgd_mpi.study.style import COLOURS, STYLE, canvas
 
-KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for a slower rank", COLOURS[1]),
+KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for others", COLOURS[1]),
          "network": ("data on their way", COLOURS[5]), "one-sided": ("one-sided call", COLOURS[2]),
          "dead": ("is dead", "0.8")}         # drawn over what it does not do meanwhile
 MOST_RANKS = 32                             # that a picture shows
