@@ -139,6 +139,9 @@ def scaled(simulation: Simulation, parts: Prepared) -> Machine:
     own, large = (Layout(each.trained, each.statistics).size for each in (graph, as_graph))
     elements = own if simulation.gradients == "real" else ELEMENTS
     gradient = machine.gradient
+    if not (gradient.seconds or gradient.histogram):
+        raise UsageError(f"cluster {machine.name}: gradient: seconds: expected more than 0, found 0, and rates "
+                         "would be infinite if nothing took time")
     if gradient.model:
         known = models.graph(gradient.model, models.usual(gradient.model)[0], cast(Any, tuple(gradient.image)))
         times = as_graph.macs * config.batch / (known.macs * gradient.batch)

@@ -1,9 +1,12 @@
 """The laws of the simulated cluster: time, links and who shares them, slow ranks and dead ones, and its file."""
 
 import dataclasses
+import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -15,6 +18,9 @@ from dsgd_mpi.net.simulated.flows import NOWHERE, Flows, fair
 from dsgd_mpi.net.simulated.gradients import Gradients
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import Death, Gradient, Link, Machine, Slow, Tier, star
+from dsgd_mpi.net.simulated.wires import Wires
+from dsgd_mpi.study.simulate import simulate
+from tests.support import jobs
 from tests.support.quadratic import Quadratic, train
 
 SHIPPED = sorted(machines.FOLDER.glob("*.toml"))
@@ -98,6 +104,96 @@ def test_a_switch_that_is_oversubscribed_is_shared_by_what_leaves_it():
     quiet = dataclasses.replace(TREE, gradient=Gradient(0.0))
     found = Cluster(8, quiet).run(main)
     assert found[4] == pytest.approx(1e-3 + 2 * 1e-3 + 2e-3 + 2 * 10_000 / 5_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(some.integers(1, 24), some.integers(1, 4), some.integers(1, 3), some.booleans(), some.data())
+def test_many_parts_at_once_pass_the_links_that_each_of_them_would(size, each, under, to_them, data):
+    """And take as many latencies. Of all ranks as owners, only the links on this rank's side are counted."""
+    tiers = (Tier(nodes=under, oversubscription=4.0, hop_s=1e-3),
+             Tier(nodes=2 * under, oversubscription=2.0, hop_s=2e-3), Tier(hop_s=4e-3))
+    wires = Wires(Clock(), Machine(ranks_per_node=each, card=Link(1e4, 1e-3), node=Link(1e5, 1e-4), tier=tiers), size)
+    rank, owners = data.draw(some.integers(0, size - 1)), data.draw(some.integers(1, size))
+    routes = [wires.route(*(rank, owner) if to_them else (owner, rank)) for owner in range(owners) if owner != rank]
+    assert wires.latencies_s(rank, owners) == pytest.approx(sum(latency for latency, _ in routes))
+    parts = dict(zip(*wires.bundle(rank, owners, to_them), strict=True))
+    counted = {link: sum(link in links for _, links in routes) for link in range(len(wires.flows.capacities))}
+    if owners < size:
+        assert parts == {link: count for link, count in counted.items() if count}
+    elif owners > 1:
+        own = {wires.within_out[rank], wires.within_in[rank], wires.out[wires.card_of(rank)],
+               wires.into[wires.card_of(rank)], *(way[wires.node_of(rank) // below]
+               for below, up, down in zip(wires.under, wires.up, wires.down, strict=True) for way in (up, down) if way)}
+        assert parts == {link: count for link, count in counted.items() if count and link in own}
+
+
+@settings(max_examples=40, deadline=None)
+@given(some.lists(some.tuples(some.integers(0, 7), some.integers(0, 7), some.integers(1, 500), some.floats(0, 0.5)),
+                  max_size=30), some.integers(0, 2**32))
+def test_letters_of_one_rank_to_another_arrive_in_order_and_all_of_them_under_any_delays(posts, seed):
+    """Whatever the network does to single messages, while the receivers collect what has come."""
+    cluster, draw = Cluster(8, TREE), np.random.default_rng(seed)
+    send = cluster.wires.send
+    sent: list[float] = []
+
+    def delayed(source, target, nbytes):
+        sent.append(nbytes if source != target else 0)
+        arrived, late = send(source, target, nbytes), Event(cluster.clock)
+        arrived.then(lambda: cluster.wires.after(draw.exponential(0.3)).then(late.happen))
+        return late
+    cluster.wires.send = delayed
+
+    def main(host):
+        got = []
+        for number, (source, target, length, after) in enumerate(posts):
+            if source == host.rank:
+                host.linger(after)
+                host.post(np.full(length, number), target, number)
+                got += host.collect()
+        host.settle()
+        return [*got, *host.collect()]
+    found = cluster.run(main)
+    expected = defaultdict(list)
+    for number, (source, target, *_) in enumerate(posts):
+        expected[source, target].append(number)
+    for target, letters in enumerate(found):
+        for source in range(8):
+            assert [letter.note for letter in letters if letter.source == source] == expected[source, target]
+        assert all(letter.array.tolist() == [letter.note] * posts[int(letter.note)][2] for letter in letters)
+    wires = cluster.wires
+    carried = wires.flows.carried
+    for leaves, enters in ((wires.out, wires.into), (wires.within_out, wires.within_in)):
+        assert carried[leaves].sum() == pytest.approx(carried[enters].sum())
+    assert carried[wires.out].sum() + carried[wires.within_out].sum() == pytest.approx(sum(sent))
+    assert sum(host.traffic.bytes_sent for host in cluster.hosts) == sum(8 * length for _, _, length, _ in posts)
+
+
+# the same on MPI
+
+@pytest.mark.parametrize("name", ["allreduce", "gossip"])
+def test_on_a_cluster_that_costs_nothing_every_loss_is_that_of_the_run_over_mpi(tmp_path, name):
+    free = Machine("free", card=Link(1e15, 0.0), node=Link(1e15, 0.0), gradient=Gradient(1e-9))
+    (tmp_path / "free.toml").write_text(machines.to_toml(free))
+    options = ["--steps", "8", "--batch", "8", "--log-every", "1", "--eval-every", "1000", "--threads", "1",
+               "--algorithm", name]
+    status, output, errors = jobs.train(*options, "--out", tmp_path / "mpi", ranks=2)
+    assert status == 0, output + errors
+    done = CliRunner().invoke(simulate, ["--cluster", str(tmp_path / "free.toml"), "--ranks", "2", *options,
+                                         "--out", str(tmp_path / "simulated")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("mpi", "simulated")]
+    mpi, simulated = ([json.loads(line)["loss"] for line in each] for each in lines)
+    assert len(mpi) == 8
+    assert mpi == simulated
+
+
+def test_gradients_that_take_no_time_are_refused_in_one_line(tmp_path):
+    (tmp_path / "own.toml").write_text('name = "own"\n[gradient]\nseconds = 0')
+    done = CliRunner().invoke(simulate, ["--cluster", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1].startswith(
+        "Error: cluster own: gradient: seconds: expected more than 0, found 0, and ")
+    assert not (tmp_path / "run").exists()
 
 
 # time

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from tests.support.checkout import RunFolder, Site
-from tests.support.cluster import Cluster, Unavailable, install
+from tests.support.cluster import Cluster, install
+from tests.support.debian import Unavailable
 
 
 @pytest.fixture(scope="module")

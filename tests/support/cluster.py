@@ -21,8 +21,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support import debian
+
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}    # by package
-NO_START = Path("/usr/sbin/policy-rc.d")    # asked by a package before it starts its own daemon
 CORES = GPUS = 8                            # of a node
 START_S, STOP_S = 60, 30
 
@@ -64,33 +65,12 @@ PartitionName=urgent Nodes=ALL MaxTime=UNLIMITED DefaultTime=10 PriorityTier=2 P
 """
 
 
-class Unavailable(Exception):
-    """Why there can be no such cluster here."""
-
-
 def install() -> None:
     """Fetches what is missing, without starting anything. Unavailable says why it cannot."""
-    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
     if os.geteuid() != 0:
-        raise Unavailable("a private SLURM needs root")
-    if not missing:
-        return
-    if not shutil.which("apt-get"):
-        raise Unavailable(f"a private SLURM needs {', '.join(missing)}, and there is no apt-get to fetch them with")
-    ours = not NO_START.exists()
-    if ours:
-        NO_START.write_text("#!/bin/sh\nexit 101\n")
-        NO_START.chmod(0o755)
-    try:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for words in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
-            done = subprocess.run(["apt-get", "-qq", *words], env=environment, capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
-                raise Unavailable(f"apt-get {words[0]} failed: {reason}")
-    finally:
-        if ours:
-            NO_START.unlink()
+        raise debian.Unavailable("a private SLURM needs root")
+    if missing := [package for program, package in PROGRAMS.items() if not shutil.which(program)]:
+        debian.install("a private SLURM", missing)
 
 
 def free_ports(count: int) -> int:
@@ -103,7 +83,7 @@ def free_ports(count: int) -> int:
             return first
         except OSError:
             continue
-    raise Unavailable(f"no {count} free ports in a row")
+    raise debian.Unavailable(f"no {count} free ports in a row")
 
 
 def parent_of(pid: int) -> int:
@@ -230,7 +210,7 @@ def main() -> int:
     chosen = parser.parse_args()
     try:
         install()
-    except Unavailable as reason:
+    except debian.Unavailable as reason:
         sys.exit(f"Error: {reason}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))       # so that the cluster ends, too
     with Cluster(chosen.nodes) as cluster:

@@ -46,12 +46,6 @@ class Flows:
         self.version = 0                    # of the rates: an end that was computed from older ones is none
         self.unsolved = False
 
-    def add(self, capacity: float) -> int:
-        """One more link."""
-        self.capacities, self.carried = np.append(self.capacities, capacity), np.append(self.carried, 0.0)
-        self.on.append(set())
-        return len(self.on) - 1
-
     def begin(self, end: Event, size: float, links: Sequence[int], weights: Sequence[float] | None = None,
               most: float = math.inf) -> None:
         """Now. `end` will happen; `most`: bytes per second, whatever the links could carry."""

@@ -57,7 +57,6 @@ class Cluster:
         self.memories: dict[int, Memory] = {}
         self.numbers: dict[int, Array] = {}     # values of counters
         self.letters = 0                    # in flight
-        self.reaches: dict[tuple[int, int], float] = {}     # seconds, by rank and number of owners
         self.all_arrived = Event(self.clock)
         self.all_arrived.happen()
         self.stop_step: int | None = None
@@ -119,7 +118,6 @@ class Cluster:
         self.all, self.inboxes = tuple(range(self.size)), [[] for _ in self.hosts]
         self.meetings, self.letters, self.stop_step = {}, 0, None
         self.routes.clear()
-        self.reaches.clear()
         self.all_arrived = Event(self.clock)
         self.all_arrived.happen()
         for rank, host in enumerate(self.hosts):
@@ -557,13 +555,10 @@ class SimulatedHost:
 
     def reach(self, owners: int, messages: int) -> None:
         """Sleeps as long as so many empty messages to each of the first ranks take, and their service; one by one."""
-        ways = self.cluster.reaches
-        if (self.rank, owners) not in ways:
-            ways[self.rank, owners] = sum(self.cluster.wires.latency_s(self.rank, owner) for owner in range(owners))
         served = self.cluster.machine.one_sided_s * owners
         if self.cluster.machine.enters_mpi_s or self.cluster.absent.by_rank:
             served = sum(self.cluster.serves(owner) for owner in range(owners) if owner != self.rank)
-        if seconds := messages * ways[self.rank, owners] + served:
+        if seconds := messages * self.cluster.wires.latencies_s(self.rank, owners) + served:
             self._on_the_way(self.cluster.wires.after(seconds))
 
     def _on_the_way(self, event: Event) -> None:

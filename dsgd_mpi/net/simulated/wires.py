@@ -13,8 +13,9 @@ nodes, whose ranks each send their part of the node's N.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from dsgd_mpi.net.simulated.clock import Clock, Event
@@ -56,9 +57,8 @@ class Wires:
             self.up.append(links(count, rate) if bound else [])
             self.down.append(links(count, rate) if bound else [])
         self.flows = Flows(clock, capacities)
-        spread = cards * machine.card.bytes_per_s if self.nodes > 1 else size * machine.node.bytes_per_s
-        self.from_all, self.to_all = self.flows.add(spread), self.flows.add(spread)
         self.route = lru_cache(1 << 16)(self._route)
+        self.bundle = cache(self._bundle)
         self.paths: dict[tuple[Sequence[int], float], tuple[Cost, list[int], list[float]]] = {}
         self.busy: dict[Sequence[int], Event] = {}      # the newest mean of those ranks
 
@@ -88,22 +88,40 @@ class Wires:
         """Of an empty message."""
         return self.route(source, target)[0] if source != target else 0.0
 
+    def latencies_s(self, rank: int, owners: int) -> float:
+        """Of an empty message to each of the first `owners` ranks, their sum."""
+        near, *below = self.among(rank, owners)
+        total, latency = (near - (rank < owners)) * self.machine.node.latency_s, self.machine.card.latency_s
+        for tier, count in zip(self.machine.tier, below, strict=True):
+            total += (count - near) * (latency + tier.hop_s)
+            near, latency = count, latency + 2 * tier.hop_s
+        return total + (owners - near) * latency
+
     def spread(self, rank: int, nbytes: float, owners: int, to_them: bool) -> Event:
-        """Parts of equal length between a rank and each of the first `owners` ranks: a flow for all of them."""
-        if owners == 1:
-            return self.send(*((rank, 0) if to_them else (0, rank)), nbytes)
-        single = self.nodes == 1
-        own = (self.within_out if to_them else self.within_in)[rank] if single else (
-            self.out if to_them else self.into)[self.card_of(rank)]
-        if owners == self.size:
-            others = {self.to_all if to_them else self.from_all: 1.0}
+        """Parts of equal length between a rank and those others that are among the first `owners`: a flow for all."""
+        return self.after(0.0, nbytes / (owners - (rank < owners)), *self.bundle(rank, owners, to_them))
+
+    def _bundle(self, rank: int, owners: int, to_them: bool) -> tuple[list[int], list[int]]:
+        """The links between them, and how many of the parts pass each.
+
+        If all ranks are owners, all do the same: the others' links are as full as this one's.
+        """
+        if owners < self.size:
+            ends = [(rank, owner) if to_them else (owner, rank) for owner in range(owners) if owner != rank]
+            parts = Counter(link for pair in ends for link in self.route(*pair)[1])
         else:
-            ends = (self.within_in if to_them else self.within_out) if single else self.into if to_them else self.out
-            others = {}
-            for owner in range(owners):
-                link = ends[owner if single else self.card_of(owner)]
-                others[link] = others.get(link, 0.0) + 1 / owners
-        return self.after(0.0, nbytes, [own, *others], [1.0, *others.values()])
+            near, *below = self.among(rank, owners)
+            parts = Counter({(self.within_out if to_them else self.within_in)[rank]: near - 1,
+                             (self.out if to_them else self.into)[self.card_of(rank)]: owners - near})
+            for under, links, count in zip(self.under, self.up if to_them else self.down, below, strict=True):
+                if links:
+                    parts[links[self.node_of(rank) // under]] = owners - count
+        return list(+parts), list((+parts).values())
+
+    def among(self, rank: int, owners: int) -> list[int]:
+        """How many of the first `owners` ranks are on its node, and below its switch of each tier; it may be one."""
+        blocks = [under * self.machine.ranks_per_node for under in (1, *self.under)]
+        return [max(0, min(owners - rank // block * block, block)) for block in blocks]
 
     def mean(self, nbytes: float, ranks: Sequence[int]) -> Event:
         """Happens when the mean of vectors of these ranks, which all take part now, is on all of them."""
@@ -156,24 +174,37 @@ class Wires:
         crosses = [nodes > each for each in joined]
         uplink = min([rate for rate, cross in zip(up, crosses, strict=True) if cross], default=math.inf)
 
-        def between(flows: int, distance: float) -> float:
-            """The rate of each when so many ranks of every node send at once to nodes so far away."""
-            return min([cards / flows, *(rate / (each * flows) for rate, each in zip(up, joined, strict=True)
-                                         if distance >= each)])
+        def apart(distance: int) -> bool:
+            """Whether ranks that meet at this distance, a power of two, are on two nodes, if only some."""
+            return nodes > 1 and p % (2 * distance) > 0
+
+        def between(flows: int, distance: float, senders: int = 0) -> float:
+            """The rate of each when so many ranks of a node send at once to nodes so far away.
+
+            All nodes below a switch do so, or `senders` of them.
+            """
+            uplinks = [rate / (senders or each) for rate, each in zip(up, joined, strict=True) if distance >= each]
+            return min([cards, *uplinks]) / flows
         wide = min(cards, uplink)           # between nodes that each send to one other
         wire = min(node.bytes_per_s if p > 1 else math.inf, wide if nodes > 1 else math.inf)
-        turns, rounds = 2 * (n - 1), (n - 1).bit_length()
+        turns = 2 * (n - 1)
         found = {"ring": Cost(turns * (latency + nbytes / n / wire), turns * latency, turns * nbytes / n)}
-        found["tree"] = Cost(2 * rounds * (latency + nbytes / wire), 2 * rounds * latency, 2 * rounds * nbytes)
         seconds = waits = sent = 0.0
+        for turn in range((n - 1).bit_length()):
+            distance = 2**turn
+            rate, late = (between(1, distance / p, 1), latency) if apart(distance) else (node.bytes_per_s, near)
+            seconds += 2 * (late + nbytes / rate)
+            waits += 2 * late
+            sent += 2 * nbytes * (apart(distance) or nodes == 1)
+        found["tree"] = Cost(seconds, waits, sent)
+        seconds = waits = sent = 0.0
+        rounds = n.bit_length() - 1
         for turn in range(1, rounds + 1):
-            distance = n / 2**turn
-            apart = nodes > 1 and distance >= p
-            rate = between(p, distance / p) if apart else node.bytes_per_s
-            late = latency if apart else near
+            distance = 2 ** (rounds - turn)
+            rate, late = (between(p, distance / p), latency) if apart(distance) else (node.bytes_per_s, near)
             seconds += 2 * (late + nbytes / 2**turn / rate)
             waits += 2 * late
-            sent += 2 * nbytes / 2**turn * (p if apart or nodes == 1 else 0)
+            sent += 2 * nbytes / 2**turn * (p if apart(distance) or nodes == 1 else 0)
         if n & (n - 1):                     # those beyond a power of two join others before and after
             rate = between(p, 1) if nodes > 1 else node.bytes_per_s
             seconds, waits, sent = seconds + 2 * (latency + nbytes / rate), waits + 2 * latency, sent + 2 * nbytes
