@@ -281,7 +281,7 @@ def name(runs: list[Run]) -> None:
 
 def facts(run: Run) -> dict[str, str]:
     """In words, what may affect the curves, except the algorithm and its options."""
-    settings = {key: value for key, value in vars(run.config).items()
+    settings = {key: value for key, value in run.config.values().items()
                 if key not in ("algorithm", "set") and FIELDS[key].metadata["group"] != "Output"}
     known = {"ranks": run.ranks, **settings}
     return {key: words(key, value) for key, value in known.items() if value is not None}

@@ -175,7 +175,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     if config.resume or config.auto_resume:
         found, problem = attempted(training.checkpoints.restore, training.model.flat, training.optimizer,
                                    training.algorithm, config.resume is not None,
-                                   Consent(given_here("--data"), config.resume_as == "mean"))
+                                   Consent("data" in config.given, config.resume_as == "mean"))
         if told(host, problem):
             return UsageError.exit_code
         assert found
@@ -262,11 +262,6 @@ def resumed(parts: Prepared, training: Training, first: int) -> tuple[Training, 
     return replace(training, **paced(parts, host, course)), ", ".join(changed)
 
 
-def given_here(option: str) -> bool:
-    """Whether an option is on the command line itself, rather than in a file or the environment."""
-    return any(word == option or word.startswith(f"{option}=") for word in sys.argv)
-
-
 def python() -> str:
     """How to start this interpreter again, as short as the current folder allows."""
     path = Path(sys.executable)
@@ -290,6 +285,8 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
     kinds = sorted({f"{own['device']}, {own['kernels']}, {config.dtype}, {own['threads']} threads" for own in ranks})
     hosts = len({own["host"] for own in ranks})
     count = len(ranks)
+    ramp = training.schedule.warmup
+    half = ", half of the run" if ramp < round(config.warmup * training.course.epoch / training.course.first) else ""
     return {
         "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
                     f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
@@ -308,7 +305,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
-                f"warm-up of {training.schedule.warmup} steps, "
+                f"warm-up of {ramp} steps{half}, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,

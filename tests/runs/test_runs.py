@@ -50,6 +50,7 @@ def test_a_run_leaves_its_folder(tmp_path, ranks, algorithm):
     status, output, errors = train(*SMALL, "--algorithm", algorithm, "--out", tmp_path / "run", ranks=ranks)
     assert (status, errors) == (0, "")
     assert "result" in output
+    assert "warm-up of 6 steps, half of the run, sgd" in " ".join(output.replace("│", " ").split())
     assert f"python -m dsgd_mpi plot {tmp_path / 'run'}" in output
     count = ranks or 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
