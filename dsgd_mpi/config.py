@@ -24,6 +24,7 @@ import click
 import tomli_w
 
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -250,7 +251,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The whole content of a file, in UTF-8 with or without a byte order mark; UsageError if it is missing or not TOML.
     """
     try:
-        with open(path, "rb") as file:
+        opener = None if str(path).startswith(("/dev/", "/proc/")) else regular     # <(a command) of a shell is a pipe
+        with open(path, "rb", opener=opener) as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
