@@ -146,8 +146,8 @@ def main() -> None:
     try:
         config = parse()
     except click.ClickException as error:   # others may have no such problem, and would wait for this rank
-        config, problem = Config(), UsageError(error.format_message())
-    if config is not None:
+        problem = UsageError(error.format_message())
+    if config or problem or launched().size != 1:           # one that only prints meets the others, too
         from dsgd_mpi.training.job import run
         sys.exit(run(config, problem))
 

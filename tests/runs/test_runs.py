@@ -190,6 +190,16 @@ def test_a_command_line_that_one_rank_cannot_read_ends_all(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rank_that_is_to_print_alone_leaves_nobody_waiting(tmp_path):
+    status, output, errors = train("--steps", 3, "--out", tmp_path / "run", ranks=2, last=("--print-config",))
+    assert (status, output) == (2, "")
+    assert errors == ("Error: ranks [1]: the command line asks for output alone, as --help does, but that of other "
+                      "ranks does not; start all ranks with the same command\n")
+    assert not (tmp_path / "run").exists()
+    status, output, errors = train("--print-config", ranks=2)
+    assert (status, output, errors) == (0, train("--print-config")[1], "")
+
+
 def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_is_none(tmp_path):
     again = ("--auto-resume", "--out", tmp_path / "run", *SMALL, "--checkpoint-every", 5)
     assert train(*again, ranks=2)[0] == 0
