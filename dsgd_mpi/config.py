@@ -1,7 +1,8 @@
 """What to run, in one frozen dataclass: from the command line, the environment, a TOML file, or the defaults below.
 
 Each field is an option of that name. Earlier sources win: `--batch 64`, then DSGD_BATCH=64, then `batch = 64` in the
-file, then the default. The algorithm's own options are set by `--set KEY=VALUE` or a file's table `[set]`, the
+file, then the default. LENGTHS are three ways to say one thing: of the first source that has any, `steps_total` or
+`steps`, else `epochs`. The algorithm's own options are set by `--set KEY=VALUE` or a file's table `[set]`, the
 optimizer's by `--set-optimizer KEY=VALUE` or `[set_optimizer]`.
 """
 
@@ -23,6 +24,7 @@ import click
 import tomli_w
 
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +40,7 @@ BYTE_ORDER_MARKS = {                        # in this order: one of the first be
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 OF_A_STUDY = ("grid", "study", "base", "axes", "tune")      # tables of a file that `grid` and `study` read
+LENGTHS = ("epochs", "steps", "steps_total")        # fields that say how long a run is; None but for the first
 TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
 
 
@@ -171,6 +174,8 @@ class Config:
         "which any number of ranks can.")
     quiet: bool = option("Output", False, "Print warnings and errors only.", flag=True)
 
+    given: frozenset[str] = field(default=frozenset(), compare=False)   # no option: those on the command line itself
+
     def algorithm_options(self) -> dict[str, str]:
         """The `set` entries as key -> value; the last of equal keys wins."""
         return self._table("set")
@@ -214,9 +219,13 @@ class Config:
         return (convert(typing.Annotated[int, 0, COUNT], rank, what),
                 convert(typing.Annotated[float, 0], seconds, what))
 
+    def values(self) -> dict[str, Any]:
+        """All options."""
+        return {key: getattr(self, key) for key in FIELDS}
+
     def to_toml(self) -> str:
         """A file that `from_toml` reads back; fields that are None are omitted."""
-        values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        values = {key: value for key, value in self.values().items() if value is not None}
         return tomli_w.dumps({**values, **{table: self._table(table) for table in TABLES}})
 
 
@@ -242,7 +251,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The whole content of a file, in UTF-8 with or without a byte order mark; UsageError if it is missing or not TOML.
     """
     try:
-        with open(path, "rb") as file:
+        opener = None if str(path).startswith(("/dev/", "/proc/")) else regular     # <(a command) of a shell is a pipe
+        with open(path, "rb", opener=opener) as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a TOML file of options") from None
@@ -274,7 +284,7 @@ def encoding_of(data: bytes) -> str:
     return ""
 
 
-FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+FIELDS = {item.name: item for item in dataclasses.fields(Config) if item.metadata}
 HINTS = typing.get_type_hints(Config)
 FITS = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}       # types of a TOML value for a field's
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}

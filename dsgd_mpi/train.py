@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from dsgd_mpi.config import TABLES, Config, GroupedCommand, command_line_options, from_toml
+from dsgd_mpi.config import LENGTHS, TABLES, Config, GroupedCommand, command_line_options, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.terminal import print_anything
@@ -37,6 +38,8 @@ def make_defaults(ctx: click.Context, path: Path) -> None:
     for table, owner in TABLES.items():
         if found.get(owner) not in (None, before.get(owner)):
             before = {**before, table: ()}  # the options of another one
+    if any(key in found for key in LENGTHS):
+        before = {key: value for key, value in before.items() if key not in LENGTHS[1:]}
     words = {key: as_word(value) for key, value in found.items() if key not in TABLES}
     ctx.default_map = {**before, **words, **{table: (*before.get(table, ()), *found[table]) for table in TABLES}}
 
@@ -86,7 +89,24 @@ def config_of(ctx: click.Context, options: dict[str, Any]) -> Config:
         in_file = (ctx.default_map or {}).get(table, ())
         if options[table] != in_file:       # the file's table, overridden by the command line
             options[table] = (*in_file, *options[table])
-    return Config(**options)
+    return Config(**options | length(ctx), given=frozenset(given_by(ctx, ParameterSource.COMMANDLINE)))
+
+
+def length(ctx: click.Context) -> dict[str, Any]:
+    """What the first source that has a run's length overrides of those after it."""
+    for source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+        found = [name for name in LENGTHS if name in given_by(ctx, source)]
+        if len(found) > 1:
+            flags = [f"--{name.replace('_', '-')}" for name in found]
+            raise UsageError(f"{' and '.join(flags)}: expected one of them, found {len(found)}")
+        if found:
+            return dict.fromkeys(name for name in LENGTHS[1:] if name not in found)
+    return {}
+
+
+def given_by(ctx: click.Context, source: ParameterSource) -> list[str]:
+    """The options that come from there."""
+    return [name for name in ctx.params if ctx.get_parameter_source(name) == source]
 
 
 def catalogue() -> str:
@@ -126,8 +146,8 @@ def main() -> None:
     try:
         config = parse()
     except click.ClickException as error:   # others may have no such problem, and would wait for this rank
-        config, problem = Config(), UsageError(error.format_message())
-    if config is not None:
+        problem = UsageError(error.format_message())
+    if config or problem or launched().size != 1:           # one that only prints meets the others, too
         from dsgd_mpi.training.job import run
         sys.exit(run(config, problem))
 

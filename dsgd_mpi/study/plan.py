@@ -35,7 +35,6 @@ A job file with [grid] is a study, too.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import re
@@ -93,7 +92,7 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """What makes it this run and no other: what differs from the defaults. An option that is new changes nothing.
         """
-        own = {key: value for key, value in dataclasses.asdict(self.config).items()
+        own = {key: value for key, value in self.config.values().items()
                if key not in ELSEWHERE and value != FIELDS[key].default}
         simulated: dict[str, Any] = {}
         if self.place:
@@ -115,15 +114,18 @@ class Cell:
 
     def resolved(self) -> dict[str, Any]:
         """Everything, for its summary."""
-        config = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in ELSEWHERE}
+        config = {key: value for key, value in self.config.values().items() if key not in ELSEWHERE}
         about = {"cluster": self.place.label, "as": self.as_model, "gradients": self.gradients} if self.place else {}
         return {**config, "options": self.way.given(), "ranks": self.ranks, **about}
 
     def words(self) -> list[str]:
         """The options of `train` and, but for --cluster, of `simulate`."""
         found = []
+        by_steps = self.config.steps or self.config.steps_total
         for key, item in FIELDS.items():
             value, flag = getattr(self.config, key), "--" + key.replace("_", "-")
+            if key == "epochs" and by_steps:
+                continue                    # a length is given once
             if isinstance(value, tuple):
                 found += [word for each in value for word in (flag, each)]
             elif item.metadata["flag"] and value != item.default:

@@ -26,6 +26,7 @@ from rich.table import Table
 from dsgd_mpi import algorithms
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import read_text
 from dsgd_mpi.study import plan
 from dsgd_mpi.study.export import write_all
 from dsgd_mpi.study.figures import draw_study
@@ -214,7 +215,7 @@ def placed(losses: Iterator[Point], accuracies: list[Point]) -> list[Point]:
 def read_json(path: Path) -> dict[str, Any]:
     """Empty if the run has not written it yet."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return dict(json.loads(read_text(path))) if path.exists() else {}
     except (OSError, ValueError, TypeError):
         raise UsageError(f"{path}: cannot be read or is damaged; move it away to plot the run without it") from None
 
@@ -230,7 +231,7 @@ def all_options(config: Config) -> dict[str, Any]:
 def whole_lines(path: Path) -> list[str]:
     """Without a last one that a killed run left unfinished; none if the file does not exist."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+        lines = read_text(path, errors="replace").splitlines(keepends=True) if path.exists() else []
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     return [line.rstrip() for line in lines if line.endswith("\n")]
@@ -281,7 +282,7 @@ def name(runs: list[Run]) -> None:
 
 def facts(run: Run) -> dict[str, str]:
     """In words, what may affect the curves, except the algorithm and its options."""
-    settings = {key: value for key, value in vars(run.config).items()
+    settings = {key: value for key, value in run.config.values().items()
                 if key not in ("algorithm", "set") and FIELDS[key].metadata["group"] != "Output"}
     known = {"ranks": run.ranks, **settings}
     return {key: words(key, value) for key, value in known.items() if value is not None}

@@ -18,6 +18,7 @@ from typing import Any
 
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import read_text, regular
 from dsgd_mpi.study.plan import Cell, Group, Study
 
 CURVE = 40                                  # points of the curve of training losses
@@ -112,15 +113,15 @@ def load(study: Study, cell: Cell) -> Result | None:
 def gather(cell: Cell, folder: Path) -> dict[str, Any] | None:
     """From a run folder; None if there is no finished run in it."""
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(read_text(folder / "summary.json"))
         if summary["status"] not in ENDS:
             return None
         rows: list[dict[str, Any]] = []
         if (folder / "summary.csv").exists():
-            with open(folder / "summary.csv", encoding="utf-8", newline="") as file:
+            with open(folder / "summary.csv", encoding="utf-8", newline="", opener=regular) as file:
                 rows = [{key: short(number(value)) for key, value in row.items() if key not in LEFT_OUT}
                         for row in csv.DictReader(file)]
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in read_text(folder / "metrics.jsonl").splitlines()]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return {"config": cell.resolved(), "summary": short(summary), "rows": rows, "metrics": thinned(lines)}

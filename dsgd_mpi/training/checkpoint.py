@@ -31,6 +31,7 @@ from dsgd_mpi.arrays.flat import Array, fill
 from dsgd_mpi.arrays.hdf5 import Memory
 from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import regular
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.training import rankfile
@@ -250,7 +251,8 @@ def best_of(folder: Path) -> int | None:
     None if no checkpoint is of a step at which the run was evaluated.
     """
     accuracies: dict[int, float] = {}
-    with suppress(OSError, csv.Error), open(folder / "summary.csv", newline="", encoding="utf-8") as file:
+    path = folder / "summary.csv"
+    with suppress(OSError, csv.Error), open(path, newline="", encoding="utf-8", opener=regular) as file:
         for row in csv.DictReader(file):
             with suppress(KeyError, TypeError, ValueError):
                 accuracies[int(row["step"])] = float(row["accuracy"])

@@ -36,17 +36,22 @@ def take_answer(run: Training, step: int, record: Record) -> None:
             x[statistics] -= run.host.mean(distance).wait()
 
 
-def evaluate(run: Training, step: int, record: Record) -> dict[str, Any]:
-    """Collective: evaluates the algorithm's answer on the test set, each rank on its share; x is left unchanged."""
+def evaluate(run: Training, step: int, record: Record) -> tuple[dict[str, Any], Array]:
+    """Collective: evaluates the algorithm's answer on the test set, each rank on its share; x is left unchanged.
+
+    The figures, and the answer.
+    """
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
     distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
     take_answer(run, step, record)          # soon after all have met: no rank waits for another in it
     right, seen = counted(run, host.rank, host.size)
+    answer = x.copy()
     x[:] = own
     alone = own_accuracy(run)
     share = host.mean(np.array([right, seen], np.float64)).wait()
-    return {"accuracy": float(share[0] / share[1]), **spread(host.allgather(alone)), "consensus_distance": distance}
+    return {"accuracy": float(share[0] / share[1]), **spread(host.allgather(alone)),
+            "consensus_distance": distance}, answer
 
 
 def counted(run: Training, rank: int, size: int, most: int | None = None) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import read_text
 from dsgd_mpi.training.build import optimizer_of
 from dsgd_mpi.training.output import write_whole
 
@@ -195,6 +196,8 @@ def writing(folder: Path) -> Iterator[None]:
 def acquire(path: Path, me: Holder, folder: Path) -> None:
     """Makes `path` a claim of this process. UsageError if it is held, or if nothing can be written there."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: expected the claim of a run, or nothing, found what is no file; move it away")
     try:
         part.write_text(to_json(me._asdict()) + "\n", encoding="utf-8")
         end = time.monotonic() + TAKING_S
@@ -264,7 +267,7 @@ def left_behind(path: Path, me: Holder, now: float) -> bool:
 def read(path: Path) -> Holder | None:
     """None if there is no claim, or none that can be understood."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(read_text(path))
         return Holder(**found)
     except (FileNotFoundError, ValueError, TypeError):
         return None

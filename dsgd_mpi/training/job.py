@@ -47,18 +47,22 @@ from dsgd_mpi.training.survive import Survivor
 from dsgd_mpi.training.watch import Watch
 
 PATIENCE_S = 1.0                            # in which rank 0 ends the job
+PRINTED = ("the command line asks for output alone, as --help does, but that of other ranks does not; start all ranks "
+           "with the same command")
 SHOWN = 16                                  # ranks that the banner lists with their GPUs
 Result = TypeVar("Result")
 log = logging.getLogger("dsgd_mpi")
 
 
-def run(config: Config, problem: UsageError | None = None) -> int:
+def run(config: Config | None, problem: UsageError | None = None) -> int:
     """Trains as configured, on all ranks of the job, unless this rank has a problem already; the exit status.
 
+    `config`: None if this rank has only printed, which is all there is to do if all have.
     0, 2 for a usage error, 3 if the run diverged, 4 if ranks hung, 75 if it was asked to stop.
     """
-    stop = StopRequest()
+    stop, printed = StopRequest(), config is None and not problem
     rank, size, _ = launched()
+    config, problem = config or Config(), UsageError(PRINTED) if printed else problem
     logging.basicConfig(format=f"rank {rank}: %(message)s", level=logging.WARNING if rank == 0 else logging.CRITICAL)
     job = batch_job() if rank == 0 else None
     if job:
@@ -69,6 +73,8 @@ def run(config: Config, problem: UsageError | None = None) -> int:
         return problem.exit_code
     host, unusable = attempted(started_mpi, max(size or 0, rank + 1))
     if unusable:
+        if printed:
+            return 0
         if rank == (0 if size else 1):      # if the number is not known, rank 0 may take itself for the only one
             (problem or unusable).show()
         else:
@@ -79,6 +85,10 @@ def run(config: Config, problem: UsageError | None = None) -> int:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)
         watch = Watch(host, config.hang_timeout, stop)
+        if all(host.allgather(printed)):
+            watch.close()
+            host.close()
+            return 0
         if not problem and config.survive:
             _, problem = attempted(host.prepare_to_survive)
         if told(host, problem):
@@ -175,7 +185,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
     if config.resume or config.auto_resume:
         found, problem = attempted(training.checkpoints.restore, training.model.flat, training.optimizer,
                                    training.algorithm, config.resume is not None,
-                                   Consent(given_here("--data"), config.resume_as == "mean"))
+                                   Consent("data" in config.given, config.resume_as == "mean"))
         if told(host, problem):
             return UsageError.exit_code
         assert found
@@ -262,11 +272,6 @@ def resumed(parts: Prepared, training: Training, first: int) -> tuple[Training, 
     return replace(training, **paced(parts, host, course)), ", ".join(changed)
 
 
-def given_here(option: str) -> bool:
-    """Whether an option is on the command line itself, rather than in a file or the environment."""
-    return any(word == option or word.startswith(f"{option}=") for word in sys.argv)
-
-
 def python() -> str:
     """How to start this interpreter again, as short as the current folder allows."""
     path = Path(sys.executable)
@@ -290,6 +295,8 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
     kinds = sorted({f"{own['device']}, {own['kernels']}, {config.dtype}, {own['threads']} threads" for own in ranks})
     hosts = len({own["host"] for own in ranks})
     count = len(ranks)
+    ramp = training.schedule.warmup
+    half = ", half of the run" if ramp < round(config.warmup * training.course.epoch / training.course.first) else ""
     return {
         "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
                     f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
@@ -308,7 +315,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
-                f"warm-up of {training.schedule.warmup} steps, "
+                f"warm-up of {ramp} steps{half}, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,

@@ -61,6 +61,7 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
     if first == 0 and not meeting and run.saves:  # a full disk is found early, and there is always one to go back to
         run.checkpoints.save(0, x, run.optimizer, run.algorithm, record.totals())
     sent: list[tuple[Any, Array]] = []      # the next batch, once it is on its way to a device
+    answer: Array | None = None             # the last that was evaluated
 
     with closing(run.batches.stream(record.rank_steps if run.shared_out else first)) as batches:
         def following() -> tuple[Any, Array]:
@@ -100,10 +101,13 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             return stop_asked() or noticed(run, record)
 
         def meet(step: int, meeting: Meeting) -> None:
+            nonlocal answer
             keep(run, record, step, meeting)
             check(run, record, step)
             if meeting.evaluated:
-                evaluation(run, step, record)
+                if step == run.steps:       # what is evaluated, saved and offered at the end is one state
+                    run.algorithm.rest(x)
+                answer = evaluation(run, step, record)
             if meeting.saved:
                 run.checkpoints.save(step, x, run.optimizer, run.algorithm, record.totals())
                 run.faults.saved(run.checkpoints.part_of(step, run.algorithm))
@@ -126,9 +130,12 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
             if stopped:
                 return reached
     if not record.row:                      # resumed at its very end, from a checkpoint that was made to stop
-        evaluation(run, run.steps, record)
-    with record.evaluating:
-        take_answer(run, run.steps, record)
+        answer = evaluation(run, run.steps, record)
+    if answer is None:                      # resumed there for what its folder lacks
+        with record.evaluating:
+            take_answer(run, run.steps, record)
+    else:
+        x[:] = answer
     check(run, record, run.steps)
     return run.steps
 
@@ -137,11 +144,12 @@ def ignored(run: Training, record: Record, step: int, meeting: Meeting | None = 
     """Where nobody survives, nothing is kept for it."""
 
 
-def evaluation(run: Training, step: int, record: Record) -> None:
-    """Collective: a row of the summary."""
+def evaluation(run: Training, step: int, record: Record) -> Array:
+    """Collective: a row of the summary. The answer that it is of."""
     with record.evaluating:
-        found = evaluate(run, step, record)
+        found, answer = evaluate(run, step, record)
     record.evaluation(step, run.schedule(step - 1), **found)
+    return answer
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -13,6 +13,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from dsgd_mpi.files import regular
+
 MOST_BYTES = 16 << 20                       # that wait for one file: days of metrics.jsonl
 log = logging.getLogger("dsgd_mpi")
 
@@ -35,7 +37,7 @@ class Lines:
 
     def write(self) -> None:
         try:
-            self.file = self.file or io.FileIO(self.path, "a")
+            self.file = self.file or io.FileIO(self.path, "a", opener=regular)
             while self.waiting:
                 del self.waiting[: self.file.write(self.waiting)]
             self.refused = None

@@ -22,6 +22,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.data import Course
+from dsgd_mpi.files import regular
 from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
@@ -274,7 +275,7 @@ def keep_lines(path: Path, step_of: Callable[[str], int], last: int) -> None:
     Lines are in the order of their steps, so that the file is cut, which needs no room on the disk.
     """
     try:
-        with open(path, "r+b") as file:
+        with open(path, "r+b", opener=regular) as file:
             end = 0
             for line in file:
                 if not line.endswith(b"\n") or step(line.decode(errors="replace"), step_of) > last:
@@ -298,7 +299,7 @@ def step(line: str, step_of: Callable[[str], int]) -> int:
 def columns_of(path: Path) -> list[str]:
     """The first line of a table; none if there is no table yet."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        with open(path, newline="", encoding="utf-8", errors="replace", opener=regular) as file:
             return next(csv.reader(file), [])
     except OSError:
         return []

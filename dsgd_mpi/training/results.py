@@ -16,7 +16,9 @@ from typing import Any
 import h5py
 
 from dsgd_mpi.config import Config
+from dsgd_mpi.files import read_text, regular
 from dsgd_mpi.training.output import write_whole
+from dsgd_mpi.training.rankfile import must_be_file
 
 log = logging.getLogger("dsgd_mpi")
 
@@ -26,7 +28,7 @@ def keep_config(folder: Path, config: Config) -> None:
     path = folder / "config.toml"
     text = replace(config, out=str(folder), auto_resume=False, resume=None, resume_as="same", inject=None).to_toml()
     try:
-        if path.read_text(encoding="utf-8", errors="replace") != text:
+        if read_text(path, errors="replace") != text:
             write_whole(path, text)
     except OSError as error:
         log.warning("%s does not tell what is run now: %s", path, error)
@@ -44,7 +46,7 @@ def lacking(folder: Path, step: int) -> tuple[list[str], dict[str, Any]]:
 def row_of(folder: Path, step: int) -> dict[str, Any]:
     """The row of summary.csv of that step; {} if there is none."""
     try:
-        with open(folder / "summary.csv", newline="", encoding="utf-8") as file:
+        with open(folder / "summary.csv", newline="", encoding="utf-8", opener=regular) as file:
             rows = [row for row in csv.DictReader(file) if row.get("step") == str(step)]
             return {key: value_of(text) for key, text in rows[-1].items() if key} if rows else {}
     except (OSError, ValueError, csv.Error):
@@ -61,7 +63,7 @@ def value_of(text: Any) -> Any:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found = json.loads(read_text(folder / "summary.json"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -70,6 +72,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 def model_step(path: Path, before: int | None) -> int | None:
     """The step whose model a file holds; `before` for those of older versions, which do not say; None if damaged."""
     try:
+        must_be_file(path)
         with h5py.File(path, "r", locking=False) as file:
             return int(file.attrs["step"]) if "step" in file.attrs else before
     except Exception:                       # of h5py, for a file that is none or is damaged: many

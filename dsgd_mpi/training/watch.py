@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dsgd_mpi.files import regular
 from dsgd_mpi.net.places import ranks_named
 from dsgd_mpi.training import signals
 
@@ -221,7 +222,8 @@ class Watch:
 
     def _write_stacks(self) -> None:
         if self.folder:
-            with suppress(OSError), open(self.folder / f"hang-rank{self._number()}.txt", "w", encoding="utf-8") as file:
+            path = self.folder / f"hang-rank{self._number()}.txt"
+            with suppress(OSError), open(path, "w", encoding="utf-8", opener=regular) as file:
                 faulthandler.dump_traceback(file, all_threads=True)
 
     def _end(self, report: str) -> None:

@@ -64,7 +64,10 @@ def test_a_rank_that_is_asked_to_stop_does_not_wait_for_one_that_never_will(tmp_
 
 
 def test_sigterm_ends_ranks_that_wait_in_mpi_for_one_that_will_not_start(tmp_path):
-    job = Job("-m", "dsgd_mpi.train", *LONG, "--out", tmp_path / "run", ranks=2, last=("--print-config",))
+    program = tmp_path / "program.py"
+    program.write_text("import sys, time\nif sys.argv[-1] == 'late':\n    time.sleep(1000)\n"
+                       "from dsgd_mpi.train import main\nmain()")
+    job = Job(program, *LONG, "--out", tmp_path / "run", ranks=2, last=("late",), env={"PYTHONPATH": str(ROOT)})
     time.sleep(2)
     assert job.process.poll() is None
     job.process.terminate()

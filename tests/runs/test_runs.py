@@ -50,6 +50,7 @@ def test_a_run_leaves_its_folder(tmp_path, ranks, algorithm):
     status, output, errors = train(*SMALL, "--algorithm", algorithm, "--out", tmp_path / "run", ranks=ranks)
     assert (status, errors) == (0, "")
     assert "result" in output
+    assert "warm-up of 6 steps, half of the run, sgd" in " ".join(output.replace("│", " ").split())
     assert f"python -m dsgd_mpi plot {tmp_path / 'run'}" in output
     count = ranks or 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -187,6 +188,16 @@ def test_a_command_line_that_one_rank_cannot_read_ends_all(tmp_path):
     status, output, errors = train("--steps", 3, "--out", tmp_path / "run", ranks=2, last=("--lr", "x"))
     assert (status, output, errors) == (2, "", "Error: ranks [1]: --lr: expected a number, found 'x'\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_is_to_print_alone_leaves_nobody_waiting(tmp_path):
+    status, output, errors = train("--steps", 3, "--out", tmp_path / "run", ranks=2, last=("--print-config",))
+    assert (status, output) == (2, "")
+    assert errors == ("Error: ranks [1]: the command line asks for output alone, as --help does, but that of other "
+                      "ranks does not; start all ranks with the same command\n")
+    assert not (tmp_path / "run").exists()
+    status, output, errors = train("--print-config", ranks=2)
+    assert (status, output, errors) == (0, train("--print-config")[1], "")
 
 
 def test_a_requeued_run_goes_on_from_its_newest_checkpoint_or_anew_where_there_is_none(tmp_path):

@@ -54,6 +54,40 @@ def test_a_resumed_run_takes_the_configuration_of_its_folder(tmp_path):
     assert (config.batch, config.epochs, config.resume, config.set) == (5, 9, str(tmp_path), ("bucket_mb=2",))
 
 
+def length(*words):
+    config = parsed(*words)
+    return config.epochs, config.steps, config.steps_total
+
+
+def test_the_length_of_a_run_is_that_of_the_first_source_that_has_one(tmp_path, monkeypatch):
+    """A run of so many steps is lengthened by epochs, and the reverse: config.toml has both."""
+    by_steps, by_epochs = tmp_path / "steps.toml", tmp_path / "epochs.toml"
+    by_steps.write_text(Config(steps=10).to_toml())
+    by_epochs.write_text("epochs = 3\n")
+    assert length("--config", by_steps) == (6, 10, None)
+    assert length("--config", by_steps, "--epochs", 4) == (4, None, None)
+    assert length("--config", by_steps, "--steps-total", 40) == (6, None, 40)
+    assert length("--config", by_epochs, "--steps", 20) == (3, 20, None)
+    assert length("--config", by_steps, "--config", by_epochs) == (3, None, None)
+    assert length("--config", by_epochs, "--config", by_steps) == (6, 10, None)
+    monkeypatch.setenv("DSGD_EPOCHS", "5")
+    assert length("--config", by_steps) == (5, None, None)
+    assert length("--config", by_steps, "--steps", 20) == (5, 20, None)
+    for words, flags in ((("--steps", 1, "--epochs", 1), "--epochs and --steps: expected one of them, found 2"),
+                         (("--steps", 1, "--steps-total", 1), "--steps and --steps-total: expected one of them")):
+        with pytest.raises(UsageError, match=flags):
+            parsed(*words)
+
+
+def test_what_is_given_is_what_stands_on_the_command_line_itself(tmp_path, monkeypatch):
+    file = tmp_path / "job.toml"
+    file.write_text('data = "x.h5"\n')
+    monkeypatch.setenv("DSGD_LR", "0.1")
+    assert parsed("--config", file, "--out", "--data").given == {"out"}
+    assert parsed("--data=x.h5", "--batch", 3).given == {"data", "batch"}
+    assert "given" not in parsed("--data=x.h5").to_toml()
+
+
 @pytest.mark.parametrize(("content", "message"), [
     ("batsh = 3", r"unknown option 'batsh'; did you mean 'batch'\?"),
     ("batch = ", "not a TOML file"),

@@ -42,7 +42,7 @@ def evaluated(folder, algorithm, size, eval_own):
         model.state["layer3.0.bn2.running_mean"][:] = host.rank         # statistics of its own
         run.algorithm.start(host, model.flat, run.optimizer)
         before = model.flat.copy()
-        found = evaluate(run, 0, record)
+        found, _ = evaluate(run, 0, record)
         assert np.array_equal(model.flat, before)
         record.loss(Known(1.0))
         record.evaluation(1, 0.1, **found)

@@ -11,6 +11,7 @@ from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.training import loop
 from dsgd_mpi.training.display import Display
+from dsgd_mpi.training.evaluate import take_answer
 from dsgd_mpi.training.record import Record
 from tests.support.runs import training
 
@@ -92,3 +93,28 @@ def test_losses_that_are_known_late_are_written_for_the_same_steps(tmp_path, log
     # a step late, but before an evaluation and before the end
     until_fourth = ["begin", "begin", 0, "begin", 1, "begin", 2, 3]
     assert log == (["begin", "begin", 0, 1] if stop_at else [*until_fourth, "begin", "begin", 4, "begin", 5, 6])
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("allreduce", {}), ("gossip", {"mode": "push"}), ("gosgd", {}), ("parameter_server", {"servers": "1"})])
+def test_the_model_of_the_end_is_the_one_that_was_evaluated_and_what_the_last_checkpoint_gives(tmp_path, name, options):
+    def main(host):
+        run = replace(training(host, tmp_path, algorithms.build(name, options), steps=5), bn="recalibrate")
+        asked, whole = [], run.algorithm.answer
+
+        def answer(x):
+            asked.append(1)
+            return whole(x)
+        run.algorithm.answer = answer
+        record = Record(host, run.algorithm, tmp_path, Display(False), 1000, 2, 1, 5)
+        loop.train(run, record, 0, lambda: False)
+        record.finish("", 5, {})
+        again = training(host, tmp_path, algorithms.build(name, options), steps=5)
+        again = replace(again, bn="recalibrate")
+        again.checkpoints.restore(again.model.flat, again.optimizer, again.algorithm)
+        again.algorithm.start(host, again.model.flat, again.optimizer)
+        take_answer(again, 5, record)
+        return len(asked), run.model.flat.copy(), again.model.flat.copy()
+    for times, there, restored in Cluster(3).run(main):
+        assert times == 1
+        assert np.allclose(there, restored, rtol=0, atol=1e-6)

@@ -69,7 +69,7 @@ def fewer(run, step):
                                steps=steps)
 
 
-def survived(folder, way, deaths, ranks=RANKS, machine=None, faults=Dying):
+def survived(folder, way, deaths, ranks=RANKS, machine=None, faults=Dying, **changes):
     """The summary of a run of STEPS steps; of each rank that lives its members, model and algorithm."""
     name, options = way
 
@@ -78,7 +78,7 @@ def survived(folder, way, deaths, ranks=RANKS, machine=None, faults=Dying):
         course = Course(2 * ranks, 2 * ranks * 1000, 2 * ranks, ranks)
         places = [{"host": "h", "pid": 100 + rank} for rank in range(ranks)]
         run = dataclasses.replace(run, course=course, survival=Survivor(fewer, places), faults=faults(host, deaths),
-                                  checkpoint_every=4)
+                                  checkpoint_every=4, **changes)
         run.checkpoints.course, run.faults.checkpoints = course, run.checkpoints
         ends = []
         record = run.faults.record = Record(host, run.algorithm, folder, Display(False), 1000, 2, ranks, 1,
@@ -191,6 +191,34 @@ def test_who_is_behind_leaves_out_the_steps_between(tmp_path):
     steps = summary["rank_steps"]
     assert steps[0] == steps[2] == summary["steps"]
     assert steps[1] == summary["steps"] - 3
+
+
+@pytest.mark.parametrize("name", ["allreduce", "gossip"])
+@pytest.mark.parametrize(("death", "bad", "back_to"), [(3, 6, 4), (7, 2, 0)])
+def test_a_run_may_both_lose_a_rank_and_go_back(tmp_path, caplog, name, death, bad, back_to):
+    """A loss is no number in step `bad`: all go back at half the rate, and keep that when a rank dies."""
+    class Spoiling(Dying):
+        def spoiling(self, x, trained):
+            if self.rank == 2 and self.step == bad and not self.spoilt:
+                self.spoilt = True
+                x[0] = np.nan
+            return np.errstate()
+
+        spoilt, step = False, 0
+
+        def before(self, step):
+            self.step = step
+            super().before(step)
+
+    summary, found = survived(tmp_path, (name, {}), {(0, death): "compute"}, ranks=4, faults=Spoiling,
+                              on_nonfinite="restore")
+    assert [each["rank"] for each in summary["lost"]] == [0]
+    assert (summary["status"], summary["ranks"], summary["restores"]) == ("finished", 3, 1)
+    assert all(np.isfinite(model).all() for _, _, model, _, _ in found)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, summary["steps"] + 1))
+    assert [line["lr"] for line in lines] == [0.01 if line["step"] <= back_to else 0.005 for line in lines]
+    assert f"restore 1 of 3, to step {back_to} and rate 0.005" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["mean", "save"])

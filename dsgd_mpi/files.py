@@ -1,0 +1,24 @@
+"""Files are opened only if they are files: to open a pipe would wait for ever, and a device may have no end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def regular(path: str, flags: int) -> int:
+    """An `opener` of `open`; OSError if there is something else of that name."""
+    mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return os.open(path, flags, 0o666)
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """All of a file in UTF-8."""
+    with open(path, encoding="utf-8", errors=errors, opener=regular) as file:
+        return file.read()
