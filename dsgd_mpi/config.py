@@ -25,6 +25,7 @@ import tomli_w
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.files import regular
+from dsgd_mpi.net.delays import DISTRIBUTIONS, Delay, Distribution
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,6 +67,7 @@ class Below(Most):
         return f"less than {self.bound}"
 
 
+DELAY = typing.Annotated[float, 0, Most(86400)]     # seconds
 COUNT = Most(10**15)                        # of anything: what is computed from it fits into 64 bits
 
 
@@ -96,8 +98,10 @@ class Config:
         "Experiment", "auto", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
         "algorithm, recomputed on training images, or each rank's own; auto: average where all ranks have the same "
         "model, else recalibrate.")
-    slow_rank: str | None = option("Experiment", None, "Delay each gradient of one rank by this much, to simulate a "
-                                   "straggler.", unit="RANK:SECONDS")
+    slow_rank: str | None = option(
+        "Experiment", None, "Delay each gradient of these ranks, to simulate stragglers: by RANK:SECONDS, or drawn "
+        "anew at each step by RANK:uniform:LEAST:MOST, RANK:exponential:MEAN or RANK:pareto:MEAN (exponent 2); RANK "
+        "may be a range, as in 4-7.", unit="RANK:DELAY,...")
     seed: int = option("Experiment", 0, "Seed of weights, shuffling and augmentation.",
                        limit=Most(2**63 - 1))
 
@@ -210,14 +214,9 @@ class Config:
             raise UsageError(f"--milestones: expected epochs in ascending order, found {self.milestones}")
         return epochs
 
-    def slowed(self) -> tuple[int, float] | None:
-        """`slow_rank` as rank and seconds."""
-        if self.slow_rank is None:
-            return None
-        rank, _, seconds = self.slow_rank.partition(":")
-        what = "--slow-rank RANK:SECONDS"
-        return (convert(typing.Annotated[int, 0, COUNT], rank, what),
-                convert(typing.Annotated[float, 0], seconds, what))
+    def slowed(self) -> list[Delay]:
+        """`slow_rank` in parts."""
+        return [delay(each.strip()) for each in self.slow_rank.split(",")] if self.slow_rank is not None else []
 
     def values(self) -> dict[str, Any]:
         """All options."""
@@ -369,6 +368,24 @@ def convert(kind: Any, text: str, what: str) -> Any:
     if kind is int and not -(2**63) <= value < 2**63:
         raise UsageError(f"{what}: expected an integer of at most 64 bits, found {short(text.strip())}")
     return value
+
+
+def delay(text: str) -> Delay:
+    """One part of `--slow-rank`; UsageError if it is none."""
+    what = f"--slow-rank {text}"
+    ranks, *words = text.split(":")
+    name, *numbers = words if words and words[0] in DISTRIBUTIONS else ("constant", *words)
+    if len(numbers) != (2 if name == "uniform" else 1):
+        raise UsageError(f"--slow-rank: expected RANK:SECONDS, RANK:uniform:LEAST:MOST, RANK:exponential:MEAN or "
+                         f"RANK:pareto:MEAN, found {short(repr(text))}")
+    first, dash, last = ranks.partition("-")
+    begin = convert(typing.Annotated[int, 0, COUNT], first, what)
+    end = convert(typing.Annotated[int, begin, COUNT], last, what) if dash else begin
+    least, seconds = 0.0, convert(DELAY, numbers[0], what)
+    if name == "uniform":
+        least, most = seconds, convert(typing.Annotated[float, seconds, Most(86400)], numbers[1], what)
+        seconds = (most - least) / 2
+    return Delay(range(begin, end + 1), typing.cast(Distribution, name), seconds, least)
 
 
 def limits_of(kind: Any) -> str:

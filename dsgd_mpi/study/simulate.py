@@ -29,7 +29,7 @@ from dsgd_mpi.study import timeline
 from dsgd_mpi.study.style import require_matplotlib
 from dsgd_mpi.train import config_of, read_files, read_run
 from dsgd_mpi.training import inject
-from dsgd_mpi.training.build import Prepared, optimizer_of, prepare
+from dsgd_mpi.training.build import Prepared, check_ranks, optimizer_of, prepare, slowness
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.job import work
@@ -108,6 +108,7 @@ def run(config: Config, simulation: Simulation) -> int:
     if idle and not config.steps:
         raise UsageError("--gradients none: expected --steps, the number to simulate, found none")
     parts = prepare(config, None if idle else simulation.ranks)
+    check_ranks(config, simulation.ranks)
     machine = scaled(simulation, parts)
     parts.notes = simulation.notes(machine)
     claim = claimed(config, 0, simulation.ranks)
@@ -180,6 +181,7 @@ def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequ
     x, g = np.zeros(ELEMENTS, np.float32), np.zeros(ELEMENTS, np.float32)
     optimizer = own.optimizer.start(Layout({"x": x.shape}), x)
     algorithm.start(cast(Any, host), x, optimizer)
+    slow = slowness(config, host.rank)
     pieces = [slice(begin, begin + 8) for begin in range(ELEMENTS - 8, -1, -8)]
 
     def finish(ready: Any) -> None:
@@ -189,6 +191,8 @@ def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequ
 
     def gradient(at: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
         with record.compute:
+            if slow:
+                host.linger(slow(record.gradients))
             host.compute(finish, ready=Buckets(least, lambda part: hear(g, part)) if hear else None)
         record.gradients += 1
         return g

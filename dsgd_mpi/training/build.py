@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,18 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
 
 def fit(parts: Prepared, ranks: int) -> None:
     """UsageError if these parts do not suit this number of ranks."""
-    slowed = parts.config.slowed()
-    if slowed and not 0 <= slowed[0] < ranks:
-        raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {slowed[0]}")
-    for fault in inject.parse(parts.config.inject):
+    check_ranks(parts.config, ranks)
+    Batches(parts.dataset.train, parts.config.batch, 0, ranks - algorithms.serving(parts.algorithm, ranks))
+
+
+def check_ranks(config_: Config, ranks: int) -> None:
+    """UsageError if one is named that this number of ranks does not have."""
+    for delay in config_.slowed():
+        if delay.ranks[-1] >= ranks:
+            raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {delay.ranks[-1]}")
+    for fault in inject.parse(config_.inject):
         if fault.rank >= ranks:
             raise UsageError(f"--inject {fault.kind}: expected a rank from 0 to {ranks - 1}, found {fault.rank}")
-    Batches(parts.dataset.train, parts.config.batch, 0, ranks - algorithms.serving(parts.algorithm, ranks))
 
 
 def optimizer_of(config_: Config, algorithm: algorithms.Algorithm) -> Optimizer:
@@ -171,7 +177,6 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
               "data": to_json(about_data(parts.dataset))}
     pace = paced(parts, host)
     faults = inject.Faults(inject.parse(chosen.inject), host.rank)
-    slow_rank, seconds = chosen.slowed() or (-1, 0.0)
     return Training(
         **pace, host=host, net=net_of(parts, host), model=model, test=parts.dataset.test, algorithm=parts.algorithm,
         optimizer=optimizer, eval_own=chosen.eval_own,
@@ -180,7 +185,13 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
         checkpoint_every=chosen.checkpoint_every, threads=threads, workers=workers, works=host.rank >= servers,
         on_nonfinite=chosen.on_nonfinite,
         bn=chosen.statistics(parts.algorithm.one_model), faults=faults,
-        delay_s=faults.delay_s + (seconds if host.rank == slow_rank else 0.0))
+        delay_s=slowness(chosen, host.rank))
+
+
+def slowness(config_: Config, rank: int) -> Callable[[int], float] | None:
+    """Seconds that this rank's gradient at a step takes longer."""
+    delays = [delay for delay in config_.slowed() if rank in delay.ranks]
+    return (lambda step: sum(delay.seconds(rank, step, config_.seed) for delay in delays)) if delays else None
 
 
 def net_of(parts: Prepared, host: Host) -> Net:

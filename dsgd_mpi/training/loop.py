@@ -76,16 +76,17 @@ def attempt(run: Training, record: Record, first: int, stop_asked: Callable[[], 
                 images, labels = sent.pop() if sent else following()
             g = model.flat_gradient
             ready = Buckets(least, partial(hear, g)) if hear else None
+            slow_s = run.faults.delay_s + (run.delay_s(record.taking[0] - 1) if run.delay_s else 0.0)
+            if slow_s:                      # first: parts of the gradient are sent as soon as they are known
+                record.settle()
+                with record.compute:
+                    host.linger(slow_s)
             with record.compute, run.faults.spoiling(x, model.parameters):
                 loss = host.compute(model.begin, images, labels, ready=ready, between=host.progress)
             record.loss(loss)
             if model.kernels.byte_memory:   # the next batch is copied to the device while that computes
                 with record.data:
                     sent.append(following())
-            if run.delay_s:
-                record.settle()
-                with record.compute:
-                    host.linger(run.delay_s)
             if own is not None:
                 x[:] = own
             return g

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -62,7 +63,7 @@ class Training:
     works: bool                             # whether this rank is one of them
     bn: Literal["average", "recalibrate", "local"] = "average"  # whose batch norm statistics the answer gets
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"  # what becomes of a loss or gradient that is not finite
-    delay_s: float = 0.0                    # added to the time of each gradient
+    delay_s: Callable[[int], float] | None = None       # added to the time of the gradient at a step
     faults: Faults = NO_FAULTS              # of this rank, for a drill
     survival: Survival | None = None        # of the run, where it may go on without ranks that die
 

@@ -461,9 +461,9 @@ def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, 
     (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
     (("--resume", "nowhere"), "config.toml: cannot be read"),
     (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
-    (("--slow-rank", "0"), "--slow-rank RANK:SECONDS: expected a number, found ''"),
+    (("--slow-rank", "0"), "--slow-rank: expected RANK:SECONDS, RANK:uniform:LEAST:MOST, "),
     (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd depends on other ranks; use "
-     "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, parameter_server"),
+     "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, gossip partner=independent, parameter_server"),
     (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "
      "max_staleness=2 depends on other ranks"),
     (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.net.delays import drawn
 from dsgd_mpi.net.simulated.machine import Machine, Slow
 
 BLOCK = 64                                  # steps that are drawn at once, for all ranks
@@ -23,9 +24,9 @@ class Gradients:
 
     def seconds(self, rank: int, step: int, now: float) -> float:
         """Of the `step`-th gradient of this rank, which begins now."""
-        drawn = self.machine.gradient.seconds
-        if callable(drawn):
-            return drawn(rank, step)
+        given = self.machine.gradient.seconds
+        if callable(given):
+            return given(rank, step)
         number, within = divmod(step, BLOCK)
         if number not in self.blocks:
             if len(self.blocks) > 8:        # ranks may be some steps apart
@@ -53,7 +54,8 @@ class Gradients:
                 seconds = np.where(tail, seconds * (1 + draw.pareto(of.tail_alpha, shape)), seconds)
         for slow, ranks in self.slowed:
             if not slow.end_s:
-                seconds[:, ranks] = seconds[:, ranks] * slow.factor + added(slow, draw, (BLOCK, int(ranks.sum())))
+                seconds[:, ranks] = seconds[:, ranks] * slow.factor + drawn(
+                    slow.distribution, slow.seconds, draw, (BLOCK, int(ranks.sum())))
         return seconds
 
 
@@ -63,17 +65,6 @@ def chosen(machine: Machine, slow: Slow, number: int, size: int, seed: int) -> A
     named = np.isin(every, slow.ranks) | np.isin(every // machine.ranks_per_node, slow.nodes)
     drawn = np.random.default_rng((seed, 1, number)).permutation(size)[: round(slow.share * size)]
     return named | np.isin(every, drawn)
-
-
-def added(slow: Slow, draw: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Seconds by the distribution, with the mean `slow.seconds`; Pareto's exponent is 2."""
-    if slow.distribution == "uniform":
-        return draw.uniform(0, 2 * slow.seconds, shape)
-    if slow.distribution == "exponential":
-        return draw.exponential(slow.seconds, shape)
-    if slow.distribution == "pareto":
-        return draw.pareto(2.0, shape) * slow.seconds
-    return np.full(shape, slow.seconds)
 
 
 def lasts(slow: Slow, now: float) -> bool:

@@ -16,6 +16,7 @@ import tomli_w
 
 from dsgd_mpi.config import COUNT, Most, check_type, read_toml, suggestion
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.delays import Distribution
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "clusters"
 Seconds = Annotated[float, 0, Most(1e9)]
@@ -70,7 +71,7 @@ class Slow:
     share: Annotated[float, 0, Most(1)] = 0.0   # or so many of all ranks, drawn at random
     factor: Annotated[float, 0.001, Most(1e6)] = 1.0
     seconds: Seconds = 0.0                  # added: constant, or the mean of what is drawn
-    distribution: Literal["constant", "uniform", "exponential", "pareto"] = "constant"  # uniform: from 0 to twice that
+    distribution: Distribution = "constant"     # uniform: from 0 to twice that
     begin_s: Seconds = 0.0                  # the first episode,
     end_s: Seconds = 0.0                    # its end; 0: it lasts
     every_s: Seconds = 0.0                  # and they come again; 0: there is one
