@@ -2,12 +2,13 @@
 
 import csv
 import os
+import re
 import signal
 import sys
 
 import pytest
 
-from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE, RunFolder
+from tests.support.checkout import LONG, ON_ONE_NODE, SCRIPTS, SMOKE, Job, RunFolder
 from tests.support.jobs import pids
 
 pytestmark = pytest.mark.slurm
@@ -33,6 +34,24 @@ slow_rank = "0:0.15"
 [grid]
 ranks = [2]
 algorithms = ["allreduce", "gossip", "easgd"]
+"""
+
+STUDY = """
+[study]
+name = "s"
+executor = "slurm"
+target = 0.2
+seeds = [0, 1]
+[base]
+model = "resnet8"
+steps = 20
+batch = 8
+eval_every = 0.01
+[axes]
+ranks = [1, 2]
+algorithm = ["allreduce", "gossip mode=push"]
+[tune]
+lr = [0.05, 0.1]
 """
 
 
@@ -177,3 +196,19 @@ def test_a_job_array_fills_a_folder_that_plot_draws(site):
     assert [(row["label"], int(row["ranks"])) for row in rows] == [
         (name, ranks) for name in ("allreduce", "easgd", "gossip") for ranks in (1, 2, 4, 8, 16)]
     print(output)
+
+
+def test_a_study_is_a_job_array_and_the_same_command_keeps_its_results_and_submits_what_is_left(site):
+    (site.folder / "s.toml").write_text(STUDY)
+    words = (sys.executable, "-m", "dsgd_mpi", "study", "s.toml", "--sbatch", " ".join(ON_ONE_NODE))
+    for cells in (8, 4):                    # two rates of each, and then the other seed at the better one
+        status, output, errors = site.command(*words)
+        assert status == 0, errors
+        assert f"{cells} cells submitted" in output
+        job = Job(site, re.search(r"Submitted batch job (\d+)", output)[1])
+        assert job.ended(600) == ["COMPLETED"] * cells, job.log()
+    status, output, errors = site.command(*words)
+    assert (status, errors) == (0, "")
+    assert "all cells that are known have a result" in output
+    assert len(list((site.folder / "runs/studies/s").glob("*.json"))) == 12
+    print(site.command(*words, "--table")[1])
