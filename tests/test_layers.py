@@ -30,6 +30,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("training.job",),
     ("train", "doctor", "__main__"),
     ("study.simulate", "study.timings", "study.fits"),
+    ("study.from_runs",),
     ("study.study", "study.advise", "study.calibrate"),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart

@@ -1,6 +1,7 @@
 """Measure this cluster: `mpirun -n N python -m dsgd_mpi calibrate --out my.toml`, for `simulate --cluster my.toml`.
 
-All ranks take part; rank 0 fits what they have measured and writes it, with a picture of each fit beside it.
+All ranks take part; rank 0 fits what they have measured and writes it, with a picture of each fit beside it. From runs
+that are there already, `calibrate --from runs/*` infers the cluster, without MPI.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.net.simulated import machine as machines
+from dsgd_mpi.study import from_runs
 from dsgd_mpi.study.fits import Fit, machine_of, percent
 from dsgd_mpi.study.style import COLOURS, STYLE, WIDTH, require_matplotlib
 from dsgd_mpi.study.timings import Groups, gradients, messages, steps, to_busy
@@ -32,6 +36,7 @@ from dsgd_mpi.training.output import write_whole
 USED = ("model", "batch", "data", "device", "kernels", "dtype", "threads")      # of the options of `train`
 SECONDS, QUICK_S = 40.0, 2.0
 BUSY_TURNS = 30                             # additions to a rank that computes
+MOST_RANKS = 128                            # for which step times are predicted from runs
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Asked:
     config: Config
     out: Path
     seconds: float
+    runs: tuple[Path, ...] = ()             # from which it is inferred
+    most: int = MOST_RANKS
 
 
 @click.command(context_settings={"auto_envvar_prefix": "DSGD", "max_content_width": 120})
@@ -49,14 +56,23 @@ class Asked:
 @click.option("--seconds", type=click.FloatRange(min=0.5, max=3600), default=SECONDS, show_default=True,
               help="About how long to measure.")
 @click.option("--quick", is_flag=True, help=f"In {QUICK_S:g} seconds, not accurately.")
+@click.option("--from", "first", metavar="RUN...", type=click.Path(path_type=Path), default=None,
+              allow_from_autoenv=False, help="Infer it from finished runs instead, for example those of a scaling "
+              "array: run folders, or folders of them. No MPI is needed.")
+@click.option("--ranks", "most", metavar="RANKS", type=click.IntRange(1), default=MOST_RANKS, show_default=True,
+              allow_from_autoenv=False, help="With --from: predict step times on up to so many.")
+@click.argument("more", nargs=-1, metavar="", type=click.Path(path_type=Path))
 @click.pass_context
-def command(ctx: click.Context, /, out: Path, seconds: float, quick: bool, **options: Any) -> Asked:
+def command(ctx: click.Context, /, out: Path, seconds: float, quick: bool, first: Path | None, most: int,
+            more: tuple[Path, ...], **options: Any) -> Asked:
     """Measure what a simulated cluster is described by, on all ranks of an MPI job.
 
     Messages within and between nodes, averages, one-sided calls, and the time of a gradient. With one rank, the
     gradient only. Then: python -m dsgd_mpi simulate --cluster FILE.toml --ranks N
     """
-    return Asked(Config(**options), out, QUICK_S if quick else seconds)
+    if more and first is None:
+        raise UsageError(f"expected options only, found {more[0]}; runs are given after --from")
+    return Asked(Config(**options), out, QUICK_S if quick else seconds, (first, *more) if first else (), most)
 
 
 for each in reversed(USED):
@@ -91,6 +107,8 @@ def parse(talks: bool) -> Asked | None:
 
 def run(asked: Asked, problem: UsageError | None, rank: int, size: int | None) -> int:
     """The exit status; 2 for a usage error."""
+    if asked.runs:
+        return infer(asked) if rank == 0 else 0
     parts = None
     if not problem:
         parts, problem = attempted(prepare, asked.config, size)
@@ -125,7 +143,7 @@ def run(asked: Asked, problem: UsageError | None, rank: int, size: int | None) -
         machine, fits = measured(parts, net, groups, asked.seconds)
         if host.rank == 0:
             say(machine, fits, groups)
-            _, problem = attempted(write, asked.out, machine, fits)
+            _, problem = attempted(write, asked.out, machine, partial(draw, machine, fits))
         if told(host, problem):
             return UsageError.exit_code
         host.close()
@@ -133,6 +151,20 @@ def run(asked: Asked, problem: UsageError | None, rank: int, size: int | None) -
     except BaseException as failure:
         fail(host, failure)
         raise                               # never reached: the job is gone
+
+
+def infer(asked: Asked) -> int:
+    """The exit status; what was found is written beside a picture of it."""
+    try:
+        check_out(asked.out)
+        found = from_runs.inferred(asked.runs)
+        click.echo("\n".join(from_runs.told(found, asked.most)))
+        click.echo(f"off by {percent(found.error)} (root mean square)")
+        write(asked.out, found.machine, lambda path: from_runs.draw(found, asked.most, path))
+    except UsageError as problem:
+        problem.show()
+        return problem.exit_code
+    return 0
 
 
 def check_out(out: Path) -> None:
@@ -192,11 +224,11 @@ def say(machine: machines.Machine, fits: list[Fit], groups: Groups) -> None:
                + "".join(f"; rank {slow.ranks[0]} {slow.factor:.2f} times as long" for slow in machine.slow))
 
 
-def write(out: Path, machine: machines.Machine, fits: list[Fit]) -> None:
+def write(out: Path, machine: machines.Machine, picture: Callable[[Path], None]) -> None:
     """UsageError if the disk will not have it."""
     try:
         write_whole(out, machines.to_toml(machine))
-        draw(machine, fits, out.with_suffix(".png"))
+        picture(out.with_suffix(".png"))
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     click.echo(f"{out}\n{out.with_suffix('.png')}\nnow: python -m dsgd_mpi simulate --cluster {out}")

@@ -169,6 +169,22 @@ def train(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest)
     return status
 
 
+def zeros(host: SimulatedHost) -> algorithms.Gradient:
+    """A gradient that takes no time but the simulated; it becomes final in eight pieces."""
+    g = np.zeros(ELEMENTS, np.float32)
+    pieces = [slice(begin, begin + 8) for begin in range(ELEMENTS - 8, -1, -8)]
+
+    def finish(ready: Any) -> None:
+        for piece in pieces if ready else ():
+            ready(piece)
+            host.progress()
+
+    def gradient(at: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
+        host.compute(finish, ready=Buckets(least, lambda part: hear(g, part)) if hear else None)
+        return g
+    return gradient
+
+
 def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest) -> int:
     """A rank whose gradients are zero and take no time but the simulated."""
     config, own = parts.config, own_parts(parts)
@@ -178,22 +194,16 @@ def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequ
     display = Display(host.rank == 0 and not config.quiet, steps)
     record = Record(cast(Any, host), algorithm, folder, display, max(1, len(parts.dataset.train) // config.batch
                     // workers), config.batch, workers, config.log_every)
-    x, g = np.zeros(ELEMENTS, np.float32), np.zeros(ELEMENTS, np.float32)
+    x, nothing = np.zeros(ELEMENTS, np.float32), zeros(host)
     optimizer = own.optimizer.start(Layout({"x": x.shape}), x)
     algorithm.start(cast(Any, host), x, optimizer)
     slow = slowness(config, host.rank)
-    pieces = [slice(begin, begin + 8) for begin in range(ELEMENTS - 8, -1, -8)]
-
-    def finish(ready: Any) -> None:
-        for piece in pieces if ready else ():
-            ready(piece)
-            host.progress()
 
     def gradient(at: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
         with record.compute:
             if slow:
                 host.linger(slow(record.gradients))
-            host.compute(finish, ready=Buckets(least, lambda part: hear(g, part)) if hear else None)
+            g = nothing(at, hear, least)
         record.gradients += 1
         return g
     display.begin(0)

@@ -1,5 +1,7 @@
 """What is measured is what is there: fits of points whose answer is known, and of a simulated cluster."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -106,7 +108,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(out, tmp_pat
 
 def test_what_is_written_is_read_as_it_was(tmp_path):
     there = Machine(name="x", node=Link(2e9, 3e-6), gradient=gradient_of([[0.01, 0.02]], "resnet8", 16, (28, 28, 1))[0])
-    calibrate.write(tmp_path / "my.toml", there, [])
+    calibrate.write(tmp_path / "my.toml", there, partial(calibrate.draw, there, []))
     assert read(tmp_path / "my.toml") == there
     assert (tmp_path / "my.png").stat().st_size > 1000
     assert Groups(3, 8, 4).within() == 2

@@ -55,7 +55,8 @@ class Cluster:
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
         self.routes: defaultdict[tuple[int, int], deque[Parcel]] = defaultdict(deque)   # letters, as they were sent
         self.memories: dict[int, Memory] = {}
-        self.numbers: dict[int, Array] = {}     # values of counters
+        self.numbers: dict[int, Array] = {}     # values of counters,
+        self.counts, self.counter_changes = 0, Event(self.clock)    # their changes so far, and the next one
         self.letters = 0                    # in flight
         self.all_arrived = Event(self.clock)
         self.all_arrived.happen()
@@ -123,6 +124,12 @@ class Cluster:
         for rank, host in enumerate(self.hosts):
             host.rank, host.size, host.members = rank, self.size, [each.number for each in self.hosts]
             host.calls.clear()
+
+    def count(self) -> None:
+        """A counter has changed."""
+        self.counts += 1
+        before, self.counter_changes = self.counter_changes, Event(self.clock)
+        before.happen()
 
     def serves(self, owner: int) -> float:
         """How long a one-sided call that has reached `owner` waits until it is served, in seconds."""
@@ -288,12 +295,13 @@ class Numbers:
         self.host.travel(self.host.rank, 0)
         before = int(self.numbers[which])
         self.numbers[which] += amount
+        self.host.cluster.count()
         self.host.travel(0, self.host.rank)
         return before
 
     def values(self) -> Array:
         self.host.travel(self.host.rank, 0)
-        found = self.numbers.copy()
+        found, self.host.counted = self.numbers.copy(), self.host.cluster.counts
         self.host.travel(0, self.host.rank)
         return found
 
@@ -307,6 +315,7 @@ class SimulatedHost:
         self.traffic = Traffic()
         self.result: Any = None
         self.letter_came: Event | None = None
+        self.counted = -1                   # changes of counters when this rank last read any
         self.waits_for: Reason = ""
         self.step = self.computed = self.passed = 0
         self.calls: defaultdict[Hashable, int] = defaultdict(int)   # calls so far, by verb and ranks
@@ -388,7 +397,11 @@ class SimulatedHost:
         yield from letters
 
     def idle(self) -> None:
-        self._wait(self.cluster.wires.after(IDLE_S), "a change in shared memory")
+        """Until a counter changes, if this rank has read the newest values; else for a moment."""
+        if self.counted == self.cluster.counts:
+            self._wait(self.cluster.counter_changes, "a change of a counter")
+        else:
+            self._wait(self.cluster.wires.after(IDLE_S), "a change in shared memory")
 
     def share(self, x: Array) -> SharedMemory:
         parts = self._from_all(x)
