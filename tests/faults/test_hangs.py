@@ -6,6 +6,7 @@ import re
 import signal
 import textwrap
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -32,7 +33,8 @@ def test_a_rank_that_is_stopped_is_named_and_the_job_ends(tmp_path, stopped, opt
     try:
         status, _, errors = job.finish(60)
     finally:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):      # the launcher may have been quicker
+            os.kill(pid, signal.SIGKILL)
     assert status == 4
     line, *rest = [line for line in errors.splitlines() if line.startswith("Error: ")]
     assert re.match(rf"Error: no progress for \d+ s at step \d+: rank {stopped} \(pid {pid} on \S+, stopped by a "
@@ -58,7 +60,8 @@ def test_a_rank_that_is_asked_to_stop_does_not_wait_for_one_that_never_will(tmp_
         os.kill(pids[0], signal.SIGTERM)
         status, _, errors = job.finish(60)
     finally:
-        os.kill(pids[1], signal.SIGKILL)
+        with suppress(ProcessLookupError):      # the launcher may have been quicker
+            os.kill(pids[1], signal.SIGKILL)
     assert status == 75
     assert f"rank 1 (pid {pids[1]} on " in errors
 

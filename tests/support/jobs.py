@@ -1,6 +1,7 @@
 """Starts programs as a user would, alone or under mpirun, with a time limit that leaves nothing behind."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 MPIRUN = shutil.which(os.environ.get("DSGD_MPIRUN", str(Path(sys.prefix, "bin", "mpirun")))) or shutil.which("mpirun")
+# what Open MPI's mpirun adds where a rank ends with another status than 0
+LAUNCHERS = re.compile(r"^-{20,}\n(?:prterun|mpirun) (?s:.)*?\n-{20,}\n|^\[\S+\] PMIX ERROR: .*\n", re.MULTILINE)
 
 
 class Job:
@@ -28,14 +31,14 @@ class Job:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
     def finish(self, limit_s=60):
-        """(status, output, errors); AssertionError with what was printed if it takes longer."""
+        """(status, output, errors less the launcher's); AssertionError with what was printed if it takes longer."""
         try:
             output, errors = self.process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             output, errors = self.process.communicate()
             raise AssertionError(f"still running after {limit_s} s\n{output}\n{errors}") from None
-        return self.process.returncode, output, errors
+        return self.process.returncode, output, LAUNCHERS.sub("", errors)
 
 
 def run(*args, ranks=None, limit_s=60, env=None):

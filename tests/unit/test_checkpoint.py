@@ -422,3 +422,11 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path):
             file.attrs["format"] = 1
     next(tmp_path.rglob("SHA256SUMS")).unlink()
     assert on_cluster(tmp_path, 3, Gossip, restore) == [(10, 5, 100 + rank, rank, 10) for rank in range(3)]
+
+
+def test_the_only_file_of_a_checkpoint_that_is_gone_is_told(tmp_path, caplog):
+    on_cluster(tmp_path, 2, Allreduce, save(10, 20))
+    (tmp_path / "checkpoint-000000020" / "rank0.h5").unlink()
+    assert on_cluster(tmp_path, 2, Allreduce, restore)[0][0] == 10
+    assert "resumed from step 10, since newer checkpoints cannot be used: checkpoint-000000020: rank0.h5 is missing" \
+        in caplog.text
