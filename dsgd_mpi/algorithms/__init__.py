@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast, get_args, get_origin, get_type_hints
 
 from dsgd_mpi import config
-from dsgd_mpi.arrays.flat import Array, Hear
+from dsgd_mpi.arrays.flat import Array, Hear, Layout
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.optim.api import Optimizer
+from dsgd_mpi.optim.sgd import Sgd
 
 RENAMED = {"push_sum": ("graph", {"exponential": "sgp", "random": "gosgd"})}    # by an option, the first its default
 log = logging.getLogger("dsgd_mpi")
@@ -107,6 +108,14 @@ def mean_of_workers(net: Net, x: Array, servers: int) -> Array:
     """Collective: the mean of x over all ranks but the first `servers`."""
     weight = net.size / (net.size - servers) if net.rank >= servers else 0
     return net.mean(weight * x).wait()
+
+
+def outer_sgd(x0: Array, u: Array, momentum: float, nesterov: bool) -> tuple[Sgd, Array]:
+    """An SGD of x0, a model of all ranks, and its momentum, which begins as u; zero if u is empty."""
+    outer = Sgd(momentum, nesterov, weight_decay=0.0).start(Layout({"x": x0.shape}), x0)
+    if len(u):
+        outer.state["v"][:] = u
+    return outer, outer.state["v"]
 
 
 def independent() -> list[str]:

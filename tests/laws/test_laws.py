@@ -12,6 +12,7 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.backup import Backup
+from dsgd_mpi.algorithms.diloco import DiLoCo
 from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.easgd import Elastic
 from dsgd_mpi.algorithms.gosgd import GossipPush
@@ -23,6 +24,7 @@ from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.compression.half import Compressed
+from dsgd_mpi.net.fragments import Fragments
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.net.topology import exponential_peer, matching, neighbours
@@ -239,6 +241,67 @@ def test_slow_momentum_of_nothing_is_plain_local_sgd(world):
     slow, plain = (world.run(lambda host, a=algorithm: train(host, copy.copy(a), Quadratic(host.rank), 24)[0])
                    for algorithm in (Local(slow_momentum=1e-30), Local()))
     assert np.allclose(slow, plain, rtol=0, atol=1e-12)
+
+
+def with_sgd(algorithm):
+    """The algorithm, its optimizer being SGD with momentum."""
+    algorithm.default_optimizer = "sgd"
+    return algorithm
+
+
+def models_of(world, algorithm, steps=25):
+    return world.run(lambda host: train(host, copy.copy(algorithm), Quadratic(host.rank), steps)[0])
+
+
+def test_diloco_with_an_outer_step_as_long_as_the_way_is_local_sgd(world):
+    """Whether the model meets as a whole or fragment by fragment."""
+    outer = {"outer_lr": 1.0, "outer_momentum": 0.0}
+    diloco = models_of(world, with_sgd(DiLoCo(period=4, **outer)))
+    assert np.allclose(diloco, models_of(world, Local(period=4)), rtol=0, atol=1e-12)
+    fragments = models_of(world, with_sgd(DiLoCo(period=1, fragments=3, **outer)))
+    assert np.allclose(fragments, models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_a_fragment_of_diloco_is_a_diloco_of_its_own_that_meets_at_another_step(world):
+    """The elements of a quadratic do not see each other: each fragment moves as if the whole model met at its steps."""
+    steps, rule = 25, {"period": 6, "outer_momentum": 0.5, "delay": 2, "mix": 0.7}
+    parts = models_of(world, with_sgd(DiLoCo(fragments=2, **rule)), steps)
+    whole = models_of(world, with_sgd(DiLoCo(**rule)), steps)
+    assert np.allclose(np.array(parts)[:, 20:], np.array(whole)[:, 20:], rtol=0, atol=1e-12)
+    assert world.size == 1 or not np.allclose(np.array(parts)[:, :20], np.array(whole)[:, :20], rtol=0, atol=1e-3)
+
+
+def test_all_ranks_hold_the_same_model_once_diloco_has_met(world):
+    models = models_of(world, DiLoCo(period=4), 24)
+    assert all(np.array_equal(x, models[0]) for x in models)
+
+
+def test_fragments_divide_the_bytes_of_a_step(world):
+    def main(host, fragments):
+        algorithm, task, sent = DiLoCo(period=8, fragments=fragments), Quadratic(host.rank), []
+        x = on(host, task.start())
+        algorithm.start(host, x, optimizer_for(algorithm, x))
+        for _ in range(16):
+            before = host.traffic.bytes_sent
+            go_on(host, algorithm, task, x)
+            sent.append(host.traffic.bytes_sent - before)
+        return max(sent), sum(sent)
+    whole, quarters = (world.run(lambda host, f=fragments: main(host, f)) for fragments in (1, 4))
+    assert quarters == [(most / 4, total) for most, total in whole]
+
+
+def test_a_fragment_that_was_under_way_when_ranks_died_never_arrives():
+    pieces = Fragments(Cluster(1).hosts[0], np.zeros(4), count=2, period=6, delay=2, lost=6)
+    assert [pieces.arrived(step) for step in range(1, 12)] == [[]] * 10 + [[slice(0, 2)]]
+
+
+def test_nobody_waits_for_a_fragment_that_may_travel_longer_than_it_takes():
+    def waited(**options):
+        costs = star(latency_s=0.1, bytes_per_s=1e9, gradient_s=0.1)
+        return max(Cluster(4, costs).run(lambda host: train(host, DiLoCo(period=8, fragments=2, **options),
+                                                            Quadratic(host.rank), 40) and host.traffic.wait_s))
+    assert waited() > 2
+    assert waited(delay=5) < 1e-6
 
 
 def test_on_the_complete_graph_the_mean_model_is_that_of_allreduce(world):
@@ -516,7 +579,7 @@ def test_the_others_do_need_each_other(name, options):
         algorithm.rest(x)
         algorithm.answer(x)
     if not make(name, options).independent and not options.get("max_staleness"):     # whose clock would run for ever
-        with pytest.raises((Deadlock, AssertionError)):
+        with pytest.raises((Deadlock, AssertionError, ValueError)):     # the last: of vectors of unequal lengths
             Cluster(3).run(main)
 
 
