@@ -158,6 +158,10 @@ def expected_drift(name, options, size, jittered):
         return 0.95 * workers / (workers + 1), workers / (workers + 1)
     if name == "diloco":
         return (outer_drift(algorithms.find(name)(**options)),) * 2
+    if name == "noloco":                    # after three meetings the momentum is mu^3 of its way from the end
+        algorithm = algorithms.find(name)(**options)
+        speed = algorithm.outer_lr / (1 - algorithm.outer_momentum)
+        return speed * (1 - algorithm.outer_momentum**4 / (1 - algorithm.outer_momentum) / 3), speed
     if name == "gosgd":
         p = options.get("probability", 1.0)
         return 1 - p / 2, 1 - p / 4

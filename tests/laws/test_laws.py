@@ -18,6 +18,7 @@ from dsgd_mpi.algorithms.easgd import Elastic
 from dsgd_mpi.algorithms.gosgd import GossipPush
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.algorithms.local_sgd import Local
+from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.topk import TopK
@@ -302,6 +303,33 @@ def test_nobody_waits_for_a_fragment_that_may_travel_longer_than_it_takes():
                                                             Quadratic(host.rank), 40) and host.traffic.wait_s))
     assert waited() > 2
     assert waited(delay=5) < 1e-6
+
+
+def test_noloco_of_two_ranks_is_slow_momentum_of_both(world):
+    """At a constant rate; both keep the same x_0."""
+    if world.size > 2:
+        return                              # a law about one pair
+    noloco, slow = (models_of(world, algorithm) for algorithm in (
+        with_sgd(NoLoCo(period=4, outer_lr=0.7, outer_momentum=0.3)), Local(period=4, slow_momentum=0.3, slow_lr=0.7)))
+    assert np.allclose(noloco, slow, rtol=0, atol=1e-12)
+
+
+def test_noloco_without_gradients_draws_all_models_together_and_keeps_their_mean(world):
+    def main(host):
+        algorithm, x = with_sgd(NoLoCo(period=1, pull=0.7)), on(host, np.random.default_rng(host.rank).normal(size=5))
+        before = x.copy()
+        train(host, algorithm, Quadratic(host.rank, size=5), 120, lr=0.0, x=x)
+        return before, x
+    befores, afters = zip(*world.run(main), strict=True)
+    assert np.allclose(afters, np.mean(befores, 0), rtol=0, atol=1e-3)
+    assert np.allclose(np.mean(afters, 0), np.mean(befores, 0), rtol=0, atol=1e-12)
+
+
+def test_the_mean_of_nolocos_models_moves_as_if_all_met(world):
+    """Exactly so for a quadratic; an odd one out meets itself."""
+    noloco, slow = (models_of(world, algorithm) for algorithm in (
+        with_sgd(NoLoCo(period=4, outer_lr=0.7, outer_momentum=0.3)), Local(period=4, slow_momentum=0.3, slow_lr=0.7)))
+    assert np.allclose(np.mean(noloco, 0), np.mean(slow, 0), rtol=0, atol=1e-12)
 
 
 def test_on_the_complete_graph_the_mean_model_is_that_of_allreduce(world):
