@@ -88,21 +88,21 @@ class Wires:
         """Of an empty message."""
         return self.route(source, target)[0] if source != target else 0.0
 
-    def spread(self, rank: int, nbytes: float, owners: int, to_them: bool) -> Event:
-        """Parts of equal length between a rank and each of the first `owners` ranks: a flow for all of them."""
-        if owners == 1:
-            return self.send(*((rank, 0) if to_them else (0, rank)), nbytes)
-        single = self.nodes == 1
+    def spread(self, rank: int, nbytes: float, owners: Sequence[int], to_them: bool) -> Event:
+        """Parts of equal length between a rank and each of the `owners`, in order: a flow for all of them."""
+        if len(owners) == 1:
+            return self.send(*((rank, owners[0]) if to_them else (owners[0], rank)), nbytes)
+        single = len({self.node_of(each) for each in (rank, owners[0], owners[-1])}) == 1
         own = (self.within_out if to_them else self.within_in)[rank] if single else (
             self.out if to_them else self.into)[self.card_of(rank)]
-        if owners == self.size:
+        if len(owners) == self.size:
             others = {self.to_all if to_them else self.from_all: 1.0}
         else:
             ends = (self.within_in if to_them else self.within_out) if single else self.into if to_them else self.out
             others = {}
-            for owner in range(owners):
+            for owner in owners:
                 link = ends[owner if single else self.card_of(owner)]
-                others[link] = others.get(link, 0.0) + 1 / owners
+                others[link] = others.get(link, 0.0) + 1 / len(owners)
         return self.after(0.0, nbytes, [own, *others], [1.0, *others.values()])
 
     def mean(self, nbytes: float, ranks: Sequence[int]) -> Event:
@@ -219,3 +219,35 @@ class Wires:
             latency += 2 * tier.hop_s
             links += [up[left], down[right]] if up else []
         return latency, tuple(links)
+
+
+class Among:
+    """The wires between some of the ranks that are joined by others: `Wires` by the numbers of a group."""
+
+    def __init__(self, wires: Wires | Among, ranks: tuple[int, ...]) -> None:
+        self.wires, self.ranks = wires, ranks
+        self.nodes: int = wires.nodes
+
+    def node_of(self, rank: int) -> int:
+        return self.wires.node_of(self.ranks[rank])
+
+    def after(self, latency_s: float) -> Event:
+        return self.wires.after(latency_s)
+
+    def send(self, source: int, target: int, nbytes: float) -> Event:
+        return self.wires.send(self.ranks[source], self.ranks[target], nbytes)
+
+    def latency_s(self, source: int, target: int) -> float:
+        return self.wires.latency_s(self.ranks[source], self.ranks[target])
+
+    def spread(self, rank: int, nbytes: float, owners: Sequence[int], to_them: bool) -> Event:
+        return self.wires.spread(self.ranks[rank], nbytes, [self.ranks[owner] for owner in owners], to_them)
+
+    def mean(self, nbytes: float, ranks: Sequence[int]) -> Event:
+        return self.wires.mean(nbytes, self.ranks)
+
+    def barrier_s(self, ranks: Sequence[int]) -> float:
+        return self.wires.barrier_s(self.ranks)
+
+    def broadcast_s(self, nbytes: float, ranks: Sequence[int]) -> float:
+        return self.wires.broadcast_s(nbytes, self.ranks)
