@@ -44,8 +44,7 @@ class DiLoCo(Algorithm):
     survives, alike = True, ("u", "x0")
     drift = "alpha / (1 - mu), 7 by default, after some ten meetings; less with a delay"
     traffic = "one average of all models every `period` steps, in `fragments` that take turns"
-    variants = ({}, {"period": 4, "outer_momentum": 0.5}, {"fragments": 4}, {"delay": 3},
-                {"fragments": 3, "delay": 3, "mix": 0.5})
+    variants = ({}, {"period": 4, "outer_momentum": 0.5}, {"delay": 3}, {"fragments": 3, "delay": 3, "mix": 0.5})
     advised = {"period": 16}, {"period": 16, "fragments": 4, "delay": 3, "mix": 0.5}
     u = x0 = d = np.zeros(0)                # d: the mean of each fragment, or this rank's part of it while it travels
     lost = 0                                # what was sent at this step or before is gone

@@ -40,7 +40,7 @@ class NoLoCo(Algorithm):
     survives = True
     drift = "beta / (1 - mu), 1.4 by default, after some meetings"
     traffic = "an exchange of models with a random rank every `period` steps"
-    variants = {}, {"period": 3, "pull": 1.0}, {"outer_momentum": 0.3, "outer_lr": 1.0}
+    variants = {}, {"period": 3, "pull": 1.0}
     advised = ({"period": 16},)
     m = x0 = np.zeros(0)                    # of the trained parameters
 

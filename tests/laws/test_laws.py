@@ -1,6 +1,7 @@
 """The laws that every algorithm keeps, on a simulated cluster and, under mpirun, on MPI's ranks."""
 
 import copy
+import dataclasses
 import time
 
 import numpy as np
@@ -17,6 +18,7 @@ from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.easgd import Elastic
 from dsgd_mpi.algorithms.gosgd import GossipPush
 from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.algorithms.hierarchical import Hierarchical
 from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
@@ -330,6 +332,65 @@ def test_the_mean_of_nolocos_models_moves_as_if_all_met(world):
     noloco, slow = (models_of(world, algorithm) for algorithm in (
         with_sgd(NoLoCo(period=4, outer_lr=0.7, outer_momentum=0.3)), Local(period=4, slow_momentum=0.3, slow_lr=0.7)))
     assert np.allclose(np.mean(noloco, 0), np.mean(slow, 0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("between", ["dpsgd", "local_sgd:period=3", "gossip:mode=push", "easgd:beta=0"])
+def test_on_one_node_two_levels_are_allreduce(world, between):
+    models = world.run(lambda host: at_rest(host, Hierarchical(between, ranks_per_node=world.size)))
+    assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
+    assert all(np.array_equal(x, models[0]) for x in models)
+
+
+@pytest.mark.parametrize("between", ["dpsgd", "sgp:overlap=0", "diloco:period=3", "easgd"])
+def test_with_one_rank_a_node_two_levels_are_the_method_between_nodes(world, between):
+    names = Hierarchical(between, ranks_per_node=1), algorithms.parsed(between, "")
+    if not names[0].ordered and not world.simulated:
+        return                              # who comes first is a matter of chance
+    nodes, alone = (world.run(lambda host, a=algorithm: at_rest(host, copy.copy(a))) for algorithm in names)
+    assert np.array_equal(nodes, alone)
+
+
+def test_nodes_of_equal_size_that_average_gradients_are_allreduce(world):
+    if world.size % 2:
+        return                              # each node counts as one, and one of them would be smaller
+    models = world.run(lambda host: at_rest(host, Hierarchical("allreduce", ranks_per_node=2)))
+    assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def at_rest(host, algorithm):
+    x, _ = train(host, algorithm, Quadratic(host.rank), 25)
+    algorithm.rest(x)
+    return x
+
+
+def test_one_model_a_node_travels_between_the_nodes_of_a_cluster():
+    """Two nodes of four ranks: what passes their cards is what two ranks of the method would send."""
+    def carried(size, algorithm, **machine):
+        cluster = Cluster(size, dataclasses.replace(star(), **machine))
+        before = []
+
+        def main(host):
+            own, x = copy.copy(algorithm), Quadratic().start()
+            own.start(host, x, sgd_for(x))
+            host.settle()
+            before.append(cluster.wires.flows.carried[cluster.wires.out].sum())
+            for _ in range(20):
+                go_on(host, own, Quadratic(host.rank), x)
+        cluster.run(main)
+        return cluster.wires.flows.carried[cluster.wires.out].sum() - max(before)
+    of_nodes = carried(8, Hierarchical("gossip"), ranks_per_node=4)
+    assert of_nodes == carried(2, Gossip()) == 20 * 2 * 320
+
+
+@pytest.mark.parametrize(("between", "told"), [
+    ("hierarchical", "expected an algorithm of one level whose ranks all work, such as local_sgd or gossip:mode=push, "
+     "found 'hierarchical'"), ("backup", "whose ranks all work"), ("easgd:servers=1", "whose ranks all work"),
+    ("gossip:push", "expected an algorithm such as gossip:mode=push,period=2, found 'gossip:push'"),
+    ("gosip", "unknown algorithm 'gosip'"), ("gossip:mode=pul", "gossip: mode: expected one of pull, push")])
+def test_what_cannot_be_between_nodes_is_told(between, told):
+    with pytest.raises(UsageError) as error:
+        algorithms.build("hierarchical", {"between": between})
+    assert told in error.value.message
 
 
 def test_on_the_complete_graph_the_mean_model_is_that_of_allreduce(world):
