@@ -162,6 +162,8 @@ def expected_drift(name, options, size, jittered):
         algorithm = algorithms.find(name)(**options)
         speed = algorithm.outer_lr / (1 - algorithm.outer_momentum)
         return speed * (1 - algorithm.outer_momentum**4 / (1 - algorithm.outer_momentum) / 3), speed
+    if name == "wagma":
+        return 0.75, 1
     if name == "gosgd":
         p = options.get("probability", 1.0)
         return 1 - p / 2, 1 - p / 4

@@ -24,13 +24,14 @@ from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.topk import TopK
+from dsgd_mpi.algorithms.wagma import WaitAvoiding
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.fragments import Fragments
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
-from dsgd_mpi.net.topology import exponential_peer, matching, neighbours
+from dsgd_mpi.net.topology import exponential_peer, matching, neighbours, partition
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
@@ -357,6 +358,24 @@ def test_nodes_of_equal_size_that_average_gradients_are_allreduce(world):
     assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
 
 
+def test_wagma_that_averages_all_at_each_step_is_allreduce(world):
+    assert np.allclose(models_of(world, WaitAvoiding(period=1)), models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_wagma_draws_models_together_in_groups_and_makes_them_one_with_all(world):
+    def main(host, steps):
+        x = on(host, np.random.default_rng(host.rank).normal(size=12))
+        before = x.copy()
+        algorithm = WaitAvoiding(period=6, group=2)
+        train(host, algorithm, Quadratic(host.rank, size=12), steps, lr=0.0, x=x)
+        host.settle()                       # nobody reads any more
+        return before, x
+    befores, afters = zip(*world.run(lambda host: main(host, 5)), strict=True)
+    assert world.size == 1 or np.std(afters, 0).max() < np.std(befores, 0).max()
+    _, afters = zip(*world.run(lambda host: main(host, 6)), strict=True)
+    assert all(np.array_equal(x, afters[0]) for x in afters)
+
+
 def at_rest(host, algorithm):
     x, _ = train(host, algorithm, Quadratic(host.rank), 25)
     algorithm.rest(x)
@@ -564,7 +583,7 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
     (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True),
     (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
     (Gossip("push"), False), (GossipPush(), False), (ParameterServer(), False), (Elastic(), False),
-    (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
+    (AsynchronousDecentralised(), False), (WaitAvoiding(period=50), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact
@@ -693,6 +712,13 @@ def test_mixing_weights_are_symmetric_and_doubly_stochastic(graph, size, step):
     assert np.allclose(w.sum(0), 1)
     assert (w >= -1e-15).all()
     assert graph != "complete" or np.allclose(w, 1 / size)
+
+
+@given(st.integers(1, 40), st.integers(0, 1000), st.integers(0, 10), st.integers(1, 12))
+def test_every_rank_is_in_one_group_of_nearly_equal_ones(size, step, seed, groups):
+    sizes = np.bincount(partition(step, size, groups, seed), minlength=groups)
+    assert (sizes.sum(), len(sizes)) == (size, groups)
+    assert np.ptp(sizes) <= 1
 
 
 @given(st.integers(1, 40), st.integers(0, 1000), st.integers(0, 10))
