@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast, get_args, get_origin, get_type_hints
 
 from dsgd_mpi import config
-from dsgd_mpi.arrays.flat import Array, Hear
+from dsgd_mpi.arrays.flat import Array, Hear, Layout
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.optim.api import Optimizer
+from dsgd_mpi.optim.sgd import Sgd
 
 RENAMED = {"push_sum": ("graph", {"exponential": "sgp", "random": "gosgd"})}    # by an option, the first its default
 log = logging.getLogger("dsgd_mpi")
@@ -39,7 +40,6 @@ class Algorithm:
     traffic: ClassVar[str]                  # what a rank communicates per step
     offers: ClassVar[str] = "the mean of all models"    # which model `answer` returns
     drift: ClassVar[str] = "1"              # its speed under a constant gradient, in units of all-reduce's
-    keeps: ClassVar[tuple[str, ...]] = ("t",)   # attributes that a checkpoint holds besides x and the optimizer's state
     one_model: ClassVar[bool] = False       # x is the same on all ranks after each step,
     replicated: ClassVar[bool] = False      # and so are all of `keeps`
     one_sided: bool = False                 # it uses memory that the ranks share
@@ -48,6 +48,7 @@ class Algorithm:
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested,
     advised: ClassVar[tuple[dict[str, Any], ...]] = ({},)   # and with which `advise` considers it
+    keeps: tuple[str, ...] = ("t",)         # attributes that a checkpoint holds besides x and the optimizer's state
     servers: int = 0                        # this many ranks, the first ones, only serve the others and have no data
     updates_add_up: bool = False            # n ranks move the model by the sum of their updates, not by the mean
     independent: bool = False               # no step depends on another rank's: ranks may take different numbers
@@ -109,6 +110,14 @@ def mean_of_workers(net: Net, x: Array, servers: int) -> Array:
     return net.mean(weight * x).wait()
 
 
+def outer_sgd(x0: Array, u: Array, momentum: float, nesterov: bool) -> tuple[Sgd, Array]:
+    """An SGD of x0, a model of all ranks, and its momentum, which begins as u; zero if u is empty."""
+    outer = Sgd(momentum, nesterov, weight_decay=0.0).start(Layout({"x": x0.shape}), x0)
+    if len(u):
+        outer.state["v"][:] = u
+    return outer, outer.state["v"]
+
+
 def independent() -> list[str]:
     """The algorithms whose steps do not depend on other ranks', each with the option that it needs for that, if any."""
     return [" ".join([name, *way]) for name in names() for way in independent_ways(find(name))]
@@ -154,3 +163,12 @@ def build(name: str, options: Mapping[str, str]) -> Algorithm:
         name = meanings[way]
     found: Algorithm = config.build(find(name), options, name)
     return found
+
+
+def parsed(text: str, what: str) -> Algorithm:
+    """An algorithm in one word, NAME or NAME:KEY=VALUE,KEY=VALUE. UsageError begins with `what`."""
+    name, _, options = text.partition(":")
+    pairs = [option.partition("=") for option in options.split(",") if option]
+    if not all(equals for _, equals, _ in pairs):
+        raise UsageError(f"{what}: expected an algorithm such as gossip:mode=push,period=2, found {text!r}")
+    return build(name, {key: value for key, _, value in pairs})

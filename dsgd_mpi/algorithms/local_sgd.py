@@ -19,12 +19,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from dsgd_mpi.algorithms import Algorithm, Gradient
-from dsgd_mpi.arrays.flat import Array, Layout, fill
+from dsgd_mpi.algorithms import Algorithm, Gradient, outer_sgd
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.config import Below
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.optim.api import Optimizer
-from dsgd_mpi.optim.sgd import Sgd
 
 
 @dataclass
@@ -53,11 +52,7 @@ class Local(Algorithm):
         super().start(net, x, optimizer)
         if self.slow_momentum:
             self.x0 = self.x0 if len(self.x0) else x[self.trained].copy()
-            outer = Sgd(self.slow_momentum, nesterov=False, weight_decay=0.0)
-            self.outer = outer.start(Layout({"x": self.x0.shape}), self.x0)
-            if len(self.u):
-                fill(self.outer.state["v"], self.u)
-            self.u = self.outer.state["v"]
+            self.outer, self.u = outer_sgd(self.x0, self.u, self.slow_momentum, nesterov=False)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         g = gradient(x)

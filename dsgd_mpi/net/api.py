@@ -134,6 +134,19 @@ class Net(Protocol):
     def settle(self) -> None:
         """Collective: when it returns, all that was posted has arrived and can be collected."""
 
+    def broadcast(self, x: Array, root: int = 0) -> None:
+        """Collective: x becomes the root's, in place, at full precision."""
+
+    def nodes(self) -> list[list[int]]:
+        """Collective: the ranks of each node, those that can share memory; in order."""
+
+    def group(self, ranks: Sequence[int]) -> Net:
+        """Collective, once: a net of these ranks alone, which are numbered anew in the order of their old numbers.
+
+        Every rank names the group that it is in, and all ranks of a group name the same. What is sent in a group does
+        not mix with what is sent elsewhere; its traffic counts as this rank's.
+        """
+
 
 class Host(Net, Protocol):
     """What the training loop sees in addition."""
@@ -161,9 +174,6 @@ class Host(Net, Protocol):
 
     def now(self) -> float:
         """Seconds since some fixed time, by this rank's clock."""
-
-    def broadcast(self, x: Array, root: int = 0) -> None:
-        """Collective: x becomes the root's, in place."""
 
     def allgather(self, item: Any) -> list[Any]:
         """Collective: what JSON can hold, in rank order."""

@@ -21,6 +21,15 @@ def matching(step: int, size: int, seed: int) -> np.ndarray:
     return partner
 
 
+@lru_cache(16)
+def partition(step: int, size: int, groups: int, seed: int) -> np.ndarray:
+    """A random partition of all ranks into groups whose sizes differ by one at most: int (size,), each rank's group."""
+    group = np.empty(size, np.int64)
+    group[np.random.default_rng((seed, step, 2)).permutation(size)] = np.arange(size) % groups
+    group.flags.writeable = False
+    return group
+
+
 def random_peer(step: int, rank: int, size: int, seed: int, itself: bool = False) -> int:
     """One of the other ranks, uniformly, drawn by this rank alone; itself if it may be, or if there is no other."""
     if size == 1:

@@ -128,6 +128,25 @@ def drift(name, options, size, costs):
     return float((early - late).mean()) / (0.1 * 24)
 
 
+def outer_drift(algorithm):
+    """Of DiLoCo by its rule, each of the three elements of `Constant` for itself."""
+    def moved(element, steps):
+        turn = next(each for each in range(1, algorithm.fragments + 1) if element < 3 * each // algorithm.fragments)
+        x = x0 = u = 0.0
+        sent = {}
+        for t in range(1, steps + 1):
+            x -= 1
+            if (t - turn * algorithm.period // algorithm.fragments) % algorithm.period == 0:
+                sent[t] = x0 - x
+            if t - algorithm.delay in sent:
+                d = sent[t - algorithm.delay]
+                u = algorithm.outer_momentum * u + d
+                x0 -= algorithm.outer_lr * (d + algorithm.outer_momentum * u)
+                x = (1 - algorithm.mix) * x + algorithm.mix * x0
+        return x
+    return sum(moved(element, 24) - moved(element, 48) for element in range(3)) / 3 / 24
+
+
 def expected_drift(name, options, size, jittered):
     """The least and the most; 1 unless the docstring of the algorithm says why not."""
     workers = size - options.get("servers", 0)
@@ -137,6 +156,14 @@ def expected_drift(name, options, size, jittered):
         return (0.85 * workers if options.get("staleness") == "compensate" else workers), workers
     if name == "easgd":
         return 0.95 * workers / (workers + 1), workers / (workers + 1)
+    if name == "diloco":
+        return (outer_drift(algorithms.find(name)(**options)),) * 2
+    if name == "noloco":                    # after three meetings the momentum is mu^3 of its way from the end
+        algorithm = algorithms.find(name)(**options)
+        speed = algorithm.outer_lr / (1 - algorithm.outer_momentum)
+        return speed * (1 - algorithm.outer_momentum**4 / (1 - algorithm.outer_momentum) / 3), speed
+    if name == "wagma":
+        return 0.75, 1
     if name == "gosgd":
         p = options.get("probability", 1.0)
         return 1 - p / 2, 1 - p / 4
@@ -144,6 +171,8 @@ def expected_drift(name, options, size, jittered):
         return (1, 1.3) if options.get("order") == "combine-then-adapt" else (0.7, 0.87)
     if options.get("partner") == "independent":         # a model that was published, on average, half a step ago
         return 0.82, 0.85
+    if name == "hierarchical" and "slow_momentum" in options.get("between", ""):
+        return (1 / (1 - 0.3),) * 2
     if "slow_momentum" in options:
         return (1 / (1 - options["slow_momentum"]),) * 2
     if "clip" in options:
@@ -255,8 +284,9 @@ def test_every_two_options_come_to_the_minimum_together_and_never_leave_it_again
     def main(host):
         algorithm, task = algorithms.find(name)(**options), Quadratic(host.rank)
         x = task.start()
-        losses, rate = [], 0.01 if algorithm.updates_add_up or "slow_momentum" in options else 0.03
-        algorithm.start(host, x, Sgd(0.9, weight_decay=0.0).start(Layout({"x": x.shape}), x))
+        losses, rate = [], 0.01 if algorithm.updates_add_up or "slow_momentum" in str(options) else 0.03
+        momentum = 0.0 if hasattr(algorithm, "outer_momentum") else 0.9     # the outer one is enough
+        algorithm.start(host, x, Sgd(momentum, weight_decay=0.0).start(Layout({"x": x.shape}), x))
         for _ in range(150):
             algorithm.step(x, lambda x, hear=None, least=0: host.compute(task.gradient, x, hear, least), rate)
             losses.append(task.loss(x))

@@ -1,6 +1,7 @@
 """The laws that every algorithm keeps, on a simulated cluster and, under mpirun, on MPI's ranks."""
 
 import copy
+import dataclasses
 import time
 
 import numpy as np
@@ -12,21 +13,26 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.backup import Backup
+from dsgd_mpi.algorithms.diloco import DiLoCo
 from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.easgd import Elastic
 from dsgd_mpi.algorithms.gosgd import GossipPush
 from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.algorithms.hierarchical import Hierarchical
 from dsgd_mpi.algorithms.local_sgd import Local
+from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.topk import TopK
+from dsgd_mpi.algorithms.wagma import WaitAvoiding
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Done
 from dsgd_mpi.net.compression.half import Compressed
+from dsgd_mpi.net.fragments import Fragments
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
-from dsgd_mpi.net.topology import exponential_peer, matching, neighbours
+from dsgd_mpi.net.topology import exponential_peer, matching, neighbours, partition
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
@@ -269,6 +275,171 @@ def test_slow_momentum_of_nothing_is_plain_local_sgd(world):
     assert np.allclose(slow, plain, rtol=0, atol=1e-12)
 
 
+def with_sgd(algorithm):
+    """The algorithm, its optimizer being SGD with momentum."""
+    algorithm.default_optimizer = "sgd"
+    return algorithm
+
+
+def models_of(world, algorithm, steps=25):
+    return world.run(lambda host: train(host, copy.copy(algorithm), Quadratic(host.rank), steps)[0])
+
+
+def test_diloco_with_an_outer_step_as_long_as_the_way_is_local_sgd(world):
+    """Whether the model meets as a whole or fragment by fragment."""
+    outer = {"outer_lr": 1.0, "outer_momentum": 0.0}
+    diloco = models_of(world, with_sgd(DiLoCo(period=4, **outer)))
+    assert np.allclose(diloco, models_of(world, Local(period=4)), rtol=0, atol=1e-12)
+    fragments = models_of(world, with_sgd(DiLoCo(period=1, fragments=3, **outer)))
+    assert np.allclose(fragments, models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_a_fragment_of_diloco_is_a_diloco_of_its_own_that_meets_at_another_step(world):
+    """The elements of a quadratic do not see each other: each fragment moves as if the whole model met at its steps."""
+    steps, rule = 25, {"period": 6, "outer_momentum": 0.5, "delay": 2, "mix": 0.7}
+    parts = models_of(world, with_sgd(DiLoCo(fragments=2, **rule)), steps)
+    whole = models_of(world, with_sgd(DiLoCo(**rule)), steps)
+    assert np.allclose(np.array(parts)[:, 20:], np.array(whole)[:, 20:], rtol=0, atol=1e-12)
+    assert world.size == 1 or not np.allclose(np.array(parts)[:, :20], np.array(whole)[:, :20], rtol=0, atol=1e-3)
+
+
+def test_all_ranks_hold_the_same_model_once_diloco_has_met(world):
+    models = models_of(world, DiLoCo(period=4), 24)
+    assert all(np.array_equal(x, models[0]) for x in models)
+
+
+def test_fragments_divide_the_bytes_of_a_step(world):
+    def main(host, fragments):
+        algorithm, task, sent = DiLoCo(period=8, fragments=fragments), Quadratic(host.rank), []
+        x = on(host, task.start())
+        algorithm.start(host, x, optimizer_for(algorithm, x))
+        for _ in range(16):
+            before = host.traffic.bytes_sent
+            go_on(host, algorithm, task, x)
+            sent.append(host.traffic.bytes_sent - before)
+        return max(sent), sum(sent)
+    whole, quarters = (world.run(lambda host, f=fragments: main(host, f)) for fragments in (1, 4))
+    assert quarters == [(most / 4, total) for most, total in whole]
+
+
+def test_a_fragment_that_was_under_way_when_ranks_died_never_arrives():
+    pieces = Fragments(Cluster(1).hosts[0], np.zeros(4), count=2, period=6, delay=2, lost=6)
+    assert [pieces.arrived(step) for step in range(1, 12)] == [[]] * 10 + [[slice(0, 2)]]
+
+
+def test_nobody_waits_for_a_fragment_that_may_travel_longer_than_it_takes():
+    def waited(**options):
+        costs = star(latency_s=0.1, bytes_per_s=1e9, gradient_s=0.1)
+        return max(Cluster(4, costs).run(lambda host: train(host, DiLoCo(period=8, fragments=2, **options),
+                                                            Quadratic(host.rank), 40) and host.traffic.wait_s))
+    assert waited() > 2
+    assert waited(delay=5) < 1e-6
+
+
+def test_noloco_of_two_ranks_is_slow_momentum_of_both(world):
+    """At a constant rate; both keep the same x_0."""
+    if world.size > 2:
+        return                              # a law about one pair
+    noloco, slow = (models_of(world, algorithm) for algorithm in (
+        with_sgd(NoLoCo(period=4, outer_lr=0.7, outer_momentum=0.3)), Local(period=4, slow_momentum=0.3, slow_lr=0.7)))
+    assert np.allclose(noloco, slow, rtol=0, atol=1e-12)
+
+
+def test_noloco_without_gradients_draws_all_models_together_and_keeps_their_mean(world):
+    def main(host):
+        algorithm, x = with_sgd(NoLoCo(period=1, pull=0.7)), on(host, np.random.default_rng(host.rank).normal(size=5))
+        before = x.copy()
+        train(host, algorithm, Quadratic(host.rank, size=5), 120, lr=0.0, x=x)
+        return before, x
+    befores, afters = zip(*world.run(main), strict=True)
+    assert np.allclose(afters, np.mean(befores, 0), rtol=0, atol=1e-3)
+    assert np.allclose(np.mean(afters, 0), np.mean(befores, 0), rtol=0, atol=1e-12)
+
+
+def test_the_mean_of_nolocos_models_moves_as_if_all_met(world):
+    """Exactly so for a quadratic; an odd one out meets itself."""
+    noloco, slow = (models_of(world, algorithm) for algorithm in (
+        with_sgd(NoLoCo(period=4, outer_lr=0.7, outer_momentum=0.3)), Local(period=4, slow_momentum=0.3, slow_lr=0.7)))
+    assert np.allclose(np.mean(noloco, 0), np.mean(slow, 0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("between", ["dpsgd", "local_sgd:period=3", "gossip:mode=push", "easgd:beta=0"])
+def test_on_one_node_two_levels_are_allreduce(world, between):
+    models = world.run(lambda host: at_rest(host, Hierarchical(between, ranks_per_node=world.size)))
+    assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
+    assert all(np.array_equal(x, models[0]) for x in models)
+
+
+@pytest.mark.parametrize("between", ["dpsgd", "sgp:overlap=0", "diloco:period=3", "easgd"])
+def test_with_one_rank_a_node_two_levels_are_the_method_between_nodes(world, between):
+    names = Hierarchical(between, ranks_per_node=1), algorithms.parsed(between, "")
+    if not names[0].ordered and not world.simulated:
+        return                              # who comes first is a matter of chance
+    nodes, alone = (world.run(lambda host, a=algorithm: at_rest(host, copy.copy(a))) for algorithm in names)
+    assert np.array_equal(nodes, alone)
+
+
+def test_nodes_of_equal_size_that_average_gradients_are_allreduce(world):
+    if world.size % 2:
+        return                              # each node counts as one, and one of them would be smaller
+    models = world.run(lambda host: at_rest(host, Hierarchical("allreduce", ranks_per_node=2)))
+    assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_wagma_that_averages_all_at_each_step_is_allreduce(world):
+    assert np.allclose(models_of(world, WaitAvoiding(period=1)), models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_wagma_draws_models_together_in_groups_and_makes_them_one_with_all(world):
+    def main(host, steps):
+        x = on(host, np.random.default_rng(host.rank).normal(size=12))
+        before = x.copy()
+        algorithm = WaitAvoiding(period=6, group=2)
+        train(host, algorithm, Quadratic(host.rank, size=12), steps, lr=0.0, x=x)
+        host.settle()                       # nobody reads any more
+        return before, x
+    befores, afters = zip(*world.run(lambda host: main(host, 5)), strict=True)
+    assert world.size == 1 or np.std(afters, 0).max() < np.std(befores, 0).max()
+    _, afters = zip(*world.run(lambda host: main(host, 6)), strict=True)
+    assert all(np.array_equal(x, afters[0]) for x in afters)
+
+
+def at_rest(host, algorithm):
+    x, _ = train(host, algorithm, Quadratic(host.rank), 25)
+    algorithm.rest(x)
+    return x
+
+
+def test_one_model_a_node_travels_between_the_nodes_of_a_cluster():
+    """Two nodes of four ranks: what passes their cards is what two ranks of the method would send."""
+    def carried(size, algorithm, **machine):
+        cluster = Cluster(size, dataclasses.replace(star(), **machine))
+        before = []
+
+        def main(host):
+            own, x = copy.copy(algorithm), Quadratic().start()
+            own.start(host, x, sgd_for(x))
+            host.settle()
+            before.append(cluster.wires.flows.carried[cluster.wires.out].sum())
+            for _ in range(20):
+                go_on(host, own, Quadratic(host.rank), x)
+        cluster.run(main)
+        return cluster.wires.flows.carried[cluster.wires.out].sum() - max(before)
+    of_nodes = carried(8, Hierarchical("gossip"), ranks_per_node=4)
+    assert of_nodes == carried(2, Gossip()) == 20 * 2 * 320
+
+
+@pytest.mark.parametrize(("between", "told"), [
+    ("hierarchical", "expected an algorithm of one level whose ranks all work, such as local_sgd or gossip:mode=push, "
+     "found 'hierarchical'"), ("backup", "whose ranks all work"), ("easgd:servers=1", "whose ranks all work"),
+    ("gossip:push", "expected an algorithm such as gossip:mode=push,period=2, found 'gossip:push'"),
+    ("gosip", "unknown algorithm 'gosip'"), ("gossip:mode=pul", "gossip: mode: expected one of pull, push")])
+def test_what_cannot_be_between_nodes_is_told(between, told):
+    with pytest.raises(UsageError) as error:
+        algorithms.build("hierarchical", {"between": between})
+    assert told in error.value.message
+
+
 def test_on_the_complete_graph_the_mean_model_is_that_of_allreduce(world):
     """Exactly so for a quadratic, whose gradient at the mean is the mean of the gradients."""
     models = world.run(lambda host: train(host, Decentralised("complete"), Quadratic(host.rank), 25)[0])
@@ -440,7 +611,8 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
     (Allreduce(), True), (Gossip("pull"), True), (Local(), True), (Decentralised(), True),
     (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
     (Gossip("push"), False), (Gossip(partner="independent"), False), (GossipPush(), False),
-    (ParameterServer(), False), (Elastic(), False), (AsynchronousDecentralised(), False)], ids=lambda value: str(value))
+    (ParameterServer(), False), (Elastic(), False), (AsynchronousDecentralised(), False),
+    (WaitAvoiding(period=50), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact
@@ -544,7 +716,7 @@ def test_the_others_do_need_each_other(name, options):
         algorithm.rest(x)
         algorithm.answer(x)
     if not make(name, options).independent and not options.get("max_staleness"):     # whose clock would run for ever
-        with pytest.raises((Deadlock, AssertionError)):
+        with pytest.raises((Deadlock, AssertionError, ValueError)):     # the last: of vectors of unequal lengths
             Cluster(3).run(main)
 
 
@@ -569,6 +741,13 @@ def test_mixing_weights_are_symmetric_and_doubly_stochastic(graph, size, step):
     assert np.allclose(w.sum(0), 1)
     assert (w >= -1e-15).all()
     assert graph != "complete" or np.allclose(w, 1 / size)
+
+
+@given(st.integers(1, 40), st.integers(0, 1000), st.integers(0, 10), st.integers(1, 12))
+def test_every_rank_is_in_one_group_of_nearly_equal_ones(size, step, seed, groups):
+    sizes = np.bincount(partition(step, size, groups, seed), minlength=groups)
+    assert (sizes.sum(), len(sizes)) == (size, groups)
+    assert np.ptp(sizes) <= 1
 
 
 @given(st.integers(1, 40), st.integers(0, 1000), st.integers(0, 10))

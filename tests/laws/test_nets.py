@@ -7,7 +7,7 @@ import pytest
 
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
-from dsgd_mpi.net.simulated.machine import star
+from dsgd_mpi.net.simulated.machine import Link, star
 from tests.support.quadratic import on
 
 
@@ -119,6 +119,70 @@ def test_letters_arrive_whole_with_their_notes_in_the_order_sent_once_settled(wo
         for source in range(world.size):
             found = [(turn, note) for sender, turn, note in letters if sender == source]
             assert found == [(turn, source + turn / 100) for turn in range(20)]
+
+
+def parity(host):
+    """The ranks that are even, or odd, as this one is."""
+    return list(range(host.rank % 2, host.size, 2))
+
+
+def test_a_group_has_all_verbs_among_its_ranks_alone(world):
+    """The groups take different numbers of steps, and what all ranks do meanwhile does not mix with theirs."""
+    def main(host):
+        ranks = parity(host)
+        group = host.group(ranks)
+        assert (group.rank, group.size) == (ranks.index(host.rank), len(ranks))
+        of_all = host.mean(on(host, np.full(1000, float(host.rank))))
+        host.post(on(host, np.full(10, -1.0)), (host.rank + 1) % host.size)
+        shared = group.share(on(host, np.full(3 + group.rank, 100.0 * host.rank)))
+        for turn in range(5 + 5 * (host.rank % 2)):
+            for length in (3, 300_000):
+                mean = group.mean(on(host, np.full(length, float(host.rank + turn)))).wait()
+                assert (mean == np.mean(ranks) + turn).all()
+            peer = (turn - group.rank) % group.size
+            assert (group.exchange(on(host, np.full(5, float(host.rank))), peer).wait() == ranks[peer]).all()
+            group.post(on(host, np.full(5, float(host.rank))), (group.rank + 1) % group.size, note=turn)
+            group.settle()
+            letter, = group.collect()
+            before = (group.rank - 1) % group.size
+            assert (letter.source, letter.note, float(letter.array[0])) == (before, turn, ranks[before])
+            shared.add(turn % group.size, on(host, np.full(3 + turn % group.size, 0.5)))
+        group.settle()
+        own = float(shared.read(group.rank)[0]) - 100 * host.rank
+        x = on(host, np.full(7, float(host.rank)))
+        group.broadcast(x, group.size - 1)
+        host.settle()
+        return own, float(x[0]), float(of_all.wait()[0]), [letter.source for letter in host.collect()]
+    found = world.run(main)
+    for first in range(min(2, world.size)):
+        of_group = found[first::2]
+        assert sum(own for own, *_ in of_group) == 0.5 * len(of_group) * (5 + 5 * first)
+        assert all(last == first + 2 * len(of_group) - 2 for _, last, *_ in of_group)
+    for rank, (*_, mean, letters) in enumerate(found):
+        assert (mean, letters) == ((world.size - 1) / 2, [(rank - 1) % world.size])
+
+
+def test_a_group_of_a_group_and_16_bits_in_it(world):
+    def main(host):
+        half = Compressed(host, "bfloat16").group(parity(host))
+        one = half.group([half.rank])
+        x = on(host, np.full(1000, np.float32(1 + host.rank)))
+        before = host.traffic.bytes_sent
+        half.mean(x).wait()
+        sent = host.traffic.bytes_sent - before
+        one.mean(x).wait()
+        return sent, float(x[0]), one.size
+    for rank, (sent, mean, size) in enumerate(world.run(main)):
+        ranks = range(rank % 2, world.size, 2)
+        assert (sent, size) == (2 * (len(ranks) - 1) * 2000 // len(ranks), 1)
+        assert mean == pytest.approx(1 + np.mean(ranks), rel=2**-7)
+
+
+def test_every_rank_is_on_one_node(world):
+    nodes = world.run(lambda host: host.nodes())
+    assert all(each == nodes[0] for each in nodes)
+    assert sorted(rank for node in nodes[0] for rank in node) == list(range(world.size))
+    assert len(nodes[0]) in (1, world.size)     # one machine, or one that is simulated with a rank a node
 
 
 def test_broadcast_and_allgather(world):
@@ -291,6 +355,27 @@ def test_messages_that_meet_at_one_card_share_it():
     found = Cluster(7, star(latency_s=0.5, bytes_per_s=second)).run(main)
     assert found[0] == pytest.approx(4.5)
     assert found[5:] == pytest.approx([1.5, 1.5])
+
+
+def test_a_node_is_the_clusters_and_its_ranks_meet_at_its_own_speed():
+    """Two pairs, each on a node: their mean never sees the card, nor does one pair wait for the other."""
+    costs = replace(star(latency_s=0.5, bytes_per_s=8000), ranks_per_node=2, node=Link(80_000, 0.0), one_sided_s=0.0)
+
+    def main(host):
+        nodes = host.nodes()
+        group, begin = host.group(nodes[host.rank // 2]), host.now()
+        if host.rank < 2:
+            host.linger(7.0)
+        group.mean(np.zeros(1000)).wait()
+        within = host.now() - begin
+        shared = group.share(np.zeros(1000 if group.rank == 0 else 0))
+        begin = host.now()
+        shared.read_parts([slice(0, 1000), slice(1000, 1000)], np.zeros(1000))
+        return nodes, within, host.now() - begin
+    nodes, within, read = zip(*Cluster(4, costs).run(main), strict=True)
+    assert nodes == ([[0, 1], [2, 3]],) * 4
+    assert within == pytest.approx([7.1, 7.1, 0.1, 0.1])
+    assert read[1] == pytest.approx(0.05)
 
 
 def test_who_reads_one_ranks_memory_shares_its_card():

@@ -115,8 +115,8 @@ def test_many_parts_at_once_pass_the_links_that_each_of_them_would(size, each, u
     wires = Wires(Clock(), Machine(ranks_per_node=each, card=Link(1e4, 1e-3), node=Link(1e5, 1e-4), tier=tiers), size)
     rank, owners = data.draw(some.integers(0, size - 1)), data.draw(some.integers(1, size))
     routes = [wires.route(*(rank, owner) if to_them else (owner, rank)) for owner in range(owners) if owner != rank]
-    assert wires.latencies_s(rank, owners) == pytest.approx(sum(latency for latency, _ in routes))
-    parts = dict(zip(*wires.bundle(rank, owners, to_them), strict=True))
+    assert wires.latencies_s(rank, range(owners)) == pytest.approx(sum(latency for latency, _ in routes))
+    parts = dict(zip(*wires.bundle(rank, range(owners), to_them), strict=True))
     counted = {link: sum(link in links for _, links in routes) for link in range(len(wires.flows.capacities))}
     if owners < size:
         assert parts == {link: count for link, count in counted.items() if count}

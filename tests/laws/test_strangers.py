@@ -13,10 +13,10 @@ import pytest
 from tests.support import ROOT
 from tests.support.jobs import run
 
-DILOCO = '''
-    """DiLoCo (Douillard et al. 2023, arXiv:2311.08105): many inner steps of AdamW, then an outer step of Nesterov SGD.
+BMUF = '''
+    """Blockwise model-update filtering (Chen and Huo 2016, doi:10.1109/ICASSP.2016.7472805): means with a momentum.
 
-        every H steps:  D = x_0 - 1/n sum_j x_j;   u <- mu u + D;   x_0, x_i <- x_0 - alpha (D + mu u)
+        every H steps:  u <- mu u + 1/n sum_j x_j - x_0;   x_0, x_i <- x_0 + u
     """
 
     from __future__ import annotations
@@ -27,17 +27,15 @@ DILOCO = '''
     import numpy as np
 
     from dsgd_mpi.algorithms import Algorithm, Gradient
-    from dsgd_mpi.arrays.flat import Array, Layout, fill
+    from dsgd_mpi.arrays.flat import Array
     from dsgd_mpi.net.api import Net
     from dsgd_mpi.optim.api import Optimizer
-    from dsgd_mpi.optim.sgd import Sgd
 
 
     @dataclass
-    class DiLoCo(Algorithm):
-        period: Annotated[int, 1] = 8           # H
-        outer_lr: Annotated[float, 0] = 0.7     # alpha
-        outer_momentum: Annotated[float, 0] = 0.9   # mu
+    class Bmuf(Algorithm):
+        period: Annotated[int, 1] = 5           # H
+        momentum: Annotated[float, 0] = 0.5     # mu
 
         default_optimizer = "adamw"
         keeps = "t", "u", "x0"
@@ -48,19 +46,17 @@ DILOCO = '''
 
         def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
             super().start(net, x, optimizer)
-            self.x0 = self.x0 if len(self.x0) else x[optimizer.trained].copy()
-            self.outer = Sgd(momentum=self.outer_momentum, weight_decay=0.0)
-            self.outer.start(Layout({"x": self.x0.shape}), self.x0)
-            if len(self.u):
-                fill(self.outer.state["v"], self.u)
-            self.u = self.outer.state["v"]
+            if not len(self.x0):
+                self.x0, self.u = x[optimizer.trained].copy(), 0 * x[optimizer.trained]
 
         def step(self, x: Array, gradient: Gradient, lr: float) -> None:
             self.optimizer.update(x, gradient(x), lr)
             self.t += 1
             if self.t % self.period == 0:
                 self.net.mean(x).wait()
-                self.outer.update(self.x0, self.x0 - x[self.optimizer.trained], self.outer_lr)
+                self.u *= self.momentum
+                self.u += x[self.optimizer.trained] - self.x0
+                self.x0 += self.u
                 x[self.optimizer.trained] = self.x0
 '''
 LION = '''
@@ -112,7 +108,7 @@ THIN = '''
         graph.add("fc", Linear(classes), graph.add("avgpool", AveragePool(), x))
         return graph
 '''
-FILES = {"algorithms/diloco.py": DILOCO, "optim/lion.py": LION, "nn/models/thin.py": THIN}
+FILES = {"algorithms/bmuf.py": BMUF, "optim/lion.py": LION, "nn/models/thin.py": THIN}
 TRAIN = "import sys; from pathlib import Path; from tests.support.joined import join; join(Path(sys.argv.pop(1))); "\
         "from dsgd_mpi.train import main; main()"
 
@@ -141,20 +137,20 @@ def trained(folder, place, *options, ranks=2):
 
 
 def test_all_laws_run_on_a_stranger_s_algorithm(folder):
-    output = laws(folder, "tests/laws/test_laws.py", "-k", "diloco", "-vv")
+    output = laws(folder, "tests/laws/test_laws.py", "-k", "bmuf", "-vv")
     for law in ("all_ranks_come_to_the_minimum", "nothing_is_in_flight",
                 "what_is_kept_is_all", "with_16_bits", "do_need_each_other"):
         assert law in output
-    assert "diloco-{'period': 3}" in output
+    assert "bmuf-{'period': 3}" in output
 
 
 def test_the_laws_run_on_it_over_mpi_too(folder):
-    laws(folder, "--with-mpi", "tests/laws/test_laws.py", "-k", "diloco and mpi", ranks=2)
+    laws(folder, "--with-mpi", "tests/laws/test_laws.py", "-k", "bmuf and mpi", ranks=2)
 
 
 def test_it_trains_with_the_optimizer_that_it_wants_and_goes_on_from_its_checkpoint(folder, tmp_path):
-    summary = trained(folder, tmp_path / "run", "--algorithm", "diloco", "--lr", 0.001, "--steps", 16)
-    assert (summary["algorithm"], summary["optimizer"]) == ("diloco", "adamw")
+    summary = trained(folder, tmp_path / "run", "--algorithm", "bmuf", "--lr", 0.001, "--steps", 16)
+    assert (summary["algorithm"], summary["optimizer"]) == ("bmuf", "adamw")
     status, _, errors = run("-c", TRAIN, folder, "--resume", tmp_path / "run", "--steps", 24, ranks=2, limit_s=120,
                             env={"PYTHONPATH": str(ROOT)})
     assert (status, errors) == (0, "")

@@ -146,7 +146,8 @@ def test_after_a_loss_allreduce_is_what_fewer_ranks_would_have_done_from_there(t
 
 @pytest.mark.parametrize(("name", "options", "same"), [
     ("allreduce", {}, ("x", "v")), ("topk", {}, ("x",)), ("gossip", {}, ()),
-    ("local_sgd", {"post_local": "7"}, ("x", "v")), ("local_sgd", {"slow_momentum": "0.3"}, ("u", "x0"))])
+    ("diloco", {"delay": "3"}, ("u", "x0")), ("local_sgd", {"post_local": "7"}, ("x", "v")),
+    ("local_sgd", {"slow_momentum": "0.3"}, ("u", "x0"))])
 def test_what_is_the_same_on_all_ranks_is_that_of_the_furthest(tmp_path, name, options, same):
     """Rank 0 dies; rank 1 is about to save after 3 steps, rank 3 has begun the step after 5, rank 2 that after 4."""
     begun = {1: (3, Meeting(False, False, True)), 2: (4, None), 3: (5, None)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half, narrow, widen
@@ -46,6 +46,15 @@ class Compressed:
 
     def settle(self) -> None:
         self.net.settle()
+
+    def broadcast(self, x: Array, root: int = 0) -> None:
+        self.net.broadcast(x, root)
+
+    def nodes(self) -> list[list[int]]:
+        return self.net.nodes()
+
+    def group(self, ranks: Sequence[int]) -> Compressed:
+        return Compressed(self.net.group(ranks), self.half)
 
 
 class Widened:

@@ -100,6 +100,9 @@ class NcclHost(StagedHost):
         super().__init__(host, device, reason)
         self.averager = averager
 
+    def _over(self, host: Host) -> NcclHost:
+        return NcclHost(host, self.device, Nccl(host), self.reason)
+
     def mean(self, x: Array, half: Half | None = None) -> Pending:
         if half or not x.size or not self.device.holds(x):
             return super().mean(x, half)

@@ -11,7 +11,7 @@ unchanged; letters arrive on the device; windows of shared memory stay in host m
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,6 +166,7 @@ class StagedHost:
         self.members = host.members
         self.under_way: list[Carried] = []  # in the order of the calls
         self.finish_computing: Callable[[], None] = lambda: None
+        self.groups: list[StagedHost] = []
 
     # collective
 
@@ -193,6 +194,20 @@ class StagedHost:
     def allgather(self, item: Any) -> list[Any]:
         self._start_all()
         return self.host.allgather(item)
+
+    def nodes(self) -> list[list[int]]:
+        self._start_all()
+        return self.host.nodes()
+
+    def group(self, ranks: Sequence[int]) -> StagedHost:
+        self._start_all()
+        group = self._over(self.host.group(ranks))
+        group.finish_computing = lambda: self.finish_computing()
+        self.groups.append(group)
+        return group
+
+    def _over(self, host: Any) -> StagedHost:
+        return type(self)(host, self.device, self.reason)
 
     def share(self, x: Array) -> Shared:
         self._start_all()
@@ -343,6 +358,8 @@ class StagedHost:
                 if not carried.advance():
                     break
         self.under_way = [carried for carried in self.under_way if carried.back is None]
+        for group in self.groups:
+            group._advance()
 
     def _start_all(self, last: Carried | None = None) -> None:
         """Starts what has not started, up to `last`, before another collective or a wait for other ranks."""

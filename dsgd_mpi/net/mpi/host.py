@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -103,6 +103,7 @@ class MpiHost:
         self.abandoned: list[Any] = []      # requests that no longer matter, with the memory that MPI may still touch
         self.idle_since = self.idle_until = 0.0
         self.windows: list[Window | Numbers] = []
+        self.groups: list[Group] = []
         self.settle_sums: Callable[[], None] = lambda: None     # waits for sums that a device may still compute
         self._begin((comm or MPI.COMM_WORLD).Dup())
         self.members = list(range(self.size))
@@ -118,6 +119,9 @@ class MpiHost:
         self.posted = self.received = self.means = 0
         self.least_ring_bytes = self.size * RING_PART_BYTES
         self.mail = self.comm.Dup()         # letters are received from any source: nothing else may be sent here
+        self._attend()
+
+    def _attend(self) -> None:
         self.stop = Stop(self.comm, self.pause)
         self.alarm = Alarm(self.comm)
 
@@ -147,10 +151,24 @@ class MpiHost:
                 return
 
     def broadcast(self, x: Array, root: int = 0) -> None:
+        self.traffic.bytes_sent += (self.size - 1) * x.nbytes // self.size
         Waiting(self, "broadcast", Requests([self.comm.Ibcast(x, root)]), lambda: x).wait()
 
     def allgather(self, item: Any) -> list[Any]:
         return self._allgather(self.comm, item)
+
+    def nodes(self) -> list[list[int]]:
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        first = self._allgather(self.comm, self._allgather(node, self.rank)[0])
+        node.Free()
+        return [[rank for rank, each in enumerate(first) if each == one] for one in sorted(set(first))]
+
+    def group(self, ranks: Sequence[int]) -> Group:
+        comm = MPI.Intracomm(self.comm.Split(min(ranks), self.rank))
+        assert comm.size == len(ranks), "all ranks of a group name the same ranks"
+        self.groups.append(group := Group(self, comm))
+        comm.Free()
+        return group
 
     def _allgather(self, comm: MPI.Comm, item: Any) -> list[Any]:
         own = np.frombuffer(json.dumps(item).encode(), np.uint8)
@@ -243,7 +261,8 @@ class MpiHost:
     def progress(self) -> None:
         if self.watch:
             self.watch.moving()
-        if self.under_way or self.outbox or self.windows or self.survives:     # to hear that others have lost a rank
+        if self.under_way or self.outbox or self.windows or self.groups or self.survives:
+            # the last: to hear that others have lost a rank
             with self._timed():
                 self._advance()
 
@@ -285,6 +304,8 @@ class MpiHost:
     def _advance(self) -> None:
         self.under_way = [waiting for waiting in self.under_way if not waiting.test()]
         self.mail.Iprobe()                  # whatever its result: letters and others' additions progress
+        for group in self.groups:
+            group._advance()
 
     def now(self) -> float:
         return time.perf_counter()
@@ -338,6 +359,8 @@ class MpiHost:
         if self.survives:
             forwarded()
             os._exit(status)
+        for group in self.groups:
+            group.close()
         self.settle()
         self.stop.listen()
         for window in self.windows:
@@ -392,6 +415,25 @@ class MpiHost:
 
     def _timed(self) -> Timed:
         return Timed(self.traffic)
+
+
+class Group(MpiHost):
+    """Some ranks of a host: its verbs among these alone. Who waits here still hears a request to stop."""
+
+    def __init__(self, host: MpiHost, comm: MPI.Intracomm) -> None:
+        self.host = host
+        super().__init__(comm)
+        self.traffic = host.traffic
+
+    def _attend(self) -> None:
+        self.stop, self.alarm = self.host.stop, self.host.alarm
+
+    def pause(self, what: str, since: float) -> None:
+        self.watch = self.host.watch        # it may have begun, or ended, meanwhile
+        super().pause(what, since)
+
+    def _comms(self) -> list[MPI.Comm]:
+        return [self.mail, self.comm]
 
 
 class Timed:

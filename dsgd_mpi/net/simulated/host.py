@@ -25,7 +25,7 @@ from dsgd_mpi.net.places import cpu
 from dsgd_mpi.net.simulated.clock import Clock, Event
 from dsgd_mpi.net.simulated.gradients import Gradients
 from dsgd_mpi.net.simulated.machine import Death, Machine
-from dsgd_mpi.net.simulated.wires import Wires
+from dsgd_mpi.net.simulated.wires import Among, Wires
 
 Reason = str | tuple[str, tuple[int, ...], int]     # in words; or a verb, its ranks, and which call of it
 IDLE_S = 1e-3                               # between two reads of shared memory
@@ -44,30 +44,34 @@ class Cluster:
     """`size` ranks that share a clock, and nothing else that is visible to them. The seed is that of their speeds."""
 
     def __init__(self, size: int, machine: Machine | None = None, seed: int = 0) -> None:
-        self.size, self.machine = size, machine or Machine()
-        self.clock = Clock()
-        self.wires = Wires(self.clock, self.machine, size)
+        self.machine, self.clock = machine or Machine(), Clock()
+        self.wires: Wires | Among = Wires(self.clock, self.machine, size)
         self.gradients = Gradients(self.machine, size, seed)
         self.absent = Absences(self.machine.death)
-        self.all = tuple(range(size))
         self.begun, self.ends = np.zeros(size), np.zeros(size)      # the computation that each rank is in, or was
+        self.shrunk = 0                     # how often they were numbered anew
+        self._begin(size)
+        self.stop_step: int | None = None
+        self.trace: list[Span] = []         # what each rank did
+        self.traced_s = 0.0                 # as far as it began before that time
+        self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
+        self.living = list(self.hosts)
+        self.gathered: set[SimulatedHost] = set()   # those that have called `shrink`,
+        self.all_gathered = Event(self.clock)       # and once these are all
+
+    def _begin(self, size: int) -> None:
+        """With nothing under way between so many ranks."""
+        self.size, self.all = size, tuple(range(size))
         self.meetings: dict[Hashable, Meeting] = {}
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
         self.routes: defaultdict[tuple[int, int], deque[Parcel]] = defaultdict(deque)   # letters, as they were sent
+        self.groups: dict[Hashable, Group] = {}
         self.memories: dict[int, Memory] = {}
         self.numbers: dict[int, Array] = {}     # values of counters,
         self.counts, self.counter_changes = 0, Event(self.clock)    # their changes so far, and the next one
         self.letters = 0                    # in flight
         self.all_arrived = Event(self.clock)
         self.all_arrived.happen()
-        self.stop_step: int | None = None
-        self.trace: list[Span] = []         # what each rank did
-        self.traced_s = 0.0                 # as far as it began before that time
-        self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
-        self.living = list(self.hosts)
-        self.shrunk = 0                     # how often they were numbered anew
-        self.gathered: set[SimulatedHost] = set()   # those that have called `shrink`,
-        self.all_gathered = Event(self.clock)       # and once these are all
 
     def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
         """Runs `main(host)` on every rank to its end; the results in rank order. An exception on one rank ends all."""
@@ -115,12 +119,8 @@ class Cluster:
     def renumber(self) -> None:
         """Those that live go on with nothing under way, and what still travels is for nobody."""
         self.shrunk += 1
-        self.size, self.hosts, self.gathered = len(self.living), list(self.living), set()
-        self.all, self.inboxes = tuple(range(self.size)), [[] for _ in self.hosts]
-        self.meetings, self.letters, self.stop_step = {}, 0, None
-        self.routes.clear()
-        self.all_arrived = Event(self.clock)
-        self.all_arrived.happen()
+        self.hosts, self.gathered, self.stop_step = list(self.living), set(), None
+        self._begin(len(self.living))
         for rank, host in enumerate(self.hosts):
             host.rank, host.size, host.members = rank, self.size, [each.number for each in self.hosts]
             host.calls.clear()
@@ -348,11 +348,25 @@ class SimulatedHost:
             for array in arrays.values():
                 array[:] = arrays[root]
             return arrays
-        seconds = self.cluster.wires.broadcast_s(self._wire_bytes(x), self.cluster.all)
+        nbytes = self._wire_bytes(x)
+        self.traffic.bytes_sent += (self.size - 1) * nbytes // self.size
+        seconds = self.cluster.wires.broadcast_s(nbytes, self.cluster.all)
         self._meet("broadcast", self.cluster.all, x, combine, lambda: self.cluster.wires.after(seconds)).wait()
 
     def allgather(self, item: Any) -> list[Any]:
         return self._from_all(json.dumps(item), json.loads)
+
+    def nodes(self) -> list[list[int]]:
+        wires = self.cluster.wires
+        return [list(ranks) for _, ranks in itertools.groupby(self.cluster.all, wires.node_of)]
+
+    def group(self, ranks: Sequence[int]) -> GroupHost:
+        self.calls["group"] += 1
+        name = self.calls["group"], tuple(sorted(ranks))
+        group = self.cluster.groups.setdefault(name, Group(self.cluster, name[1]))
+        host = group.hosts[name[1].index(self.rank)] = GroupHost(self, group, name[1].index(self.rank))
+        self._from_all(None)                # nobody sends before all are there
+        return host
 
     def _from_all(self, item: Any, read: Callable[[Any], Any] = lambda item: item) -> list[Any]:
         """All ranks get the same list: a list each would be the square of the ranks."""
@@ -551,7 +565,7 @@ class SimulatedHost:
         machine = self.cluster.machine
         own = nbytes / owners if self.rank < owners else 0.0        # is here already
         if wired := machine.scale * (nbytes - own) * (machine.add_factor if to_them else machine.read_factor):
-            self._on_the_way(self.cluster.wires.spread(self.rank, wired, owners, to_them))
+            self._on_the_way(self.cluster.wires.spread(self.rank, wired, range(owners), to_them))
         self.touch(own)
 
     def touch(self, nbytes: float) -> None:
@@ -571,7 +585,7 @@ class SimulatedHost:
         served = self.cluster.machine.one_sided_s * owners
         if self.cluster.machine.enters_mpi_s or self.cluster.absent.by_rank:
             served = sum(self.cluster.serves(owner) for owner in range(owners) if owner != self.rank)
-        if seconds := messages * self.cluster.wires.latencies_s(self.rank, owners) + served:
+        if seconds := messages * self.cluster.wires.latencies_s(self.rank, range(owners)) + served:
             self._on_the_way(self.cluster.wires.after(seconds))
 
     def _on_the_way(self, event: Event) -> None:
@@ -618,3 +632,33 @@ class SimulatedHost:
 
     def _wire_bytes(self, x: Array, half: Half | None = None) -> int:
         return round(self.cluster.machine.scale * wire_bytes(x, half))
+
+
+class Group(Cluster):
+    """Some ranks of a cluster, numbered anew: its time and wires, but letters, meetings and memory of their own."""
+
+    def __init__(self, cluster: Cluster, ranks: tuple[int, ...]) -> None:
+        self.cluster, self.ranks = cluster, ranks
+        self.machine, self.clock, self.absent, self.shrunk = cluster.machine, cluster.clock, cluster.absent, 0
+        self.wires = Among(cluster.wires, ranks)
+        self.hosts: list[Any] = [None] * len(ranks)
+        self._begin(len(ranks))
+
+    def serves(self, owner: int) -> float:
+        return self.cluster.serves(self.ranks[owner])
+
+
+class GroupHost(SimulatedHost):
+    """One rank of a group: `Net` among these, on behalf of its host, which is what sleeps."""
+
+    def __init__(self, host: SimulatedHost, group: Group, rank: int) -> None:
+        super().__init__(group, rank)
+        self.host, self.traffic, self.ranks = host, host.traffic, group.ranks
+
+    def sleep_until(self, event: Event, reason: Reason) -> None:
+        if not isinstance(reason, str):
+            reason = reason[0], tuple(self.ranks[rank] for rank in reason[1]), reason[2]
+        self.host.sleep_until(event, reason)
+
+    def _traced(self, what: str, start: float, last: tuple[float, int] | None = None) -> None:
+        self.host._traced(what, start, last and (last[0], self.ranks[last[1]]))

@@ -88,34 +88,36 @@ class Wires:
         """Of an empty message."""
         return self.route(source, target)[0] if source != target else 0.0
 
-    def latencies_s(self, rank: int, owners: int) -> float:
-        """Of an empty message to each of the first `owners` ranks, their sum."""
-        near, *below = self.among(rank, owners)
-        total, latency = (near - (rank < owners)) * self.machine.node.latency_s, self.machine.card.latency_s
+    def latencies_s(self, rank: int, owners: Sequence[int]) -> float:
+        """Of an empty message to each of the `owners`, their sum."""
+        if not isinstance(owners, range):
+            return sum(self.latency_s(rank, owner) for owner in owners)
+        near, *below = self.among(rank, len(owners))
+        total, latency = (near - (rank in owners)) * self.machine.node.latency_s, self.machine.card.latency_s
         for tier, count in zip(self.machine.tier, below, strict=True):
             total += (count - near) * (latency + tier.hop_s)
             near, latency = count, latency + 2 * tier.hop_s
-        return total + (owners - near) * latency
+        return total + (len(owners) - near) * latency
 
-    def spread(self, rank: int, nbytes: float, owners: int, to_them: bool) -> Event:
-        """Parts of equal length between a rank and those others that are among the first `owners`: a flow for all."""
-        return self.after(0.0, nbytes / (owners - (rank < owners)), *self.bundle(rank, owners, to_them))
+    def spread(self, rank: int, nbytes: float, owners: Sequence[int], to_them: bool) -> Event:
+        """Parts of equal length between a rank and each other of the `owners`, the first ranks or a tuple: one flow."""
+        return self.after(0.0, nbytes / (len(owners) - (rank in owners)), *self.bundle(rank, owners, to_them))
 
-    def _bundle(self, rank: int, owners: int, to_them: bool) -> tuple[list[int], list[int]]:
+    def _bundle(self, rank: int, owners: Sequence[int], to_them: bool) -> tuple[list[int], list[int]]:
         """The links between them, and how many of the parts pass each.
 
         If all ranks are owners, all do the same: the others' links are as full as this one's.
         """
-        if owners < self.size:
-            ends = [(rank, owner) if to_them else (owner, rank) for owner in range(owners) if owner != rank]
+        if len(owners) < self.size:
+            ends = [(rank, owner) if to_them else (owner, rank) for owner in owners if owner != rank]
             parts = Counter(link for pair in ends for link in self.route(*pair)[1])
         else:
-            near, *below = self.among(rank, owners)
+            near, *below = self.among(rank, self.size)
             parts = Counter({(self.within_out if to_them else self.within_in)[rank]: near - 1,
-                             (self.out if to_them else self.into)[self.card_of(rank)]: owners - near})
+                             (self.out if to_them else self.into)[self.card_of(rank)]: self.size - near})
             for under, links, count in zip(self.under, self.up if to_them else self.down, below, strict=True):
                 if links:
-                    parts[links[self.node_of(rank) // under]] = owners - count
+                    parts[links[self.node_of(rank) // under]] = self.size - count
         return list(+parts), list((+parts).values())
 
     def among(self, rank: int, owners: int) -> list[int]:
@@ -250,3 +252,38 @@ class Wires:
             latency += 2 * tier.hop_s
             links += [up[left], down[right]] if up else []
         return latency, tuple(links)
+
+
+class Among:
+    """The wires between some of the ranks that are joined by others: `Wires` by the numbers of a group."""
+
+    def __init__(self, wires: Wires | Among, ranks: tuple[int, ...]) -> None:
+        self.wires, self.ranks = wires, ranks
+        self.nodes: int = wires.nodes
+
+    def node_of(self, rank: int) -> int:
+        return self.wires.node_of(self.ranks[rank])
+
+    def after(self, latency_s: float) -> Event:
+        return self.wires.after(latency_s)
+
+    def send(self, source: int, target: int, nbytes: float) -> Event:
+        return self.wires.send(self.ranks[source], self.ranks[target], nbytes)
+
+    def latency_s(self, source: int, target: int) -> float:
+        return self.wires.latency_s(self.ranks[source], self.ranks[target])
+
+    def spread(self, rank: int, nbytes: float, owners: Sequence[int], to_them: bool) -> Event:
+        return self.wires.spread(self.ranks[rank], nbytes, tuple(self.ranks[owner] for owner in owners), to_them)
+
+    def latencies_s(self, rank: int, owners: Sequence[int]) -> float:
+        return self.wires.latencies_s(self.ranks[rank], tuple(self.ranks[owner] for owner in owners))
+
+    def mean(self, nbytes: float, ranks: Sequence[int]) -> Event:
+        return self.wires.mean(nbytes, self.ranks)
+
+    def barrier_s(self, ranks: Sequence[int]) -> float:
+        return self.wires.barrier_s(self.ranks)
+
+    def broadcast_s(self, nbytes: float, ranks: Sequence[int]) -> float:
+        return self.wires.broadcast_s(nbytes, self.ranks)
