@@ -489,6 +489,50 @@ def test_staleness_is_measured_and_can_be_bounded():
     assert largest(1) < free / 2
 
 
+def test_no_update_is_applied_before_which_too_many_came_by_others_since_its_model_was_read():
+    """Counted when it is sent; what lands while a model is being read came afterwards."""
+    ages, landed = [], []
+
+    def main(host, most):
+        algorithm, task, x, known = ParameterServer(max_delay=most), Quadratic(host.rank), Quadratic().start(), [0]
+        algorithm.start(host, x, sgd_for(x))
+        model, tickets = algorithm.model, []
+        read, add, draw = model.shared.read_parts, model.add, model.flushed.add
+
+        def reading(*args):
+            known[0] = len(landed)
+            return read(*args)
+
+        def adding(*args):
+            ages.append(tickets[-1] - known[0])
+            add(*args)
+            landed.append(host.rank)
+
+        def drawing(which, amount=1):
+            tickets.append(draw(which, amount))
+            return tickets[-1]
+        model.shared.read_parts, model.add, model.flushed.add = reading, adding, drawing
+        for _ in range(40):
+            go_on(host, algorithm, task, x, 0.01)
+        return algorithm.applied
+    for most in (1, 2, 4, 100):
+        ages.clear()
+        landed.clear()
+        applied = Cluster(6, delays(1)).run(lambda host, most=most: main(host, most))
+        assert sum(applied) == len(ages) == len(landed)
+        assert max(ages) < most
+        assert (len(ages) == 240) == (most == 100)
+        assert most < 100 or max(ages) > 4
+
+
+def test_a_bound_on_ages_that_none_reaches_changes_nothing():
+    uneven = star(gradient_s=lambda rank, step: 0.1 + rank / 73)
+    runs = [Cluster(3, uneven).run(lambda host, o=options: train(host, ParameterServer(**o), Quadratic(host.rank), 20,
+                                                                 0.01)[0])
+            for options in ({}, {"max_delay": 10**6})]
+    assert np.allclose(*runs, rtol=0, atol=1e-12)
+
+
 # servers that only serve, and ranks that do different numbers of steps
 
 def test_a_server_computes_no_gradient_and_the_model_lies_with_servers(world):
