@@ -45,6 +45,7 @@ class Algorithm:
     one_sided: bool = False                 # it uses memory that the ranks share
     survives: bool = False                  # it can go on without a rank that has died, by `go_on`
     alike: ClassVar[tuple[str, ...]] = ()   # those of `keeps`, arrays, that are the same on all ranks
+    may_round: bool = True                  # its messages may be rounded to 16 bits, unless it is one-sided
     may_skip_step: ClassVar[bool] = True    # a rank may skip an update, as float16 must where a gradient overflows
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # options with which all laws are tested,
     advised: ClassVar[tuple[dict[str, Any], ...]] = ({},)   # and with which `advise` considers it

@@ -10,16 +10,17 @@ moving averages move on from where mixing has put them: from x_i they could beco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.net.topology import neighbours
+from dsgd_mpi.net.mixing import Mixing
+from dsgd_mpi.net.topology import Graph, metropolis
 
 
 @dataclass
 class Decentralised(Algorithm):
-    graph: Literal["ring", "torus", "exponential", "random", "complete"] = "ring"
+    graph: Graph = "ring"
     seed: Annotated[int, 0] = 0         # of the random graph, the same on all ranks
 
     survives = True
@@ -27,19 +28,10 @@ class Decentralised(Algorithm):
     variants = {}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
-        weights = self.weights(self.net.rank)
-        met = {peer: self.net.exchange(x, peer) for peer in weights}    # in flight while we compute
-        g = gradient(x)
+        mixing = Mixing(self.net, x, metropolis(self.graph, self.net.size, self.t, self.seed, self.net.rank))
+        g = gradient(x)                     # while it is in flight
         seen = x[self.statistics].copy()
-        arrived = {peer: exchange.wait() for peer, exchange in met.items()}     # only then may x change
-        x *= 1 - sum(weights.values())
-        for peer, weight in weights.items():
-            x += weight * arrived[peer]
+        mixing.wait()
         g[self.statistics] += x[self.statistics] - seen
         self.optimizer.update(x, g, lr)
         self.t += 1
-
-    def weights(self, rank: int) -> dict[int, float]:
-        """W of this step: neighbour -> weight; the rank's own is the remainder."""
-        graph = neighbours(self.graph, self.net.size, self.t, self.seed)
-        return {peer: 1 / (1 + max(len(graph[rank]), len(graph[peer]))) for peer in graph[rank]}

@@ -53,8 +53,7 @@ class Elastic(Algorithm):
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         self.t += 1
-        if self.net.rank < self.holders:
-            self.clocks.wait_for_all(self.t)
+        if self.clocks.serve(self.t):
             return
         combine_first, meets = self.order == "combine-then-adapt", (self.t - 1) % self.period == 0
         g = gradient(x)

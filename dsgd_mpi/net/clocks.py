@@ -24,6 +24,12 @@ class Clocks:
         if self.lead:
             self.wait_for_all(self.done - self.lead)
 
+    def serve(self, steps: int) -> bool:
+        """Whether this rank only serves; it then waits until every worker has taken at least that many steps."""
+        if self.net.rank < self.servers:
+            self.wait_for_all(steps)
+        return self.net.rank < self.servers
+
     def wait_for_all(self, steps: int) -> None:
         """Until every worker has taken at least that many."""
         while self.steps.values()[self.servers :].min() < steps:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
+
+Graph = Literal["ring", "torus", "exponential", "random", "complete"]
 
 
 @lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
@@ -74,3 +77,13 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
                  "complete": list(range(1, size))}[graph]
     return [sorted({(rank + sign * distance) % size for distance in distances for sign in (1, -1)} - {rank})
             for rank in range(size)]
+
+
+def metropolis(graph: str, size: int, step: int, seed: int, rank: int, lazy: bool = False) -> dict[int, float]:
+    """Row `rank` of W on `neighbours`, without its diagonal, the remainder to 1: neighbour -> weight.
+
+    W_ij = 1 / (1 + max(d_i, d_j)) for degrees d: symmetric and doubly stochastic; 1/n on the complete graph. `lazy`:
+    half of that, so that no eigenvalue is negative.
+    """
+    every = neighbours(graph, size, step, seed)
+    return {peer: (0.5 if lazy else 1.0) / (1 + max(len(every[rank]), len(every[peer]))) for peer in every[rank]}

@@ -79,6 +79,8 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
                          f"use --steps, or one of {', '.join(algorithms.independent())}")
     if config_.compress != "none" and algorithm.one_sided:
         raise UsageError(f"--compress: {what} uses shared memory, which is not compressed; use none")
+    if config_.compress != "none" and not algorithm.may_round:
+        raise UsageError(f"--compress: {config_.algorithm} adds up what rounding loses, step after step; use none")
     if config_.dtype == "float16" and not algorithm.may_skip_step:
         raise UsageError(f"--dtype float16: {config_.algorithm} cannot skip a step whose gradient overflows, as "
                          "float16 requires; use --dtype bfloat16")

@@ -150,6 +150,8 @@ def outer_drift(algorithm):
 def expected_drift(name, options, size, jittered):
     """The least and the most; 1 unless the docstring of the algorithm says why not."""
     workers = size - options.get("servers", 0)
+    if "max_delay" in options:              # of the updates that read the same model so many are applied
+        return 0.9 * min(workers, options["max_delay"]), min(workers, options["max_delay"])
     if name == "parameter_server":
         if options.get("staleness") == "scale":         # in step the ages are 0, 1, ... n - 1
             return (1, 1.3) if jittered else (1 + sum(1 / age for age in range(1, size)),) * 2

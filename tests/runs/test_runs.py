@@ -462,6 +462,7 @@ def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, 
     (("--resume", "nowhere"), "config.toml: cannot be read"),
     (("--slow-rank", "3:1"), "--slow-rank: expected a rank from 0 to 0, found 3"),
     (("--slow-rank", "0"), "--slow-rank: expected RANK:SECONDS, RANK:uniform:LEAST:MOST, "),
+    (("--algorithm", "gradient_tracking", "--compress", "float16"), "--compress: gradient_tracking adds up what "),
     (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd depends on other ranks; use "
      "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, gossip partner=independent, parameter_server"),
     (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "

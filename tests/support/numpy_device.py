@@ -167,6 +167,8 @@ def raw(x):
 
 
 def wrapped(device, x):
+    if isinstance(x, tuple):                # as of a decomposition
+        return tuple(wrapped(device, each) for each in x)
     return device.wrap(x) if isinstance(x, np.ndarray | np.generic) and not isinstance(x, np.bool_) else x
 
 

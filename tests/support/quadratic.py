@@ -38,6 +38,21 @@ class Quadratic:
         return g
 
 
+class Skewed(Quadratic):
+    """A quadratic of each rank's own, without noise: data that differ from rank to rank."""
+
+    def __init__(self, rank, size=20):
+        super().__init__(rank, size, noise=0.0)
+        draw = np.random.default_rng((3, rank))
+        self.b, self.h = draw.normal(size=size), draw.uniform(0.2, 1.5, size)
+
+    @staticmethod
+    def minimum(ranks):
+        """Of the sum over so many ranks."""
+        tasks = [Skewed(rank) for rank in range(ranks)]
+        return sum(task.h * task.b for task in tasks) / sum(task.h for task in tasks)
+
+
 def sgd_for(x, momentum=0.9, weight_decay=0.0):
     return Sgd(momentum, weight_decay=weight_decay).start(Layout({"x": x.shape}), x)
 
