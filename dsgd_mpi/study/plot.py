@@ -27,10 +27,10 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.config import FIELDS, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.files import read_text
-from dsgd_mpi.study import plan
+from dsgd_mpi.study import elsewhere, plan
 from dsgd_mpi.study.export import write_all
 from dsgd_mpi.study.figures import draw_study
-from dsgd_mpi.study.results import outcomes
+from dsgd_mpi.study.results import Outcome, outcomes
 from dsgd_mpi.study.scaling import Rate, draw_scaling, scaled, write_scaling
 from dsgd_mpi.study.style import COLOURS, DASHES, MARKERS, STYLE, WIDTH, require_matplotlib
 
@@ -78,11 +78,14 @@ class Run:
               help="Draw a study instead: its file, or the folder of its results.")
 @click.option("--extrap", is_flag=True, help="With --study: write its figures for other programs, too: for Extra-P, as "
               "a table, and as name: value lines.")
+@click.option("--speeds", metavar="FILE|FOLDER", type=click.Path(path_type=Path), help="With --study: another study "
+              "that times the same algorithms; draw what the first one's runs would take on its clusters.")
 @click.option("--to", metavar="FOLDER", type=click.Path(path_type=Path),
               help="Where to write.  [default: the run folder if it is one run, else the current folder]")
 @click.option("--over", type=click.Choice(list(OVER)), default="epochs", show_default=True,
               help="What the left panels are drawn over: images-applied leaves out those whose gradients were dropped.")
-def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, to: Path | None, over: str) -> None:
+def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, speeds: Path | None, to: Path | None,
+         over: str) -> None:
     """Draw the curves of one run or several: training loss and test accuracy, over epochs or images and over time.
 
     Runs on several numbers of ranks are drawn once more: images/s and efficiency against ranks.
@@ -94,11 +97,11 @@ def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, to: Path | No
     images_per_s (mean, least, most of equal runs) and efficiency.
     """
     require_matplotlib()
-    if bool(runs) == bool(study) or (extrap and not study):
-        raise UsageError("expected run folders, or a study by --study, which --extrap goes with; found "
-                         f"{'both' if runs and study else 'no study' if extrap else 'neither'}")
+    if bool(runs) == bool(study) or ((extrap or speeds) and not study):
+        raise UsageError("expected run folders, or a study by --study, which --extrap and --speeds go with; found "
+                         f"{'both' if runs and study else 'no study' if extrap or speeds else 'neither'}")
     if study:
-        plot_study(study, to, extrap)
+        plot_study(study, to, extrap, speeds)
         return
     found = [read(folder) for folder in run_folders(runs)]
     drawn = [run for run in found if run.losses or run.accuracies]
@@ -121,20 +124,28 @@ def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, to: Path | No
     Console(soft_wrap=True, markup=False, highlight=False).print(overview(drawn))
 
 
-def plot_study(path: Path, to: Path | None, extrap: bool) -> None:
+def plot_study(path: Path, to: Path | None, extrap: bool, speeds: Path | None) -> None:
     """Of a file, or of a folder with results, which holds a copy of its file."""
+    made, found = results_of(path)
+    timed = results_of(speeds)[1] if speeds else None
+    to = to or made.results
+    try:
+        written = (elsewhere.draw(made, found, timed, to) if timed else
+                   draw_study(made, found, to) + (write_all(made, found, to) if extrap else []))
+    except OSError as error:
+        raise UsageError(f"{to}: cannot be written ({error.strerror}); choose another --to") from None
+    click.echo("\n".join(map(str, written)))
+
+
+def results_of(path: Path) -> tuple[plan.Study, list[Outcome]]:
+    """UsageError if there are none."""
     made = plan.read(path / "study.toml" if path.is_dir() else path)
     if path.is_dir():
         made.results = path
     found = outcomes(made)
     if not any(outcome.results for outcome in found):
         raise UsageError(f"{made.results}: expected results of {made.name}, found none; run `python -m dsgd_mpi study`")
-    to = to or made.results
-    try:
-        written = draw_study(made, found, to) + (write_all(made, found, to) if extrap else [])
-    except OSError as error:
-        raise UsageError(f"{to}: cannot be written ({error.strerror}); choose another --to") from None
-    click.echo("\n".join(map(str, written)))
+    return made, found
 
 
 def with_places(runs: list[Run], over: str) -> list[Run]:

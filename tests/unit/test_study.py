@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine
-from dsgd_mpi.study import axes, figures
+from dsgd_mpi.study import axes, elsewhere, figures
 from dsgd_mpi.study.plan import read
+from dsgd_mpi.study.plot import plot
 from dsgd_mpi.study.results import Result, gather, load, outcomes, reader, thinned
 from dsgd_mpi.study.study import check, counted, run_all, study
 from dsgd_mpi.study.table import digits, row_of, table_of
@@ -381,3 +382,32 @@ def test_every_picture_is_drawn_and_says_simulated_and_where_the_methods_cross(t
 def test_no_picture_is_drawn_of_what_has_no_result(tmp_path):
     found = made(tmp_path)
     assert [path.name for path in figures.draw_study(found, outcomes(found), tmp_path)] == ["study.csv"]
+
+
+def test_what_was_learned_is_drawn_with_the_speeds_of_other_clusters(tmp_path):
+    """Both need as many images; gossip has twice all-reduce's images per second on one cluster, half on the other."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    learned = made(tmp_path / "a")
+    timed = made(tmp_path / "b", PLAIN.replace('cluster = "ethernet-10g"\n', "") + (
+        'cluster = ["ethernet-10g", {name = "ethernet-10g", label = "slow", slow = [{ranks = [0], factor = 3.0}]}]\n'))
+    seconds = {("allreduce", "ethernet-10g"): 10.0, ("gossip", "ethernet-10g"): 5.0, ("allreduce", "slow"): 10.0,
+               ("gossip", "slow"): 20.0}
+
+    def execute(cell, folder):
+        write_run(folder, 0.6, seconds[cell.way.name, cell.place.label])
+        return 0
+    run_all(learned, execute, tmp_path / "runs", 1)
+    run_all(timed, execute, tmp_path / "runs", 1)
+    found = elsewhere.points(learned, outcomes(learned), outcomes(timed))
+    assert {(each.cluster, each.outcome.group.label, each.outcome.group.ranks): each.relative.mean for each in found
+            } == pytest.approx({(cluster, label, ranks): relative for cluster, label, relative in (
+                ("ethernet-10g", "allreduce", 1), ("ethernet-10g", "push", 0.5), ("slow", "allreduce", 1),
+                ("slow", "push", 2)) for ranks in (2, 4)})
+    for each in ("a", "b"):
+        (tmp_path / each / "s.toml").rename(tmp_path / each / "results" / "study.toml")
+    drawn = CliRunner().invoke(plot, ["--study", str(learned.results), "--speeds", str(timed.results), "--to",
+                                      str(tmp_path / "to")])
+    assert drawn.exit_code == 0, drawn.output
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [
+        "elsewhere.csv", "elsewhere.pdf", "elsewhere.png"]
