@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -331,13 +332,19 @@ def class_in(module: str, base: type[Found]) -> type[Found] | None:
 def build(cls: type, options: Mapping[str, str], what: str) -> Any:
     """An instance of a dataclass from strings, each converted to its field's type. UsageError names what is invalid."""
     fields = {item.name for item in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = hints_of(cls)
     values = {}
     for key, text in options.items():
         if key not in fields:
             raise UsageError(f"{what} has no option {key!r}{suggestion(key, sorted(fields))}")
         values[key] = convert(hints[key], text, f"{what}: {key}")
     return cls(**values)
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The types of a class's fields, with their limits: looked up once, since they are compiled from strings."""
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def convert(kind: Any, text: str, what: str) -> Any:

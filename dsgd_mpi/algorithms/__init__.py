@@ -23,9 +23,9 @@ class Gradient(Protocol):
     def __call__(self, x: Array, /, hear: Hear | None = None, least: int = 0) -> Array:
         """The gradient at x on this rank's next batch, valid until the next call.
 
-        `hear(g, part)` is called as slices g[part] of at least `least` elements become final, from back to front. If x
-        is not the array that `step` was given, that array serves as scratch memory: it is restored before the call
-        returns, but must not be in flight to another rank.
+        `hear(g, part)` is called as slices g[part] of at least `least` elements become final, from back to front. It
+        may begin communication, but must not wait for it. If x is not the array that `step` was given, that array
+        serves as scratch memory: it is restored before the call returns, but must not be in flight to another rank.
         """
 
 

@@ -6,6 +6,7 @@ says of links and gradients. All ranks take turns in one process, with one netwo
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ from dsgd_mpi.study import timeline
 from dsgd_mpi.study.style import require_matplotlib
 from dsgd_mpi.train import config_of, read_files, read_run
 from dsgd_mpi.training import inject
-from dsgd_mpi.training.build import Prepared, check_ranks, optimizer_of, prepare, slowness
+from dsgd_mpi.training.build import Prepared, check_ranks, prepare, slowness
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.folder import claimed
 from dsgd_mpi.training.job import work
@@ -120,10 +121,14 @@ def run(config: Config, simulation: Simulation) -> int:
     with claim:
         write_whole(claim.folder / "cluster.toml", machines.to_toml(machine))
         start = time.perf_counter()
+        if idle:
+            gc.disable()                    # nothing here is cyclic, and to look for it takes a fifth of the time
         try:
             status = int(max(cluster.run(lambda host: act(parts, host, claim.folder, stop))))
         except Deadlock as error:
             raise UsageError(f"{config.algorithm} cannot go on: {error}") from None
+        finally:
+            gc.enable()
         if simulation.timeline_s:
             timeline.draw(cluster.trace, f"{' '.join([config.algorithm, *config.set])} on {machine.name}, simulated",
                           claim.folder / "timeline.png", simulation.timeline_s)
@@ -154,9 +159,7 @@ def scaled(simulation: Simulation, parts: Prepared) -> Machine:
 
 def own_parts(parts: Prepared) -> Prepared:
     """One rank's, of which algorithm and optimizer have a state."""
-    config = parts.config
-    algorithm = algorithms.build(config.algorithm, config.algorithm_options())
-    return replace(parts, algorithm=algorithm, optimizer=optimizer_of(config, algorithm))
+    return replace(parts, algorithm=replace(cast(Any, parts.algorithm)), optimizer=replace(cast(Any, parts.optimizer)))
 
 
 def train(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dsgd_mpi.arrays.flat import Buckets
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import Link, star
@@ -440,3 +441,15 @@ def test_a_thousand_ranks_are_simulated_quickly():
         return x[0]
     results = Cluster(1024).run(main)
     assert np.mean(results) == pytest.approx(511.5)
+
+
+def test_what_hears_of_a_part_of_the_gradient_must_not_wait():
+    """It is called by the clock."""
+    def main(host):
+        def compute(ready):
+            for part in (slice(4, 8), slice(0, 4)):
+                ready(part)
+                host.progress()
+        host.compute(compute, ready=Buckets(4, lambda part: host.mean(np.zeros(4)).wait()))
+    with pytest.raises(RuntimeError, match="rank 0 would wait in what hears of a finished part of its gradient"):
+        Cluster(2, star(gradient_s=1.0)).run(main)

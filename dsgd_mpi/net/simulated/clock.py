@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterator
 
 Call = Callable[[], object]
 
@@ -15,31 +14,36 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.order = count()
-        self.future: list[tuple[float, int, Call]] = []     # a heap
-        self.present: deque[Call] = deque()
+        self.times: list[float] = []        # those to come, a heap
+        self.future: dict[float, list[Call]] = {}       # by time
+        self.due: Iterator[Call] = iter(())     # of this time, scheduled before it came
+        self.present: deque[Call] = deque()     # scheduled since
         self.last: list[Call] = []          # of this time, once nothing else is left at it
 
     def at(self, time: float, call: Call) -> None:
         """Calls at that time; now, if it is past."""
-        if time > self.now:
-            heapq.heappush(self.future, (time, next(self.order), call))
-        else:
+        if time <= self.now:
             self.present.append(call)
+        elif calls := self.future.get(time):
+            calls.append(call)
+        else:
+            self.future[time] = [call]
+            heapq.heappush(self.times, time)
 
     def run(self) -> None:
         """Until nothing is left to happen."""
         while True:
             if self.present:
                 self.present.popleft()()
-            elif self.future and self.future[0][0] <= self.now:
-                heapq.heappop(self.future)[2]()
+            elif call := next(self.due, None):
+                call()
             elif self.last:
                 calls, self.last = self.last, []
                 for call in calls:
                     call()
-            elif self.future:
-                self.now = self.future[0][0]
+            elif self.times:
+                self.now = heapq.heappop(self.times)
+                self.due = iter(self.future.pop(self.now))
             else:
                 return
 
@@ -62,6 +66,5 @@ class Event:
 
     def happen(self) -> None:
         self.done = True
-        for call in self.calls:
-            self.clock.at(self.clock.now, call)
+        self.clock.present += self.calls
         self.calls = []

@@ -150,6 +150,19 @@ def in_words(rank: int, reason: Reason) -> str:
     return f"{others or 'itself'} in {verb} (its call {call})"
 
 
+def averaged(half: Half | None, arrays: dict[int, Array]) -> dict[int, Array]:
+    """All arrays, by rank, as their mean, which is taken in the order of the ranks."""
+    def arriving(values: Array) -> Array:
+        return rounded(values, half) if half else values
+    total = 0 + arriving(arrays[0])
+    for rank in range(1, len(arrays)):
+        total += arriving(arrays[rank])
+    mean = arriving(total / len(arrays))
+    for array in arrays.values():
+        array[:] = mean
+    return arrays
+
+
 class Absences:
     """Which ranks are dead, and when."""
 
@@ -324,19 +337,10 @@ class SimulatedHost:
 
     def mean(self, x: Array, half: Half | None = None) -> Waiting:
         nbytes = self._wire_bytes(x, half)
-
-        def arriving(values: Array) -> Array:
-            return rounded(values, half) if half and self.size > 1 else values
-
         self.traffic.bytes_sent += 2 * (self.size - 1) * nbytes // self.size
-
-        def combine(arrays: dict[int, Array]) -> dict[int, Array]:
-            mean = arriving(sum(arriving(arrays[rank]) for rank in range(self.size)) / self.size)
-            for array in arrays.values():
-                array[:] = mean
-            return arrays
-        ranks = self.cluster.all
-        return self._meet("mean", ranks, x, combine, lambda: self.cluster.wires.mean(nbytes, ranks))
+        ranks, wires = self.cluster.all, self.cluster.wires
+        return self._meet("mean", ranks, x, partial(averaged, half if self.size > 1 else None),
+                          lambda: wires.mean(nbytes, ranks))
 
     def settle(self) -> None:
         def combine(ranks: dict[int, None]) -> dict[int, Event]:
@@ -444,20 +448,31 @@ class SimulatedHost:
         begin = self.now()
         seconds = self.cluster.gradients.seconds(self.number, self.computed, begin)
         self.computed += 1
-        finished: list[tuple[int, slice]] = []
+        finished: deque[tuple[int, slice]] = deque()
         ready: Buckets | None = kwargs.get("ready")
         self.passed = 0
         if ready:
             kwargs["ready"] = Buckets(int(ready.least / self.cluster.machine.scale),
                                       lambda part: finished.append((self.passed, part)))
+
+        def hear() -> None:
+            try:
+                if finished and ready:
+                    ready.hear(finished.popleft()[1])
+            except BaseException as error:
+                self.thread.throw(error)
         answer = f(*args, **kwargs)
         end = self.cluster.absent.done(self.number, begin, seconds)
         self.cluster.begun[self.rank], self.cluster.ends[self.rank] = begin, end
-        for passed, part in finished:
-            self._until(begin + (end - begin) * passed / max(1, self.passed))
-            if ready:
-                ready.hear(part)
-        self._until(end)
+        for passed, _ in finished:          # heard by the clock: to wake this rank for each would take as long again
+            self.cluster.clock.at(begin + (end - begin) * passed / max(1, self.passed), hear)
+        try:
+            self._until(end)
+        except BaseException:
+            finished.clear()                # another rank has died
+            raise
+        while finished:                     # those due now
+            hear()
         self._traced("compute", begin)
         return answer
 
@@ -545,6 +560,8 @@ class SimulatedHost:
         """Lets the other ranks run until the event has happened."""
         if event.done:
             return
+        if greenlet.getcurrent() is not self.thread:
+            raise RuntimeError(f"rank {self.rank} would wait in what hears of a finished part of its gradient")
         self.waits_for = reason
         event.calls.append(self.thread.switch)
         while not event.done:               # likewise
@@ -596,10 +613,13 @@ class SimulatedHost:
 
     def _wait(self, event: Event, reason: Reason, meeting: Meeting | None = None) -> None:
         """Sleeps, and counts it as waiting for others."""
+        if event.done:
+            return
         start = self.now()
         self.sleep_until(event, reason)
-        self.traffic.wait_s += self.now() - start
-        self.traffic.comm_s += self.now() - start
+        waited = self.now() - start
+        self.traffic.wait_s += waited
+        self.traffic.comm_s += waited
         self._traced("wait", start, meeting.last if meeting else None)
 
     def _traced(self, what: str, start: float, last: tuple[float, int] | None = None) -> None:
