@@ -57,9 +57,12 @@ class Split:
         """
         try:
             if isinstance(self._images, h5py.Dataset) and self._images.size <= MEMORY_BYTES:
-                self._images = self._images[()]
+                whole = self._images[()]
+                _check_as_long(self._images.file)
+                self._images = whole
             if isinstance(self._images, h5py.Dataset):
                 _read_runs(self._images, indices, out)
+                _check_as_long(self._images.file)
             else:
                 np.take(self._images, indices, axis=0, out=out, mode="clip")    # the other modes make a second copy
         except Exception as error:          # h5py may raise anything
@@ -67,6 +70,13 @@ class Split:
                 raise
             path = Path(self._images.file.filename)
             raise UsageError(f"{path}: {cause(error, path, self._images.name[1:])}") from error
+
+
+def _check_as_long(file: h5py.File) -> None:
+    """OSError if a file is shorter than when it was opened: HDF5 has handed out zeros for what is gone."""
+    size, opened = os.fstat(file.id.get_vfd_handle()).st_size, file.id.get_filesize()
+    if size < opened:
+        raise OSError(f"eof = {size}, stored_eof = {opened}")
 
 
 def _read_runs(images: h5py.Dataset, indices: Array, out: Array) -> None:

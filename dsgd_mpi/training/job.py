@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -33,6 +34,7 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
 from dsgd_mpi.training import agreement
 from dsgd_mpi.training.build import Prepared, among, assemble, connect, fit, on_gpu, paced, prepare
+from dsgd_mpi.training.checkpoint import steps_in
 from dsgd_mpi.training.deadline import BatchJob, batch_job
 from dsgd_mpi.training.display import Display, shown
 from dsgd_mpi.training.folder import claimed, inherited
@@ -235,7 +237,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         training = run
         summary = record.finish("finished" if last == run.steps else "stopped", last, parts.about(host.size))
         if host.rank == 0 and last == run.steps:
-            write_model(folder / "model.h5", run, parts, last)
+            keep_model(folder, run, parts, last)
 
     if config.survive:
         training = replace(training, survival=Survivor(survivors, machine["ranks"]))
@@ -330,6 +332,24 @@ def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:
              if "uuid" in own]
     more = [f"and {len(lines) - SHOWN} more in env.json"] if len(lines) > SHOWN else []
     return {"GPUs": "\n".join(lines[:SHOWN] + more)} if lines else {}
+
+
+def keep_model(folder: Path, training: Training, parts: Prepared, step: int) -> None:
+    """Writes model.h5; RunError if the file system refuses. It is then written elsewhere, unless a checkpoint has it.
+    """
+    try:
+        write_model(folder / "model.h5", training, parts, step)
+    except OSError as error:
+        mend = "make room there and" if no_room(error) else "once that is mended,"
+        if step in steps_in(folder):
+            raise RunError(f"{error}; {mend} continue with --resume {folder}, which writes it", 1) from None
+        try:
+            where = Path(tempfile.mkdtemp(prefix="dsgd-"), "model.h5")
+            write_model(where, training, parts, step)
+        except OSError as another:
+            raise RunError(f"{error}; nor was the last checkpoint, nor the model elsewhere: {another}", 1) from None
+        raise RunError(f"{error}; nor was the last checkpoint, and so the model is now {where}; {mend} move it there", 1
+                       ) from None
 
 
 def write_model(path: Path, training: Training, parts: Prepared, step: int) -> None:

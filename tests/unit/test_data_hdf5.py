@@ -38,6 +38,19 @@ def test_images_are_the_same_from_the_file_and_from_memory(tmp_path, monkeypatch
     np.testing.assert_array_equal(out, content().train[0][INDICES])
 
 
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+def test_a_file_that_is_cut_off_while_it_is_open_gives_no_zeros(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(formats, "MEMORY_BYTES", memory)
+    path = dataset_file(tmp_path)
+    with Dataset(path) as dataset:
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            file.truncate(size - 1000)
+        with pytest.raises(UsageError) as told:
+            dataset.train.read(INDICES, np.zeros((len(INDICES), 8, 8, 3), np.uint8))
+        assert f"{path}: cut off, it has {size - 1000} of its {size} bytes" in told.value.message
+
+
 def test_consecutive_images_are_read_by_one_call(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "MEMORY_BYTES", 0)
     runs = []

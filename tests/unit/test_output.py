@@ -4,9 +4,14 @@ import errno
 import io
 import logging
 import os
+import re
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from dsgd_mpi.errors import RunError
+from dsgd_mpi.training import job
 from dsgd_mpi.training import output as module
 from dsgd_mpi.training.output import Output, write_whole
 
@@ -113,3 +118,34 @@ def test_nothing_is_said_where_nothing_is_wrong(tmp_path, caplog):
     output.close()
     assert not caplog.records
     assert (tmp_path / "env.json").read_bytes() == b"\xc3\xbc"
+
+
+@pytest.mark.parametrize(("number", "mend"), [(errno.ENOSPC, "make room there and"), (errno.ENOENT, "once that is")])
+def test_a_model_that_finds_no_place_is_where_the_line_says(tmp_path, monkeypatch, number, mend):
+    folder, elsewhere, refusing = tmp_path / "run", tmp_path / "elsewhere", [tmp_path / "run"]
+    for path in (folder, elsewhere):
+        path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+
+    def write_model(path, *args):
+        if any(path.is_relative_to(each) for each in refusing):
+            raise OSError(number, os.strerror(number))
+        path.write_text("the model")
+
+    monkeypatch.setattr(job, "write_model", write_model)
+
+    def said():
+        with pytest.raises(RunError) as told:
+            job.keep_model(folder, None, None, 5)
+        assert told.value.exit_code == 1
+        return told.value.message
+    where, = re.findall(rf"the model is now (\S+model.h5); {mend} ", said())
+    assert Path(where).read_text() == "the model"
+    refusing.append(elsewhere)
+    assert "nor the model elsewhere" in said()
+    (folder / "checkpoint-000000005").mkdir()
+    (folder / "checkpoint-000000005" / "rank0.h5").touch()
+    assert f"continue with --resume {folder}, which writes it" in said()
+    refusing.clear()
+    job.keep_model(folder, None, None, 5)
+    assert (folder / "model.h5").read_text() == "the model"
