@@ -26,6 +26,7 @@ from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.qgm import QuasiGlobalMomentum
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
+from dsgd_mpi.algorithms.sparta import Sparta
 from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.algorithms.wagma import WaitAvoiding
 from dsgd_mpi.arrays.flat import to_numpy
@@ -409,6 +410,32 @@ def test_wagma_draws_models_together_in_groups_and_makes_them_one_with_all(world
     assert all(np.array_equal(x, afters[0]) for x in afters)
 
 
+def test_sparta_of_the_whole_model_is_allreduce(world):
+    assert np.allclose(models_of(world, Sparta(share=1.0)), models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_sparta_sends_its_share_of_the_bytes_and_averages_just_these(world):
+    def main(host):
+        algorithm, x = Sparta(share=0.1), on(host, np.random.default_rng(host.rank).normal(size=1000))
+        before, sent = x.copy(), host.traffic.bytes_sent
+        train(host, algorithm, Quadratic(host.rank, size=1000), 1, lr=0.0, x=x)
+        return host.traffic.bytes_sent - sent, before, x, algorithm.places(1000)
+    sent, befores, afters, places = zip(*world.run(main), strict=True)
+    count = places[0].size
+    assert abs(count - 100) < 30
+    assert set(sent) == {2 * (world.size - 1) * 8 * count // world.size}
+    changed = np.not_equal(befores, afters).any(0)
+    assert world.size == 1 or np.array_equal(np.flatnonzero(changed), places[0])
+    assert np.allclose(np.array(afters)[:, changed], np.mean(befores, 0)[changed], rtol=0, atol=1e-14)
+
+
+def test_sparta_draws_each_element_as_often_as_it_is_told():
+    algorithm, counts = Sparta(share=0.2), np.zeros(50)
+    for algorithm.t in range(2000):
+        counts[algorithm.places(50)] += 1
+    assert np.allclose(counts, 400, rtol=0, atol=5 * (2000 * 0.2 * 0.8) ** 0.5)
+
+
 def at_rest(host, algorithm):
     x, _ = train(host, algorithm, Quadratic(host.rank), 25)
     algorithm.rest(x)
@@ -539,6 +566,7 @@ KEEPS = {
     "gosgd": (GossipPush(probability=0.7), weighted_model),
     "easgd": (Elastic(period=1), model_and_centre),
     "local_sgd": (Local(period=3), whole_model),
+    "sparta": (Sparta(share=0.3), whole_model),
 }
 
 
