@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
 from dsgd_mpi.algorithms.allreduce import Allreduce
+from dsgd_mpi.algorithms.async_local import AsynchronousLocal
 from dsgd_mpi.algorithms.backup import Backup
 from dsgd_mpi.algorithms.diloco import DiLoCo
 from dsgd_mpi.algorithms.dpsgd import Decentralised
@@ -436,6 +437,32 @@ def test_sparta_draws_each_element_as_often_as_it_is_told():
     assert np.allclose(counts, 400, rtol=0, atol=5 * (2000 * 0.2 * 0.8) ** 0.5)
 
 
+def test_asynchronous_local_sgd_of_one_rank_is_diloco(world):
+    if world.size > 1:
+        return                              # who comes when matters to more
+    rule = {"period": 4, "outer_momentum": 0.6}
+    alone, diloco = (models_of(world, algorithm) for algorithm in (AsynchronousLocal(**rule), DiLoCo(**rule)))
+    assert np.allclose(alone, diloco, rtol=0, atol=1e-12)
+
+
+def test_momentum_is_applied_once_for_as_many_ways_as_there_are_ranks(world):
+    """Whoever comes when: the centre has moved by all ways, and by the momentum of what has come before it."""
+    def main(host):
+        algorithm, x, turns = AsynchronousLocal(period=1, outer_lr=0.5, outer_momentum=0.5), on(host, np.zeros(3)), []
+        apply = algorithm.apply_momentum
+        algorithm.apply_momentum = lambda: turns.append(apply())
+        algorithm.start(host, x, sgd_for(x, momentum=0))
+        for _ in range(4):
+            algorithm.step(x, lambda x, hear=None, least=0: host.compute(np.ones_like, x), 1.0)
+        algorithm.rest(x)
+        return len(turns), algorithm.come, to_numpy(algorithm.u)[3:].copy(), algorithm.answer(x).copy()
+    turns, come, u, answers = zip(*world.run(main), strict=True)
+    assert (sum(turns), set(come)) == (4, {4 * world.size})
+    if world.simulated:                     # else two may meet, or a way come between the count and the momentum
+        assert np.allclose(u, 1 + 1 / 2 + 1 / 4 + 1 / 8)
+        assert np.allclose(answers, -0.5 * (4 + 0.5 * (1 + 1.5 + 1.75 + 1.875)))
+
+
 def at_rest(host, algorithm):
     x, _ = train(host, algorithm, Quadratic(host.rank), 25)
     algorithm.rest(x)
@@ -652,7 +679,7 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
     (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
     (Gossip("push"), False), (Gossip(partner="independent"), False), (GossipPush(), False),
     (ParameterServer(), False), (Elastic(), False), (AsynchronousDecentralised(), False),
-    (WaitAvoiding(period=50), False)], ids=lambda value: str(value))
+    (WaitAvoiding(period=50), False), (AsynchronousLocal(), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact
