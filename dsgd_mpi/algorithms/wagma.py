@@ -4,10 +4,10 @@
     x_i <- mean of x_i and what the other ranks of its group have published last;   every tau steps: of all ranks, x_i
 
 The groups of a step partition all ranks at random. Models are in shared memory: nobody waits for a rank that is late,
-but its model of an earlier step counts, except every tau steps, where all wait for all. The paper's average of a group
-is one all-reduce that the first rank to come begins, and to which late ranks contribute what they had; here each rank
-takes a mean when it gets there, so that those of a group may differ. Batch norm's running statistics are averaged every
-tau steps.
+but its model of an earlier step counts, except every tau steps, where all wait for all. The paper's average of a
+group is one all-reduce that the first rank to come begins, and to which late ranks contribute what they had; here
+each rank takes a mean when it gets there, so that those of a group may differ. Batch norm's running statistics are
+averaged every tau steps.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ class WaitAvoiding(Algorithm):
     group: Annotated[int, 0] = 0            # ranks of a group, more or less; 0: the square root of all, as in the paper
     seed: Annotated[int, 0] = 0             # of the groups, the same on all ranks
 
+    keeps = "t", "published"
     one_sided = True
     traffic = "a one-sided read of the models of each group; one average of all models every `period` steps"
     drift = "0.7 to 1: what late ranks have published pulls back"
     variants = {}, {"period": 3, "group": 3}
+    published = np.zeros(0)                 # what the others read of this rank's x
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.models, self.published = net.share(x[self.trained]), x[self.trained].copy()
+        if not len(self.published):
+            self.published = x[self.trained].copy()
+        self.models = net.share(self.published)
         self.groups = max(1, round(net.size / (self.group or net.size**0.5)))   # of a step
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
@@ -60,8 +64,3 @@ class WaitAvoiding(Algorithm):
         """Of this rank's group at this step."""
         group = partition(int(self.t), self.net.size, self.groups, self.seed)
         return [int(rank) for rank in np.flatnonzero(group == group[self.net.rank]) if rank != self.net.rank]
-
-    def rest(self, x: Array) -> None:
-        self.net.settle()                   # nobody reads any more
-        self.publish(x)
-        self.net.settle()                   # nobody continues before all have published

@@ -130,19 +130,21 @@ def drift(name, options, size, costs):
 
 def outer_drift(algorithm):
     """Of DiLoCo by its rule, each of the three elements of `Constant` for itself."""
+    fragments, delay, mix = (getattr(algorithm, *each) for each in (("fragments", 1), ("delay", 0), ("mix", 1.0)))
+
     def moved(element, steps):
-        turn = next(each for each in range(1, algorithm.fragments + 1) if element < 3 * each // algorithm.fragments)
+        turn = next(each for each in range(1, fragments + 1) if element < 3 * each // fragments)
         x = x0 = u = 0.0
         sent = {}
         for t in range(1, steps + 1):
             x -= 1
-            if (t - turn * algorithm.period // algorithm.fragments) % algorithm.period == 0:
+            if (t - turn * algorithm.period // fragments) % algorithm.period == 0:
                 sent[t] = x0 - x
-            if t - algorithm.delay in sent:
-                d = sent[t - algorithm.delay]
+            if t - delay in sent:
+                d = sent[t - delay]
                 u = algorithm.outer_momentum * u + d
                 x0 -= algorithm.outer_lr * (d + algorithm.outer_momentum * u)
-                x = (1 - algorithm.mix) * x + algorithm.mix * x0
+                x = (1 - mix) * x + mix * x0
         return x
     return sum(moved(element, 24) - moved(element, 48) for element in range(3)) / 3 / 24
 
@@ -158,7 +160,7 @@ def expected_drift(name, options, size, jittered):
         return (0.85 * workers if options.get("staleness") == "compensate" else workers), workers
     if name == "easgd":
         return 0.95 * workers / (workers + 1), workers / (workers + 1)
-    if name == "diloco":
+    if name in ("diloco", "async_local"):
         return (outer_drift(algorithms.find(name)(**options)),) * 2
     if name == "noloco":                    # after three meetings the momentum is mu^3 of its way from the end
         algorithm = algorithms.find(name)(**options)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
 from dsgd_mpi.algorithms.allreduce import Allreduce
+from dsgd_mpi.algorithms.async_local import AsynchronousLocal
 from dsgd_mpi.algorithms.backup import Backup
 from dsgd_mpi.algorithms.diloco import DiLoCo
 from dsgd_mpi.algorithms.dpsgd import Decentralised
@@ -26,6 +27,7 @@ from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.qgm import QuasiGlobalMomentum
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
+from dsgd_mpi.algorithms.sparta import Sparta
 from dsgd_mpi.algorithms.topk import TopK
 from dsgd_mpi.algorithms.wagma import WaitAvoiding
 from dsgd_mpi.arrays.flat import to_numpy
@@ -409,6 +411,58 @@ def test_wagma_draws_models_together_in_groups_and_makes_them_one_with_all(world
     assert all(np.array_equal(x, afters[0]) for x in afters)
 
 
+def test_sparta_of_the_whole_model_is_allreduce(world):
+    assert np.allclose(models_of(world, Sparta(share=1.0)), models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+def test_sparta_sends_its_share_of_the_bytes_and_averages_just_these(world):
+    def main(host):
+        algorithm, x = Sparta(share=0.1), on(host, np.random.default_rng(host.rank).normal(size=1000))
+        before, sent = x.copy(), host.traffic.bytes_sent
+        train(host, algorithm, Quadratic(host.rank, size=1000), 1, lr=0.0, x=x)
+        return host.traffic.bytes_sent - sent, before, x, algorithm.places(1000)
+    sent, befores, afters, places = zip(*world.run(main), strict=True)
+    count = places[0].size
+    assert abs(count - 100) < 30
+    assert set(sent) == {2 * (world.size - 1) * 8 * count // world.size}
+    changed = np.not_equal(befores, afters).any(0)
+    assert world.size == 1 or np.array_equal(np.flatnonzero(changed), places[0])
+    assert np.allclose(np.array(afters)[:, changed], np.mean(befores, 0)[changed], rtol=0, atol=1e-14)
+
+
+def test_sparta_draws_each_element_as_often_as_it_is_told():
+    algorithm, counts = Sparta(share=0.2), np.zeros(50)
+    for algorithm.t in range(2000):
+        counts[algorithm.places(50)] += 1
+    assert np.allclose(counts, 400, rtol=0, atol=5 * (2000 * 0.2 * 0.8) ** 0.5)
+
+
+def test_asynchronous_local_sgd_of_one_rank_is_diloco(world):
+    if world.size > 1:
+        return                              # who comes when matters to more
+    rule = {"period": 4, "outer_momentum": 0.6}
+    alone, diloco = (models_of(world, algorithm) for algorithm in (AsynchronousLocal(**rule), DiLoCo(**rule)))
+    assert np.allclose(alone, diloco, rtol=0, atol=1e-12)
+
+
+def test_momentum_is_applied_once_for_as_many_ways_as_there_are_ranks(world):
+    """Whoever comes when: the centre has moved by all ways, and by the momentum of what has come before it."""
+    def main(host):
+        algorithm, x, turns = AsynchronousLocal(period=1, outer_lr=0.5, outer_momentum=0.5), on(host, np.zeros(3)), []
+        apply = algorithm.apply_momentum
+        algorithm.apply_momentum = lambda: turns.append(apply())
+        algorithm.start(host, x, sgd_for(x, momentum=0))
+        for _ in range(4):
+            algorithm.step(x, lambda x, hear=None, least=0: host.compute(np.ones_like, x), 1.0)
+        algorithm.rest(x)
+        return len(turns), algorithm.come, to_numpy(algorithm.u)[3:].copy(), algorithm.answer(x).copy()
+    turns, come, u, answers = zip(*world.run(main), strict=True)
+    assert (sum(turns), set(come)) == (4, {4 * world.size})
+    if world.simulated:                     # else two may meet, or a way come between the count and the momentum
+        assert np.allclose(u, 1 + 1 / 2 + 1 / 4 + 1 / 8)
+        assert np.allclose(answers, -0.5 * (4 + 0.5 * (1 + 1.5 + 1.75 + 1.875)))
+
+
 def at_rest(host, algorithm):
     x, _ = train(host, algorithm, Quadratic(host.rank), 25)
     algorithm.rest(x)
@@ -539,6 +593,7 @@ KEEPS = {
     "gosgd": (GossipPush(probability=0.7), weighted_model),
     "easgd": (Elastic(period=1), model_and_centre),
     "local_sgd": (Local(period=3), whole_model),
+    "sparta": (Sparta(share=0.3), whole_model),
 }
 
 
@@ -624,7 +679,7 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
     (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
     (Gossip("push"), False), (Gossip(partner="independent"), False), (GossipPush(), False),
     (ParameterServer(), False), (Elastic(), False), (AsynchronousDecentralised(), False),
-    (WaitAvoiding(period=50), False)], ids=lambda value: str(value))
+    (WaitAvoiding(period=50), False), (AsynchronousLocal(), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact
