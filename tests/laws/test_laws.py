@@ -48,8 +48,9 @@ def make(name, options):
 
 
 def rate(algorithm):
-    """Smaller where the updates of all ranks add up, and for optimizers whose steps have a size of their own."""
-    return 0.01 if algorithm.updates_add_up or algorithm.default_optimizer != "sgd" else 0.05
+    """Smaller where updates add up or are delayed, and for optimizers whose steps have a size of their own."""
+    small = algorithm.updates_add_up or algorithm.gentle or algorithm.default_optimizer != "sgd"
+    return 0.01 if small else 0.05
 
 
 def pause(algorithm, world):
