@@ -45,7 +45,7 @@ def pack(u: Array, places: Array) -> Array:
     return packed
 
 
-def add(packed: Array, into: Array) -> None:
-    """into[places] += values."""
+def add(packed: Array, into: Array, weight: float = 1.0) -> None:
+    """into[places] += weight * values."""
     k = packed.size // 2
-    into[packed[:k]] += packed[k:].view(into.dtype)
+    into[packed[:k]] += weight * packed[k:].view(into.dtype)
