@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from typing import Literal, overload
 
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Letter, Net
 
 
@@ -25,6 +27,14 @@ class Letters:
         while wait and not self.waiting[sender]:
             self._sort(1)
         return self.waiting[sender].popleft() if self.waiting[sender] else None
+
+    def from_all(self, own: Array) -> Iterator[Array]:
+        """Collective: sends a copy of `own` to all others; yields what each rank has sent, in rank order."""
+        for peer in range(self.net.size):
+            if peer != self.net.rank:
+                self.net.post(own, peer)
+        for rank in range(self.net.size):
+            yield own if rank == self.net.rank else self.next_from(rank).array
 
     def _sort(self, least: int) -> None:
         for letter in self.net.collect(least):

@@ -21,12 +21,9 @@ class Sparse:
         `places`: int (k,), no index twice; k may differ from rank to rank.
         """
         own = pack(u, places)
-        for peer in range(self.net.size):
-            if peer != self.net.rank:
-                self.net.post(own, peer)
         u[:] = 0
-        for rank in range(self.net.size):   # in this order everywhere
-            add(own if rank == self.net.rank else self.letters.next_from(rank).array, into=u)
+        for packed in self.letters.from_all(own):   # in the same order everywhere
+            add(packed, into=u)
         u /= self.net.size
 
 
@@ -48,7 +45,7 @@ def pack(u: Array, places: Array) -> Array:
     return packed
 
 
-def add(packed: Array, into: Array) -> None:
-    """into[places] += values."""
+def add(packed: Array, into: Array, weight: float = 1.0) -> None:
+    """into[places] += weight * values."""
     k = packed.size // 2
-    into[packed[:k]] += packed[k:].view(into.dtype)
+    into[packed[:k]] += weight * packed[k:].view(into.dtype)

@@ -15,6 +15,7 @@ from dsgd_mpi.algorithms.adpsgd import AsynchronousDecentralised
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.async_local import AsynchronousLocal
 from dsgd_mpi.algorithms.backup import Backup
+from dsgd_mpi.algorithms.choco import Choco
 from dsgd_mpi.algorithms.diloco import DiLoCo
 from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.easgd import Elastic
@@ -50,8 +51,9 @@ def make(name, options):
 
 
 def rate(algorithm):
-    """Smaller where the updates of all ranks add up, and for optimizers whose steps have a size of their own."""
-    return 0.01 if algorithm.updates_add_up or algorithm.default_optimizer != "sgd" else 0.05
+    """Smaller where updates add up or are delayed, and for optimizers whose steps have a size of their own."""
+    small = algorithm.updates_add_up or algorithm.gentle or algorithm.default_optimizer != "sgd"
+    return 0.01 if small else 0.05
 
 
 def pause(algorithm, world):
@@ -506,6 +508,26 @@ def test_on_the_complete_graph_the_mean_model_is_that_of_allreduce(world):
     assert np.allclose(np.mean(models, 0), allreduce[0], rtol=0, atol=1e-12)
 
 
+def test_choco_that_sends_all_is_dpsgd(world):
+    def main(host):
+        return [train(host, algorithm, Quadratic(host.rank), 25)[0]
+                for algorithm in (Choco(share=1.0, gamma=1.0), Decentralised())]
+    for sparse, dense in world.run(main):
+        assert np.allclose(sparse, dense, rtol=0, atol=1e-12)
+
+
+def test_neighbours_know_of_a_model_what_its_rank_thinks_they_know(world):
+    def main(host):
+        algorithm = Choco(graph="exponential")
+        x, _ = train(host, algorithm, Quadratic(host.rank), 9)
+        algorithm.rest(x)
+        assert world.size == 1 or np.count_nonzero(to_numpy(x - algorithm.own)) >= 32
+        return algorithm.own, algorithm.others, algorithm.weights
+    known, mixed, weights = zip(*world.run(main), strict=True)
+    for others, row in zip(mixed, weights, strict=True):
+        assert np.allclose(others, sum(weight * known[peer] for peer, weight in row.items()), rtol=0, atol=1e-12)
+
+
 def test_no_compensation_is_plain_downpour():
     """Simulated: the order in which updates arrive must be the same."""
     runs = [Cluster(3).run(lambda host, o=options: train(host, ParameterServer(**o), Quadratic(host.rank), 20, 0.01)[0])
@@ -588,6 +610,7 @@ KEEPS = {
     "gradient_tracking": (GradientTracking(), model_and_correction),
     "gradient_tracking d2": (GradientTracking("d2", "random"), model_and_correction),
     "qgm": (QuasiGlobalMomentum(graph="torus"), whole_model),
+    "choco": (Choco(), whole_model),
     "adpsgd": (AsynchronousDecentralised(), whole_model),
     "sgp": (StochasticGradientPush(), weighted_model),
     "gosgd": (GossipPush(probability=0.7), weighted_model),
