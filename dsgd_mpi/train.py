@@ -90,6 +90,11 @@ def config_of(ctx: click.Context, options: dict[str, Any]) -> Config:
         in_file = (ctx.default_map or {}).get(table, ())
         if options[table] != in_file:       # the file's table, overridden by the command line
             options[table] = (*in_file, *options[table])
+    for name, value in options.items():
+        for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, str) and word.encode(errors="ignore").decode() != word:
+                raise UsageError(f"--{name.replace('_', '-')}: expected text in UTF-8, as config.toml holds it, found "
+                                 f"{word!r} in another encoding; rename it")
     return Config(**options | length(ctx), given=frozenset(given_by(ctx, ParameterSource.COMMANDLINE)))
 
 
