@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -89,6 +90,11 @@ def config_of(ctx: click.Context, options: dict[str, Any]) -> Config:
         in_file = (ctx.default_map or {}).get(table, ())
         if options[table] != in_file:       # the file's table, overridden by the command line
             options[table] = (*in_file, *options[table])
+    for name, value in options.items():
+        for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, str) and word.encode(errors="ignore").decode() != word:
+                raise UsageError(f"--{name.replace('_', '-')}: expected text in UTF-8, as config.toml holds it, found "
+                                 f"{word!r} in another encoding; rename it")
     return Config(**options | length(ctx), given=frozenset(given_by(ctx, ParameterSource.COMMANDLINE)))
 
 
@@ -142,6 +148,8 @@ def main() -> None:
     """`python -m dsgd_mpi.train`, on every rank."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # before NumPy: its threads would compete with oneDNN's
     print_anything()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)        # there is nothing to save yet
     config, problem = None, None
     try:
         config = parse()

@@ -104,7 +104,6 @@ def run(config: Config, simulation: Simulation) -> int:
                              "share a process; a rank that dies is an entry [[death]] of the cluster's file")
     if simulation.timeline_s:
         require_matplotlib()
-    stop = StopRequest()
     idle = simulation.gradients == "none"
     if idle and not config.steps:
         raise UsageError("--gradients none: expected --steps, the number to simulate, found none")
@@ -117,6 +116,7 @@ def run(config: Config, simulation: Simulation) -> int:
     cluster = Cluster(simulation.ranks, machine, config.seed)
     cluster.traced_s = simulation.timeline_s
     act = pass_time if idle else train
+    stop = None if idle else StopRequest()  # without a model there is nothing to save
     status = 0
     with claim:
         write_whole(claim.folder / "cluster.toml", machines.to_toml(machine))
@@ -162,11 +162,12 @@ def own_parts(parts: Prepared) -> Prepared:
     return replace(parts, algorithm=replace(cast(Any, parts.algorithm)), optimizer=replace(cast(Any, parts.optimizer)))
 
 
-def train(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest) -> int:
+def train(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest | None) -> int:
     """A rank with real gradients."""
     if parts.network is None:
         config = parts.config
         parts.network = Model(parts.graph, config.batch, parts.kernels, config.seed, config.smoothing)
+    assert stop
     with ExitStack() as claims:
         status: int = work(own_parts(parts), cast(Any, host), folder, stop, None, claims)
     return status
@@ -188,7 +189,7 @@ def zeros(host: SimulatedHost) -> algorithms.Gradient:
     return gradient
 
 
-def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest) -> int:
+def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequest | None) -> int:
     """A rank whose gradients are zero and take no time but the simulated."""
     config, own = parts.config, own_parts(parts)
     algorithm = own.algorithm

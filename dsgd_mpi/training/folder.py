@@ -137,10 +137,10 @@ def fresh(parent: Path, name: str) -> Path:
 
 def prepared(config: Config, folder: Path) -> Claim:
     """A claim on a folder that holds config.toml of this run: new, or to be resumed."""
-    config_file = folder / "config.toml"
-    if config_file.exists() and not config.auto_resume:
-        raise UsageError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
     with writing(folder):
+        if (folder / "config.toml").exists() and not config.auto_resume:
+            raise UsageError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another "
+                             "--out")
         folder.mkdir(parents=True, exist_ok=True)
     try:
         claim = Claim(folder)

@@ -83,6 +83,7 @@ def run(config: Config | None, problem: UsageError | None = None) -> int:
             time.sleep(PATIENCE_S)          # a launcher ends all once the first has ended
         return unusable.exit_code
     assert host
+    stop.listen()
     try:
         threading.excepthook = lambda failure: fail(host, failure.exc_value)
         logging.getLogger().setLevel(logging.WARNING)

@@ -17,6 +17,7 @@ import pytest
 from dsgd_mpi import algorithms
 from dsgd_mpi.data.formats import write
 from dsgd_mpi.nn import resnet
+from tests.support import ROOT
 from tests.support.data_samples import content
 from tests.support.jobs import Job, pids, run, train, until
 
@@ -170,6 +171,19 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_from_the
     assert status == 0, output + errors
     assert steps_of(folder) == list(range(1, step + 11))
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_terminal_that_is_closed_save_the_run(tmp_path, number):
+    folder, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+                       "signal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom dsgd_mpi.train import main\nmain()")
+    job = Job(program, "--steps", 4000, "--batch", 4, "--log-every", 1, "--quiet", "--out", folder,
+              env={"PYTHONPATH": str(ROOT)})
+    until(lambda: (folder / "metrics.jsonl").exists() and len(steps_of(folder)) > 5)
+    os.kill(job.process.pid, number)
+    assert job.finish() == (75, "", "")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.parametrize(("own", "found"), [

@@ -79,6 +79,13 @@ def test_the_length_of_a_run_is_that_of_the_first_source_that_has_one(tmp_path, 
             parsed(*words)
 
 
+def test_what_cannot_be_written_to_a_file_of_options_is_refused(tmp_path):
+    for words in (("--out", "r\udcff"), ("--set", "x=\udc80"), ("--data=\udcff.h5",)):
+        with pytest.raises(UsageError, match=r"--(out|set|data): expected text in UTF-8.*'.*\\udc.*' in another"):
+            parsed(*words)
+    assert parsed("--out", "\u00fc\U0001f600").out == "\u00fc\U0001f600"
+
+
 def test_what_is_given_is_what_stands_on_the_command_line_itself(tmp_path, monkeypatch):
     file = tmp_path / "job.toml"
     file.write_text('data = "x.h5"\n')

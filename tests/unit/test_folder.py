@@ -173,6 +173,8 @@ def test_where_no_folder_can_be_made_one_line_says_so(tmp_path, make):
             claimed(Config(out=str(out)), 0, 1)
     with pytest.raises(UsageError, match=r"cannot be claimed \(No such file"):
         claimed(Config(resume=str(tmp_path / "none")), 0, 1)
+    with pytest.raises(UsageError, match=r"cannot be created \(File name too long\); choose another --out"):
+        claimed(Config(out=str(tmp_path / ("x" * 300))), 0, 1)
 
 
 def test_a_folder_made_in_vain_is_removed(tmp_path, monkeypatch):

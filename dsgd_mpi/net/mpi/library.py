@@ -54,14 +54,18 @@ def start() -> None:
 
 @contextmanager
 def mortal() -> Iterator[None]:
-    """MPI waits for all ranks to start, and no Python code runs on this one meanwhile: SIGTERM kills it.
+    """MPI waits for all ranks to start, and no Python code runs on this one meanwhile: SIGTERM kills it, and Ctrl-C.
 
     So does LONGEST_S, which ranks never take that have not ended instead of starting, with a stack.
     """
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    for each, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
     faulthandler.dump_traceback_later(LONGEST_S, exit=True)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
