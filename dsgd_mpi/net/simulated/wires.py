@@ -150,7 +150,7 @@ class Wires:
         return 2 * self.farthest_s(ranks) * (len(ranks) - 1).bit_length()
 
     def broadcast_s(self, nbytes: float, ranks: Sequence[int]) -> float:
-        """Down a binary tree, or scattered over one and gathered by a ring, whichever is faster (Thakur et al. 2005)."""
+        """Down a binary tree, or scattered over it and gathered by a ring: the faster way (Thakur et al. 2005)."""
         near = self.node_of(ranks[0]) == self.node_of(ranks[-1])
         rate = self.machine.node.bytes_per_s if near else self.machine.card.bytes_per_s
         n, rounds, latency = len(ranks), (len(ranks) - 1).bit_length(), self.farthest_s(ranks)
