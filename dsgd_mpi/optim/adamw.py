@@ -28,6 +28,7 @@ class AdamW(Optimizer):
 
     vectors: ClassVar[tuple[str, ...]] = ("m", "v")
     counts: ClassVar[bool] = True
+    usual_lr: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
         check_betas(self)

@@ -41,6 +41,7 @@ class Optimizer:
 
     patience: ClassVar[int] = 50                # updates left out in a row, after which it is `stuck`
     vectors: ClassVar[tuple[str, ...]] = ()     # names in `state` of vectors like the trained one, initially zero
+    usual_lr: ClassVar[float] = 0.0             # a rate that suits it, if that is far from SGD's; 0: it is not
     counts: ClassVar[bool] = False              # whether `state` holds `t` too, float64 (1,): the steps taken
     leaves_out = False                          # whether an update whose gradient is not finite is left out,
     skipped = in_a_row = 0                      # how many were, and how many since the last that was not

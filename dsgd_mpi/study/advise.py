@@ -124,7 +124,7 @@ def advised(machine: Machine, ranks: int, model: str, batch: int, known: dict[st
     found = []
     for candidate in candidates():
         name, *options = candidate.split()
-        config = Config(algorithm=name, set=tuple(options), batch=batch, steps=STEPS, quiet=True)
+        config = Config(algorithm=name, set=tuple(options), batch=batch, steps=STEPS, lr=0.0, quiet=True)
         figures = measured(config, Simulation(machine, ranks, "none", model))
         own = known.get(candidate, Evidence())
         rests_on = (f"{', '.join(sorted(own.studies))}, {min(own.points)} to {max(own.points)} ranks" if own.points

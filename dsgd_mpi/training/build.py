@@ -29,6 +29,7 @@ from dsgd_mpi.training.agreement import about_data
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
 
+FAR = 50                                    # times the rate that suits an optimizer: not what was meant
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -235,6 +236,10 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
         log.warning("--warmup %g is longer than half of the run: shortened to %d of %d steps", chosen.warmup, warmup,
                     steps)
     epochs = chosen.milestone_epochs()
+    usual = parts.optimizer.usual_lr
+    if usual and chosen.lr >= FAR * usual and host.rank == 0 and warn:
+        log.warning("--lr %g is far above what suits %s, about %g; give --lr %g, or --optimizer sgd", chosen.lr,
+                    parts.optimizer.name, usual, usual)
     milestones = epochs and tuple(each * epoch for each in epochs)
     schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / course.workers, course.units)
     return {"batches": batches, "course": course, "steps": course.reaches(steps), "schedule": schedule,

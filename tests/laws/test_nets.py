@@ -379,6 +379,20 @@ def test_a_node_is_the_clusters_and_its_ranks_meet_at_its_own_speed():
     assert read[1] == pytest.approx(0.05)
 
 
+def test_a_broadcast_takes_as_long_as_the_faster_of_two_ways_within_a_node_and_between_nodes():
+    def main(host):
+        begin = host.now()
+        host.broadcast(np.zeros(1000))
+        over = host.now()
+        host.broadcast(np.zeros(1))
+        return over - begin, host.now() - over
+    costs = replace(star(latency_s=0.5, bytes_per_s=800), node=Link(8000, 0.001))
+    for per_node, rate, latency in ((1, 800, 0.5), (8, 8000, 0.001)):
+        large, small = Cluster(8, replace(costs, ranks_per_node=per_node)).run(main)[3]
+        assert large == pytest.approx(10 * latency + 2 * 7 / 8 * 8000 / rate)
+        assert small == pytest.approx(3 * (latency + 8 / rate))
+
+
 def test_who_reads_one_ranks_memory_shares_its_card():
     def main(host):
         shared = host.share(np.zeros(1000 if host.rank == 0 else 0))

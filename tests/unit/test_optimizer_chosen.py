@@ -6,10 +6,11 @@ from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
+from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.lars import Lars
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import build
-from dsgd_mpi.training.build import optimizer_of, prepare
+from dsgd_mpi.training.build import assemble, optimizer_of, prepare
 from dsgd_mpi.training.folder import same_run
 from tests.support.emulation.emulated import Emulated
 
@@ -18,6 +19,17 @@ def test_options_are_the_optimizer_s_own_unless_given():
     assert optimizer_of(Config(), Allreduce()) == Sgd(0.9, True, 1e-4, "all")
     assert optimizer_of(Config(momentum=0.5, set_optimizer=("nesterov=false",)), Allreduce()) == Sgd(0.5, False)
     assert optimizer_of(Config(optimizer="lars", weight_decay=0.0), Allreduce()) == Lars(weight_decay=0.0)
+
+
+@pytest.mark.parametrize(("options", "warned"), [
+    ({"algorithm": "diloco"}, True), ({"optimizer": "adamw"}, True), ({"optimizer": "adamw", "lr": 0.01}, False),
+    ({}, False), ({"algorithm": "diloco", "optimizer": "sgd"}, False)])
+def test_a_rate_that_is_sgds_is_remarked_upon_where_the_optimizer_is_another(options, warned, caplog, tmp_path):
+    """An algorithm may choose its optimizer by default; the default rate is SGD's."""
+    parts = prepare(Config(batch=2, kernels="reference", **options), 2)
+    Cluster(2).run(lambda host: assemble(parts, host, tmp_path) and None)
+    told = [record.message for record in caplog.records]
+    assert told == ["--lr 0.2 is far above what suits adamw, about 0.001; give --lr 0.001, or --optimizer sgd"] * warned
 
 
 @pytest.mark.parametrize(("there", "same"), [
