@@ -12,7 +12,7 @@ are sent whole; they move on from where mixing has put them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from dsgd_mpi.config import Most
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.letters import Letters
 from dsgd_mpi.net.sparse import add, largest_share, pack
-from dsgd_mpi.net.topology import metropolis
+from dsgd_mpi.net.topology import Static, mixing_weights
 from dsgd_mpi.optim.api import Optimizer
 
 
@@ -30,7 +30,8 @@ from dsgd_mpi.optim.api import Optimizer
 class Choco(Algorithm):
     share: Annotated[float, 0, Most(1)] = 0.1   # k as a fraction of the trained parameters; at least one is sent
     gamma: Annotated[float, 0, Most(1)] = 0.4   # how far a rank goes to its neighbours in a step
-    graph: Literal["ring", "torus", "exponential", "complete"] = "ring"
+    graph: Static = "ring"
+    seed: Annotated[int, 0] = 0         # of a random graph, the same on all ranks
 
     keeps = "t", "own", "others"
     traffic = "a fraction of the model's changes, with their indices, to each neighbour"
@@ -41,7 +42,7 @@ class Choco(Algorithm):
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.letters, self.weights = Letters(net), metropolis(self.graph, net.size, 0, 0, net.rank)
+        self.letters, self.weights = Letters(net), mixing_weights(self.graph, net.size, 0, self.seed, net.rank)
         self.statistic_places = beside(x, np.arange(self.trained.stop, x.size))
         if not len(self.own):
             self.own, self.others = x.copy(), sum(self.weights.values()) * x

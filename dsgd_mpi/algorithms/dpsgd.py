@@ -3,8 +3,11 @@
     x_i <- sum_j W_ij x_j - eta v_i          the gradient taken at x_i before the mixing
 
 W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d (Metropolis weights), W_ii the remainder to 1: symmetric and
-doubly stochastic, so mixing preserves the mean of all models; on the complete graph all weights are 1/n. Batch norm's
-moving averages move on from where mixing has put them: from x_i they could become negative where W_ii is small.
+doubly stochastic, so mixing preserves the mean of all models; on the complete graph all weights are 1/n. On the graph
+"base-2" (Takezawa et al. 2023, arXiv:2305.11420) a rank meets one other a step, with weights such that models would be
+equal after at most 2 log2 n + 1 of them; on "one-peer" that holds for powers of 2, after log2 n.
+Batch norm's moving averages move on from where mixing has put them: from x_i they could become negative where W_ii is
+small.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Annotated
 from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.mixing import Mixing
-from dsgd_mpi.net.topology import Graph, metropolis
+from dsgd_mpi.net.topology import Graph, mixing_weights
 
 
 @dataclass
@@ -25,10 +28,11 @@ class Decentralised(Algorithm):
 
     survives = True
     traffic = "an exchange of models with each neighbour"
-    variants = {}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"}
+    variants = ({}, {"graph": "torus"}, {"graph": "exponential"}, {"graph": "random"}, {"graph": "complete"},
+                {"graph": "base-2"})
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
-        mixing = Mixing(self.net, x, metropolis(self.graph, self.net.size, self.t, self.seed, self.net.rank))
+        mixing = Mixing(self.net, x, mixing_weights(self.graph, self.net.size, self.t, self.seed, self.net.rank))
         g = gradient(x)                     # while it is in flight
         seen = x[self.statistics].copy()
         mixing.wait()

@@ -25,7 +25,7 @@ from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.mixing import Mixing
-from dsgd_mpi.net.topology import Graph, metropolis
+from dsgd_mpi.net.topology import Graph, mixing_weights
 from dsgd_mpi.optim.api import Optimizer
 
 
@@ -70,5 +70,5 @@ class GradientTracking(Algorithm):
         self.t += 1
 
     def mix(self, x: Array) -> Array:
-        weights = metropolis(self.graph, self.net.size, self.t, self.seed, self.net.rank, lazy=self.variant == "d2")
+        weights = mixing_weights(self.graph, self.net.size, self.t, self.seed, self.net.rank, lazy=self.variant == "d2")
         return Mixing(self.net, x, weights).wait()

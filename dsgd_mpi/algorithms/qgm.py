@@ -19,7 +19,7 @@ from dsgd_mpi.config import Below
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.mixing import Mixing
-from dsgd_mpi.net.topology import Graph, metropolis
+from dsgd_mpi.net.topology import Graph, mixing_weights
 from dsgd_mpi.optim.api import Optimizer
 
 
@@ -42,7 +42,7 @@ class QuasiGlobalMomentum(Algorithm):
         before, v = x[self.trained].copy(), self.optimizer.state["v"]
         m = v.copy()
         self.optimizer.update(x, gradient(x), lr)
-        Mixing(self.net, x, metropolis(self.graph, self.net.size, self.t, self.seed, self.net.rank)).wait()
+        Mixing(self.net, x, mixing_weights(self.graph, self.net.size, self.t, self.seed, self.net.rank)).wait()
         v[:] = m
         if lr > 0:
             v *= self.mu

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-Graph = Literal["ring", "torus", "exponential", "random", "complete"]
+Static = Literal["ring", "torus", "exponential", "hypercube", "star", "line", "erdos-renyi", "complete"]
+Graph = Literal[Static, "random", "one-peer", "base-2"]     # and those that differ from step to step
 
 
 @lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
@@ -62,28 +63,88 @@ def exponential_sender(step: int, rank: int, size: int) -> int:
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     """For every rank, the ranks that it exchanges with at a step; symmetric, without itself. Not to be changed.
 
-    "ring"; "torus", the most nearly square one of `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...;
-    "random", two random matchings, new ones at each step; "complete".
+    "ring"; "line"; "star", rank 0 and all others; "torus", the most nearly square one of `size` ranks; "exponential",
+    all ranks at distances 1, 2, 4, ...; "hypercube", ranks whose numbers differ in one bit; "one-peer", one such bit at
+    a step, in turn; "random", two random matchings, new ones at each step; "erdos-renyi", a connected random graph of
+    mean degree 2 ln n; "base-2", see `base_2`; "complete".
     """
+    every, bits = range(size), [1 << power for power in range((size - 1).bit_length())]
+    if graph == "base-2":
+        rounds = base_2(size)
+        return [sorted(row) for row in rounds[step % len(rounds)]]
+    if graph == "erdos-renyi":
+        return erdos_renyi(size, seed)
     if graph == "random":
         pairs = [matching(2 * step + turn, size, seed) for turn in (0, 1)]
-        return [sorted({int(partner[rank]) for partner in pairs} - {rank}) for rank in range(size)]
+        return [sorted({int(partner[rank]) for partner in pairs} - {rank}) for rank in every]
     if graph == "torus":
         rows = next(rows for rows in range(int(size**0.5), 0, -1) if size % rows == 0)
         columns = size // rows
         return [sorted({r // columns * columns + (r + 1) % columns, r // columns * columns + (r - 1) % columns,
-                        (r + columns) % size, (r - columns) % size} - {r}) for r in range(size)]
-    distances = {"ring": [1], "exponential": [1 << power for power in range((size - 1).bit_length())],
-                 "complete": list(range(1, size))}[graph]
+                        (r + columns) % size, (r - columns) % size} - {r}) for r in every]
+    if graph in ("hypercube", "one-peer"):
+        now = bits[step % len(bits) :][:1] if graph == "one-peer" and bits else bits
+        return [sorted(rank ^ bit for bit in now if rank ^ bit < size) for rank in every]
+    if graph == "star":
+        return [[*range(1, size)], *([0] for _ in range(1, size))]
+    if graph == "line":
+        return [[peer for peer in (rank - 1, rank + 1) if peer in every] for rank in every]
+    distances = {"ring": [1], "exponential": bits, "complete": list(range(1, size))}[graph]
     return [sorted({(rank + sign * distance) % size for distance in distances for sign in (1, -1)} - {rank})
-            for rank in range(size)]
+            for rank in every]
 
 
-def metropolis(graph: str, size: int, step: int, seed: int, rank: int, lazy: bool = False) -> dict[int, float]:
+@lru_cache(4)
+def erdos_renyi(size: int, seed: int) -> list[list[int]]:
+    """Each pair of ranks has an edge with probability 2 ln n / n; the first such graph that is connected."""
+    draw = np.random.default_rng((seed, size))
+    while True:
+        upper = np.triu(draw.random((size, size)) < 2 * np.log(size) / size, 1)
+        found = [np.flatnonzero(row).tolist() for row in upper | upper.T]
+        reached, new = {0}, {0}
+        while new := {peer for rank in new for peer in found[rank]} - reached:
+            reached |= new
+        if len(reached) == size:
+            return found
+
+
+@lru_cache(4)
+def base_2(size: int) -> list[list[dict[int, float]]]:
+    """The Base-(k+1) graph with k = 1 (Takezawa et al. 2023, arXiv:2305.11420): rounds, rank -> peer -> weight.
+
+    After all rounds, log2 n if n is a power of 2 and at most 2 log2 n + 1 else, every rank has the exact mean. The
+    ranks are split into groups by the powers of 2 that n is a sum of. Each group takes its mean, bit by bit. Then each
+    in turn, the largest first, exchanges with all smaller ones, by the weight that makes its mean, and theirs, that of
+    both; and takes its mean again.
+    """
+    groups, begin = [], 0
+    for power in reversed(range(size.bit_length())):
+        if size >> power & 1:
+            groups.append((begin, power))
+            begin += 1 << power
+    most = groups[0][1]
+    rounds: list[list[dict[int, float]]] = [[{} for _ in range(size)]
+                                            for _ in range(2 * most + 1 if len(groups) > 1 else max(1, most))]
+    for turn, (begin, power) in enumerate(groups):
+        end, last = begin + (1 << power), turn == len(groups) - 1
+        for first in [0] if last else [0, most + turn + 1]:
+            for bit in range(power):
+                for rank in range(begin, end):
+                    rounds[first + bit][rank][begin + (rank - begin ^ 1 << bit)] = 0.5
+        for rank, smaller in enumerate(range(end, size), start=begin):
+            rounds[most + turn][rank][smaller] = rounds[most + turn][smaller][rank] = (1 << power) / (size - begin)
+    return rounds
+
+
+def mixing_weights(graph: str, size: int, step: int, seed: int, rank: int, lazy: bool = False) -> dict[int, float]:
     """Row `rank` of W on `neighbours`, without its diagonal, the remainder to 1: neighbour -> weight.
 
-    W_ij = 1 / (1 + max(d_i, d_j)) for degrees d: symmetric and doubly stochastic; 1/n on the complete graph. `lazy`:
-    half of that, so that no eigenvalue is negative.
+    W_ij = 1 / (1 + max(d_i, d_j)) for degrees d (Metropolis): symmetric, doubly stochastic; 1/n on the complete graph.
+    "base-2" has weights of its own. `lazy`: half of that, so that no eigenvalue is negative.
     """
+    share = 0.5 if lazy else 1.0
+    if graph == "base-2":
+        rounds = base_2(size)
+        return {peer: share * weight for peer, weight in rounds[step % len(rounds)][rank].items()}
     every = neighbours(graph, size, step, seed)
-    return {peer: (0.5 if lazy else 1.0) / (1 + max(len(every[rank]), len(every[peer]))) for peer in every[rank]}
+    return {peer: share / (1 + max(len(every[rank]), len(every[peer]))) for peer in every[rank]}

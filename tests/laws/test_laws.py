@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+from functools import reduce
 from typing import get_args
 
 import numpy as np
@@ -38,7 +39,7 @@ from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.fragments import Fragments
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
-from dsgd_mpi.net.topology import Graph, exponential_peer, matching, metropolis, neighbours, partition
+from dsgd_mpi.net.topology import Graph, exponential_peer, matching, mixing_weights, neighbours, partition
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
@@ -858,12 +859,10 @@ def test_the_others_do_need_each_other(name, options):
 
 @given(st.sampled_from(get_args(Graph)), st.integers(1, 9), st.integers(0, 50))
 def test_mixing_weights_are_symmetric_and_doubly_stochastic(graph, size, step):
-    w = np.zeros((size, size))
-    for rank in range(size):
-        for peer, weight in metropolis(graph, size, step, 0, rank).items():
-            assert peer != rank
-            w[rank, peer] = weight
-        w[rank, rank] = 1 - w[rank].sum()
+    w = matrix(graph, size, step)
+    assert all(rank not in mixing_weights(graph, size, step, 0, rank) for rank in range(size))
+    assert all(list(mixing_weights(graph, size, step, 0, rank)) == each
+               for rank, each in enumerate(neighbours(graph, size, step, 0)) if graph != "base-2")
     assert np.allclose(w, w.T)
     assert np.allclose(w.sum(0), 1)
     assert (w >= -1e-15).all()
@@ -875,6 +874,32 @@ def test_every_rank_is_in_one_group_of_nearly_equal_ones(size, step, seed, group
     sizes = np.bincount(partition(step, size, groups, seed), minlength=groups)
     assert (sizes.sum(), len(sizes)) == (size, groups)
     assert np.ptp(sizes) <= 1
+
+
+def matrix(graph, size, step, seed=0):
+    w = np.zeros((size, size))
+    for rank in range(size):
+        for peer, weight in mixing_weights(graph, size, step, seed, rank).items():
+            w[rank, peer] = weight
+    return w + np.diag(1 - w.sum(1))
+
+
+@pytest.mark.parametrize("size", [*range(1, 34), 48, 63, 64, 100])
+def test_pairs_with_the_right_weights_come_to_the_exact_mean(size):
+    """Base-(k+1), k = 1, for all sizes in as many rounds as its paper says; one bit at a time for powers of 2."""
+    log = size.bit_length() - 1
+    rounds = log if size == 1 << log else 2 * log + 1
+    for graph in ("base-2", "one-peer")[: 2 if size == 1 << log else 1]:
+        steps = [matrix(graph, size, step) for step in range(max(1, rounds))]
+        assert np.allclose(reduce(np.matmul, steps[::-1]), 1 / size, rtol=0, atol=1e-12)
+        assert all((np.count_nonzero(w, axis=1) <= 2).all() for w in steps)     # itself and one peer
+
+
+@pytest.mark.parametrize("graph", get_args(Graph))
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 16])
+def test_every_graph_joins_all_ranks_in_the_long_run(graph, size):
+    spread = reduce(np.matmul, (matrix(graph, size, step, seed=size) for step in range(400)))
+    assert np.allclose(spread, 1 / size, rtol=0, atol=1e-3)
 
 
 @given(st.integers(1, 40), st.integers(0, 1000), st.integers(0, 10))
