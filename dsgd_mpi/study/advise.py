@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -121,11 +124,10 @@ def slowed(text: str) -> Slow:
 
 def advised(machine: Machine, ranks: int, model: str, batch: int, known: dict[str, Evidence]) -> list[Advice]:
     """All candidates, those with evidence first, the fastest first."""
-    found = []
-    for candidate in candidates():
-        name, *options = candidate.split()
-        config = Config(algorithm=name, set=tuple(options), batch=batch, steps=STEPS, lr=0.0, quiet=True)
-        figures = measured(config, Simulation(machine, ranks, "none", model))
+    found, every = [], candidates()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        summaries = pool.map(measured, every, repeat(batch), repeat(Simulation(machine, ranks, "none", model)))
+    for candidate, figures in zip(every, summaries, strict=True):
         own = known.get(candidate, Evidence())
         rests_on = (f"{', '.join(sorted(own.studies))}, {min(own.points)} to {max(own.points)} ranks" if own.points
                     else "no study")
@@ -144,10 +146,12 @@ def candidates() -> list[str]:
     return [named(name, options) for name in algorithms.names() for options in algorithms.find(name).advised]
 
 
-def measured(config: Config, simulation: Simulation) -> dict[str, Any]:
+def measured(candidate: str, batch: int, simulation: Simulation) -> dict[str, Any]:
     """The summary of a simulated run that leaves nothing behind."""
+    name, *options = candidate.split()
     with tempfile.TemporaryDirectory() as folder:
-        run(replace(config, out=f"{folder}/run"), simulation)
+        run(Config(algorithm=name, set=tuple(options), batch=batch, steps=STEPS, lr=0.0, quiet=True,
+                   out=f"{folder}/run"), simulation)
         summary: dict[str, Any] = json.loads(Path(folder, "run", "summary.json").read_text(encoding="utf-8"))
         return summary
 
