@@ -65,6 +65,8 @@ class Display:
                            f"{row['wall_s']:.1f} s")
 
     def table(self, title: str, rows: dict[str, Any]) -> None:
+        if self.console.quiet:              # to lay it out takes milliseconds, on each of many simulated ranks
+            return
         table = Table(title=title, show_header=False, title_justify="left")
         table.add_column()
         table.add_column(overflow="fold")

@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -281,12 +282,15 @@ def python() -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+version_of = cache(metadata.version)        # it reads a file, and many simulated ranks ask
+
+
 def environment(parts: Prepared, host: Host, threads: int) -> dict[str, Any]:
     """Collective: the run's software and hardware, for env.json."""
     own = {**host.place(), "pid": os.getpid(), "kernels": parts.kernels.name, "threads": threads}
     packages = ("numpy", "mpi4py", "h5py", "click", "rich")
     return {"dsgd_mpi": __version__, "python": platform.python_version(), "mpi": host.library(),
-            "packages": {name: version(name) for name in packages}, "platform": platform.platform(),
+            "packages": {name: version_of(name) for name in packages}, "platform": platform.platform(),
             "command": sys.argv, "variables": {key: value for key, value in os.environ.items()
                                                if key.startswith(("DSGD_", "OMP_", "SLURM_", "MPI", "OMPI_MCA_"))},
             "ranks": host.allgather(own)}

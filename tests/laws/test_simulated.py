@@ -187,6 +187,25 @@ def test_on_a_cluster_that_costs_nothing_every_loss_is_that_of_the_run_over_mpi(
     assert mpi == simulated
 
 
+@pytest.mark.parametrize(("name", "by_hand"), [
+    # a bucket is an eighth of the gradient, ready every 6.5 ms; the last one's mean comes after it: six messages of a
+    # quarter within nodes, and 62 of 1/32 between 32 nodes with four cards each
+    ("allreduce", lambda n: 6 * (5e-6 + n / 8 / 4 / 240e9) + 62 * (2.39e-6 + n / 8 / 32 / 92e9)),
+    # each rank has a card of its own, and 125 of 127 partners are on other nodes; who met one that is not waits later
+    ("gossip", lambda n: 2.39e-6 + n / 23e9)])
+def test_a_step_of_128_ranks_with_resnet50_takes_as_long_as_by_hand(tmp_path, name, by_hand):
+    """On a100-ib without jitter: four ranks a node; to another node 2 us, and three switches of 0.13."""
+    machine = machines.read(machines.found("a100-ib"))
+    even = dataclasses.replace(machine, gradient=dataclasses.replace(machine.gradient, jitter=0.0))
+    (tmp_path / "even.toml").write_text(machines.to_toml(even))
+    done = CliRunner().invoke(simulate, [
+        "--cluster", str(tmp_path / "even.toml"), "--ranks", "128", "--gradients", "none", "--as", "resnet50",
+        "--batch", "256", "--steps", "3", "--algorithm", name, "--out", str(tmp_path / "run")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["wall_s"] / 3 - 0.1036 == pytest.approx(by_hand(4 * 25_610_152), rel=0.01)
+
+
 def test_gradients_that_take_no_time_are_refused_in_one_line(tmp_path):
     (tmp_path / "own.toml").write_text('name = "own"\n[gradient]\nseconds = 0')
     done = CliRunner().invoke(simulate, ["--cluster", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")])

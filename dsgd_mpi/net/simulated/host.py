@@ -62,6 +62,7 @@ class Cluster:
     def _begin(self, size: int) -> None:
         """With nothing under way between so many ranks."""
         self.size, self.all = size, tuple(range(size))
+        self.members = list(self.all)       # one for all ranks: a list each would be the square of the ranks
         self.meetings: dict[Hashable, Meeting] = {}
         self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
         self.routes: defaultdict[tuple[int, int], deque[Parcel]] = defaultdict(deque)   # letters, as they were sent
@@ -121,8 +122,9 @@ class Cluster:
         self.shrunk += 1
         self.hosts, self.gathered, self.stop_step = list(self.living), set(), None
         self._begin(len(self.living))
+        self.members = [host.number for host in self.hosts]
         for rank, host in enumerate(self.hosts):
-            host.rank, host.size, host.members = rank, self.size, [each.number for each in self.hosts]
+            host.rank, host.size, host.members = rank, self.size, self.members
             host.calls.clear()
 
     def count(self) -> None:
@@ -324,7 +326,7 @@ class SimulatedHost:
 
     def __init__(self, cluster: Cluster, rank: int) -> None:
         self.cluster, self.rank, self.size = cluster, rank, cluster.size
-        self.number, self.members = rank, list(range(cluster.size))
+        self.number, self.members = rank, cluster.members
         self.traffic = Traffic()
         self.result: Any = None
         self.letter_came: Event | None = None
@@ -443,7 +445,7 @@ class SimulatedHost:
     def compute(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls f at once. What it finishes early, `ready` hears of as late as it would there.
 
-        Each call of `progress` stands for an equal share of the time.
+        Each call of `progress` stands for an equal share of the time; a part is finished at the end of its share.
         """
         begin = self.now()
         seconds = self.cluster.gradients.seconds(self.number, self.computed, begin)
@@ -453,7 +455,7 @@ class SimulatedHost:
         self.passed = 0
         if ready:
             kwargs["ready"] = Buckets(int(ready.least / self.cluster.machine.scale),
-                                      lambda part: finished.append((self.passed, part)))
+                                      lambda part: finished.append((self.passed + 1, part)))
 
         def hear() -> None:
             try:
@@ -465,7 +467,7 @@ class SimulatedHost:
         end = self.cluster.absent.done(self.number, begin, seconds)
         self.cluster.begun[self.rank], self.cluster.ends[self.rank] = begin, end
         for passed, _ in finished:          # heard by the clock: to wake this rank for each would take as long again
-            self.cluster.clock.at(begin + (end - begin) * passed / max(1, self.passed), hear)
+            self.cluster.clock.at(begin + (end - begin) * min(1.0, passed / max(1, self.passed)), hear)
         try:
             self._until(end)
         except BaseException:
