@@ -217,7 +217,7 @@ class Config:
         rank, _, seconds = self.slow_rank.partition(":")
         what = "--slow-rank RANK:SECONDS"
         return (convert(typing.Annotated[int, 0, COUNT], rank, what),
-                convert(typing.Annotated[float, 0], seconds, what))
+                convert(typing.Annotated[float, 0, Most(86400)], seconds, what))
 
     def values(self) -> dict[str, Any]:
         """All options."""
