@@ -18,6 +18,14 @@ def regular(path: str, flags: int) -> int:
     return os.open(path, flags, 0o666)
 
 
+def moved_away(path: Path) -> Path:
+    """The new name of what is not ours but has a name that we need."""
+    names = (path.with_name(f"{path.name}.other{count or ''}") for count in range(10**6))
+    other = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, other)
+    return other
+
+
 def read_text(path: Path, errors: str = "strict") -> str:
     """All of a file in UTF-8."""
     with open(path, encoding="utf-8", errors=errors, opener=regular) as file:

@@ -122,7 +122,7 @@ def gather(cell: Cell, folder: Path) -> dict[str, Any] | None:
                 rows = [{key: short(number(value)) for key, value in row.items() if key not in LEFT_OUT}
                         for row in csv.DictReader(file)]
         lines = [json.loads(line) for line in read_text(folder / "metrics.jsonl").splitlines()]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
     return {"config": cell.resolved(), "summary": short(summary), "rows": rows, "metrics": thinned(lines)}
 

@@ -31,7 +31,7 @@ from dsgd_mpi.arrays.flat import Array, fill
 from dsgd_mpi.arrays.hdf5 import Memory
 from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.files import regular
+from dsgd_mpi.files import moved_away, regular
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.training import rankfile
@@ -331,10 +331,7 @@ def conclude(folder: Path, step: int, sums: Sums) -> bool:
 
 def make_way(path: Path) -> None:
     """Renames what is not ours but has a name that we need."""
-    names = (path.with_name(f"{path.name}.other{count or ''}") for count in range(10**6))
-    other = next(name for name in names if not os.path.lexists(name))
-    os.rename(path, other)
-    log.warning("%s was in the way of a checkpoint; it is now %s", path, other.name)
+    log.warning("%s was in the way of a checkpoint; it is now %s", path, moved_away(path).name)
 
 
 def remove(path: Path) -> None:

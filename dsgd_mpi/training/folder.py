@@ -259,7 +259,7 @@ def left_behind(path: Path, me: Holder, now: float) -> bool:
     if holder and holder.machine == me.machine:
         return started(holder.pid) != holder.started
     try:
-        return now - path.stat().st_mtime > SILENT_S
+        return abs(now - path.stat().st_mtime) > SILENT_S       # in the future: no one alive has touched it
     except FileNotFoundError:
         return False
 

@@ -302,8 +302,6 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
     kinds = sorted({f"{own['device']}, {own['kernels']}, {config.dtype}, {own['threads']} threads" for own in ranks})
     hosts = len({own["host"] for own in ranks})
     count = len(ranks)
-    ramp = training.schedule.warmup
-    half = ", half of the run" if ramp < round(config.warmup * training.course.epoch / training.course.first) else ""
     return {
         "versions": f"dsgd_mpi {machine['dsgd_mpi']}, Python {machine['python']}, "
                     f"NumPy {machine['packages']['numpy']}, mpi4py {machine['packages']['mpi4py']}",
@@ -322,13 +320,20 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
         "rate": f"{config.lr:g}, {config.schedule}{(config.milestones and f' at epochs {config.milestones}') or ''}, "
-                f"warm-up of {ramp} steps{half}, "
+                f"warm-up of {ramp(config.warmup, training)}, "
                 f"{parts.optimizer.name} ({shown('options', parts.optimizer.options())})",
         "evaluation": f"batch norm statistics: {training.bn}",
         "seed": config.seed,
         **({"injected faults": config.inject} if config.inject else {}),
         "run folder": folder,
     }
+
+
+def ramp(epochs: float, training: Training) -> str:
+    """The warm-up that is done where so many epochs of it were asked for."""
+    steps = training.schedule.warmup
+    cut = steps + 1 <= epochs * training.course.epoch / training.course.first
+    return f"{steps} steps{', half of the run' * cut}"
 
 
 def gpus(ranks: list[dict[str, Any]]) -> dict[str, str]:

@@ -22,7 +22,7 @@ import numpy as np
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.data import Course
-from dsgd_mpi.files import regular
+from dsgd_mpi.files import moved_away, regular
 from dsgd_mpi.kernels.api import Later
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.display import Display
@@ -94,6 +94,7 @@ class Record:
                 self.output.close()
             self.output = Output(self.folder)
             keep_lines(self.folder / "metrics.jsonl", lambda line: int(json.loads(line)["step"]), first)
+            keep_table(self.folder / "summary.csv")
             keep_lines(self.folder / "summary.csv", lambda line: int(line.split(",")[0]), first - again)
             self.output.add("metrics.jsonl", "")        # there may be no line yet
 
@@ -288,6 +289,16 @@ def keep_lines(path: Path, step_of: Callable[[str], int], last: int) -> None:
         log.warning("%s: lines of steps after %d could not be removed (%s)", path, last, error.strerror)
 
 
+def keep_table(path: Path) -> None:
+    """Makes way for a table where what is there has none of our columns: nothing could be added to it."""
+    columns = columns_of(path)
+    if columns and "step" not in columns:
+        try:
+            log.warning("%s is no table of this run; it is now %s", path, moved_away(path).name)
+        except OSError as error:
+            log.warning("%s is no table of this run, and cannot be moved away (%s)", path, error.strerror)
+
+
 def step(line: str, step_of: Callable[[str], int]) -> int:
     """-1 of a line that has none: the first of a table, or one that is not ours."""
     try:
@@ -303,3 +314,5 @@ def columns_of(path: Path) -> list[str]:
             return next(csv.reader(file), [])
     except OSError:
         return []
+    except csv.Error:                       # no table of ours: a field is too long
+        return ["?"]

@@ -12,7 +12,7 @@ from dsgd_mpi.study.plot import read_json, whole_lines
 from dsgd_mpi.training.checkpoint import best_of
 from dsgd_mpi.training.folder import LOCK, Claim
 from dsgd_mpi.training.output import Output
-from dsgd_mpi.training.record import columns_of, keep_lines
+from dsgd_mpi.training.record import columns_of, keep_lines, keep_table
 from dsgd_mpi.training.results import lacking
 
 NAMES = ("config.toml", "env.json", "metrics.jsonl", "model.h5", "summary.csv", "summary.json", LOCK)
@@ -68,3 +68,16 @@ def test_options_may_come_from_a_pipe_of_the_shell():
     os.close(ends[1])
     assert from_toml(f"/dev/fd/{ends[0]}")["lr"] == 0.125
     os.close(ends[0])
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00\x81junk\nmore\n", b"step," + b"x" * 200_000 + b"\n1,2\n", b"a,b\n"])
+def test_what_is_no_table_of_a_run_makes_way_for_one_and_is_kept(tmp_path, caplog, content):
+    path = tmp_path / "summary.csv"
+    path.write_bytes(content)
+    keep_table(path)
+    assert (tmp_path / "summary.csv.other").read_bytes() == content
+    assert not path.exists()
+    assert f"{path} is no table of this run; it is now summary.csv.other" in caplog.text
+    path.write_text("step,accuracy\n5,0.5\n")
+    keep_table(path)
+    assert path.read_text() == "step,accuracy\n5,0.5\n"

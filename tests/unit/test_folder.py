@@ -58,12 +58,13 @@ def test_the_id_of_a_process_that_is_gone_may_be_another_s_now(tmp_path):
     Claim(tmp_path).release()
 
 
-def test_a_holder_on_another_machine_is_gone_once_it_has_been_silent_for_long(tmp_path):
+@pytest.mark.parametrize("seconds", [SILENT_S + 60, -10**8])    # in the past, or years ahead: no living one's touch
+def test_a_holder_on_another_machine_is_gone_once_it_has_been_silent_for_long(tmp_path, seconds):
     left(tmp_path, machine="another", host="far")
     silent(tmp_path, SILENT_S - 60)
     with pytest.raises(UsageError, match="on far"):
         Claim(tmp_path)
-    silent(tmp_path, SILENT_S + 60)
+    silent(tmp_path, seconds)
     Claim(tmp_path).release()
 
 

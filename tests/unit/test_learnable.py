@@ -10,6 +10,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.nn import models, resnet
 from dsgd_mpi.training.build import assemble, prepare
+from dsgd_mpi.training.job import ramp
 from tests.support.data_samples import dataset_file
 
 
@@ -48,5 +49,6 @@ def test_a_warm_up_is_at_most_half_of_the_run_and_one_asked_for_is_told_so(tmp_p
         run = Cluster(1).run(lambda host: assemble(prepare(config, 1), host, tmp_path))[0]
     assert run.schedule.warmup == done
     assert ("longer than half of the run: shortened" in caplog.text) == said
+    assert ramp(warmup, run) == f"{done} steps{', half of the run' * (done < 6 * warmup)}"
     assert all(np.isfinite(run.schedule(step)) and 0 <= run.schedule(step) <= config.lr for step in range(steps))
     assert run.eval_every == steps

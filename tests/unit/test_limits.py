@@ -95,6 +95,7 @@ def test_no_number_of_an_algorithm_or_optimizer_is_taken_beyond_its_limits(room,
 @pytest.mark.parametrize(("words", "name"), [
     (("--slow-rank", "0:nan"), "--slow-rank"), (("--slow-rank", "0:inf"), "--slow-rank"),
     (("--slow-rank", "0:-1"), "--slow-rank"), (("--slow-rank", "-1:1"), "--slow-rank"),
+    (("--slow-rank", "0:1e300"), "--slow-rank"),
     (("--slow-rank", "0:1:2"), "--slow-rank"), (("--slow-rank", ":"), "--slow-rank"),
     (("--slow-rank", "0:uniform:0.3:0.1"), "--slow-rank"), (("--slow-rank", "0:pareto:nan"), "--slow-rank"),
     (("--slow-rank", "0:uniform:1"), "--slow-rank"), (("--slow-rank", "0:normal:1"), "--slow-rank"),
