@@ -132,7 +132,7 @@ def test_a_group_has_all_verbs_among_its_ranks_alone(world):
     def main(host):
         ranks = parity(host)
         group = host.group(ranks)
-        assert (group.rank, group.size) == (ranks.index(host.rank), len(ranks))
+        assert (group.rank, group.size, group.members) == (ranks.index(host.rank), len(ranks), ranks)
         of_all = host.mean(on(host, np.full(1000, float(host.rank))))
         host.post(on(host, np.full(10, -1.0)), (host.rank + 1) % host.size)
         shared = group.share(on(host, np.full(3 + group.rank, 100.0 * host.rank)))

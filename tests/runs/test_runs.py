@@ -478,7 +478,10 @@ def test_where_a_launcher_names_no_number_of_ranks_that_of_mpi_counts(tmp_path, 
     (("--slow-rank", "0"), "--slow-rank: expected RANK:SECONDS, RANK:uniform:LEAST:MOST, "),
     (("--algorithm", "gradient_tracking", "--compress", "float16"), "--compress: gradient_tracking adds up what "),
     (("--algorithm", "dpsgd", "--steps-total", 9), "--steps-total: a step of dpsgd depends on other ranks; use "
-     "--steps, or one of adpsgd, easgd, gosgd, gossip mode=push, gossip partner=independent, parameter_server"),
+     "--steps, or one of adpsgd, async_local, easgd, gosgd, gossip mode=push, gossip partner=independent, "
+     "parameter_server"),
+    (("--algorithm", "hierarchical", "--set", "between=gradient_tracking", "--compress", "float16"), "--compress: "
+     "hierarchical adds up what rounding loses"),
     (("--algorithm", "parameter_server", "--set", "max_staleness=2", "--steps-total", 9), "a step of parameter_server "
      "max_staleness=2 depends on other ranks"),
     (("--algorithm", "adpsgd", "--steps-total", 9, "--steps", 9), "expected one of them, found both"),

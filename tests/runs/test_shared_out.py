@@ -17,7 +17,8 @@ from tests.support.jobs import Job, pids, train, until
 from tests.support.runs import training
 
 WAYS = [("adpsgd", {}), ("easgd", {}), ("gossip", {"mode": "push"}), ("parameter_server", {}),
-        ("parameter_server", {"servers": 1}), ("gosgd", {}), ("gossip", {"partner": "independent"})]
+        ("parameter_server", {"servers": 1}), ("gosgd", {}), ("gossip", {"partner": "independent"}),
+        ("async_local", {})]
 every_way = pytest.mark.parametrize(("name", "options"), WAYS, ids=lambda value: str(value))
 SLOW = 3                                    # rank
 

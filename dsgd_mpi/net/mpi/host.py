@@ -166,7 +166,7 @@ class MpiHost:
     def group(self, ranks: Sequence[int]) -> Group:
         comm = MPI.Intracomm(self.comm.Split(min(ranks), self.rank))
         assert comm.size == len(ranks), "all ranks of a group name the same ranks"
-        self.groups.append(group := Group(self, comm))
+        self.groups.append(group := Group(self, comm, ranks))
         comm.Free()
         return group
 
@@ -199,7 +199,7 @@ class MpiHost:
             self.handed_out.append(arrival)
             return arrival
 
-        return Waiting(self, f"exchange of {x.nbytes} bytes with rank {peer}", requests, finish)
+        return Waiting(self, f"exchange of {x.nbytes} bytes with rank {self.members[peer]}", requests, finish)
 
     # one-sided
 
@@ -420,10 +420,10 @@ class MpiHost:
 class Group(MpiHost):
     """Some ranks of a host: its verbs among these alone. Who waits here still hears a request to stop."""
 
-    def __init__(self, host: MpiHost, comm: MPI.Intracomm) -> None:
+    def __init__(self, host: MpiHost, comm: MPI.Intracomm, ranks: Sequence[int]) -> None:
         self.host = host
         super().__init__(comm)
-        self.traffic = host.traffic
+        self.traffic, self.members = host.traffic, [host.members[rank] for rank in sorted(ranks)]
 
     def _attend(self) -> None:
         self.stop, self.alarm = self.host.stop, self.host.alarm

@@ -676,6 +676,7 @@ class GroupHost(SimulatedHost):
     def __init__(self, host: SimulatedHost, group: Group, rank: int) -> None:
         super().__init__(group, rank)
         self.host, self.traffic, self.ranks = host, host.traffic, group.ranks
+        self.members = [host.members[rank] for rank in group.ranks]
 
     def sleep_until(self, event: Event, reason: Reason) -> None:
         if not isinstance(reason, str):
