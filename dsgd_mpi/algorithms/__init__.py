@@ -173,4 +173,7 @@ def parsed(text: str, what: str) -> Algorithm:
     pairs = [option.partition("=") for option in options.split(",") if option]
     if not all(equals for _, equals, _ in pairs):
         raise UsageError(f"{what}: expected an algorithm such as gossip:mode=push,period=2, found {text!r}")
-    return build(name, {key: value for key, _, value in pairs})
+    try:
+        return build(name, {key: value for key, _, value in pairs})
+    except UsageError as problem:
+        raise UsageError(f"{what}: {problem.format_message()}") from None

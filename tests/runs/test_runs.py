@@ -245,7 +245,13 @@ def test_a_run_stops_by_itself_before_its_batch_job_ends(tmp_path):
     assert list((tmp_path / "run").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("name", algorithms.names())
+# one for each way in which ranks talk; the others, which the laws hold to over MPI, too, are for make soak
+BY_VERBS = {"adpsgd", "allreduce", "backup", "choco", "dgc", "diloco", "dpsgd", "easgd", "gossip", "hierarchical",
+            "parameter_server", "sgp", "wagma"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in BY_VERBS else pytest.mark.soak)
+                                  for name in algorithms.names()])
 def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_path, name):
     folder = tmp_path / "run"
     status, _, errors = train(*SMALL, "--algorithm", name, "--lr", 0.01, "--out", folder, ranks=3)

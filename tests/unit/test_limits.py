@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsgd_mpi import algorithms, optim
+from dsgd_mpi import algorithms, errors, optim
 from dsgd_mpi.config import COUNT, FIELDS, TABLES, Below, Most, build, convert, kind_of
 from dsgd_mpi.train import command, read_command_line
 
@@ -83,6 +83,10 @@ def test_what_is_right_is_taken_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(("room", "name", "key", "hint"), OPTIONS)
 def test_no_number_of_an_algorithm_or_optimizer_is_taken_beyond_its_limits(room, name, key, hint):
+    if hint is str:                         # an algorithm within another one
+        with pytest.raises(errors.UsageError, match=f"^{name}: {key}: unknown algorithm 'nan'"):
+            build(room.find(name), {key: "nan"}, name)
+        return
     if hint is bool or typing.get_origin(hint) is typing.Literal:
         wrong = ["nan", "1", "", "none of them"]
     else:
