@@ -232,7 +232,7 @@ def file_name(rank: int) -> str:
 
 def steps_in(folder: Path) -> list[int]:
     """Of the checkpoints in a run's folder, ascending: folders, no links, of a name that we give, with a rank's file
-    or the list of them.
+    or the list of them, or that may not be looked into.
 
     OSError is told as an empty folder.
     """
@@ -241,7 +241,8 @@ def steps_in(folder: Path) -> list[int]:
         for path in folder.iterdir():
             name = re.fullmatch(r"checkpoint-(\d{9,})", path.name)
             if (name and path == path_of(folder, int(name[1])) and path.is_dir() and not path.is_symlink()
-                    and (any(path.glob("rank*.h5")) or os.path.lexists(path / SUMS))):
+                    and (any(path.glob("rank*.h5")) or os.path.lexists(path / SUMS)
+                         or not os.access(path, os.R_OK | os.X_OK))):
                 found.append(int(name[1]))
     return sorted(found)
 

@@ -430,3 +430,14 @@ def test_the_only_file_of_a_checkpoint_that_is_gone_is_told(tmp_path, caplog):
     assert on_cluster(tmp_path, 2, Allreduce, restore)[0][0] == 10
     assert "resumed from step 10, since newer checkpoints cannot be used: checkpoint-000000020: rank0.h5 is missing" \
         in caplog.text
+
+
+def test_a_checkpoint_that_may_not_be_looked_into_is_told(tmp_path, caplog, monkeypatch):
+    """As root sees one, tests being run by root: it is empty."""
+    on_cluster(tmp_path, 2, Allreduce, save(10))
+    (tmp_path / "checkpoint-000000020").mkdir()
+    assert on_cluster(tmp_path, 2, Allreduce, restore)[0][0] == 10
+    assert not caplog.text
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "checkpoint-000000020")
+    assert on_cluster(tmp_path, 2, Allreduce, restore)[0][0] == 10
+    assert "resumed from step 10, since newer checkpoints cannot be used: checkpoint-000000020: " in caplog.text
