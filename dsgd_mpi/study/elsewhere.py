@@ -19,7 +19,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.study.export import facet_of, slug
 from dsgd_mpi.study.figures import against_ranks, by_label, drawn, legend, look, synchronous
 from dsgd_mpi.study.plan import Study
-from dsgd_mpi.study.results import Outcome, Result
+from dsgd_mpi.study.results import Outcome
 from dsgd_mpi.study.style import STYLE, canvas
 from dsgd_mpi.study.table import Spread, of, to_target
 
@@ -38,16 +38,9 @@ class Point:
     relative: Spread                        # time to the target, all-reduce's being 1
 
 
-def together(result: Result) -> float:
-    """Images per second of all ranks, each at its own speed: who waits for nobody does not wait for the slowest's end.
-    """
-    every = result.summary.get("rank_images_per_s")
-    return float(sum(every)) if every else result.images_per_s
-
-
 def points(study: Study, learned: list[Outcome], timed: list[Outcome]) -> list[Point]:
     """Of one facet of what was learned; where all-reduce and the method have reached the target and were timed."""
-    speeds = {(each.group.label, each.group.ranks, facet_of(each)): of(each, together).mean
+    speeds = {(each.group.label, each.group.ranks, facet_of(each)): of(each, lambda result: result.images_per_s).mean
               for each in timed if each.results}
     clusters = list(dict.fromkeys(facet for *_, facet in speeds))
     images = {(each.group.label, each.group.ranks): to_target(study, each, lambda at: at.images) for each in learned}

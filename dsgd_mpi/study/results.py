@@ -60,6 +60,9 @@ class Result:
 
     @property
     def images_per_s(self) -> float:
+        """Of all ranks, each at its own speed: who waits for nobody does not wait for the slowest's end."""
+        if every := self.summary.get("rank_images_per_s"):
+            return float(sum(every))
         return (self.summary.get("images") or 0) / self.training_s if self.training_s else math.nan
 
     def points(self) -> list[Reached]:
