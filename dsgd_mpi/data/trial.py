@@ -52,7 +52,9 @@ def _attempt(act: Callable[[], object], tell: int) -> None:
     try:
         faulthandler.disable()              # the parent's: its dump would be printed beside the one line
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
+        own = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        if own == resource.RLIM_INFINITY or own > CPU_S + 5:        # else the user's is stricter, and cannot be raised
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         act()
     except UsageError as problem:

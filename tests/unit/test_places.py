@@ -65,12 +65,23 @@ def test_tables_and_paths_are_printed_whatever_the_locale(encoding):
     assert "gr\u00fcn/\u4e2d".encode(encoding, "backslashreplace") in done.stdout
 
 
+PRINTING = ("from dsgd_mpi.terminal import print_anything; print_anything(); from dsgd_mpi.training.display import "
+            "Display; import sys\nfor _ in range(1000): Display(True).table('t', {'a': 'b' * 90})\n"
+            "print('x', flush=True); print('x', file=sys.stderr, flush=True);sys.exit(7)")
+
+
 def test_output_to_a_full_disk_is_lost_and_the_program_goes_on():
-    program = ("from dsgd_mpi.terminal import print_anything; print_anything(); from dsgd_mpi.training.display import "
-               "Display; import sys\nfor _ in range(1000): Display(True).table('t', {'a': 'b' * 90})\n"
-               "print('x', flush=True); print('x', file=sys.stderr, flush=True); sys.exit(7)")
     with open("/dev/full", "w") as full:
-        assert subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full).returncode == 7
+        assert subprocess.run([sys.executable, "-c", PRINTING], stdout=full, stderr=full).returncode == 7
+
+
+@pytest.mark.parametrize("how", [">&- 2>&-", "<&-", "> >(head -1) 2>&1", "> >(true) 2>&1"])
+def test_output_that_nobody_reads_is_lost_and_the_program_goes_on(tmp_path, how):
+    """And what it prints is not found in a file that it opens."""
+    file = tmp_path / "file"
+    program = PRINTING.replace("import sys", f"import sys; file = open({str(file)!r}, 'w'); file.write('x')", 1)
+    done = subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {how}', sys.executable, program], capture_output=True)
+    assert (done.returncode, file.read_text()) == (7, "x"), done.stderr
 
 
 def test_no_file_is_read_or_written_in_the_locale_s_encoding():
