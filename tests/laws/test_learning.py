@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from dsgd_mpi import algorithms
+from dsgd_mpi import algorithms, optim
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.optim.sgd import Sgd
 from tests.support.quadratic import in_one_piece
 
 RANKS, STEPS, BATCH, LR = 64, 40, 4, 0.1
@@ -26,8 +25,10 @@ def accuracy_after(name):
         algorithm = algorithms.find(name)()
         batches = Batches(data.train, BATCH, rank=host.rank, size=host.size)
         x, given = start.copy(), iter(range(10 * STEPS))
-        algorithm.start(host, x, Sgd().start(model.layout, x))
-        schedule = Schedule(LR / (RANKS if algorithm.updates_add_up else 1), "cosine", STEPS, STEPS // 5)
+        optimizer = optim.find(algorithm.default_optimizer)().start(model.layout, x)
+        algorithm.start(host, x, optimizer)
+        rate = 3 * optimizer.usual_lr or LR
+        schedule = Schedule(rate / (RANKS if algorithm.updates_add_up else 1), "cosine", STEPS, STEPS // 5)
 
         def compute(x):
             model.flat[:] = x
