@@ -78,23 +78,24 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("world", worlds, indirect=True)
 
 
-def largest(config):
+def costly(config):
+    """Of the worlds, all but simulated ranks, two with devices, and two to four over MPI."""
     if not config.getoption("--with-mpi"):
         return (f"device-{WITH_DEVICES[-1]}",)
     from mpi4py import MPI
-    return ("mpi", "staged", "direct") if MPI.COMM_WORLD.size >= SIZES[-1] else ()
+    return ("staged", "direct") if 1 < MPI.COMM_WORLD.size < SIZES[-1] else ("mpi", "staged", "direct")
 
 
 @pytest.hookimpl(tryfirst=True)             # before those are left out that are marked so
 def pytest_collection_modifyitems(config, items):
     """Under mpirun only what is about a world: the rest has been run serially.
 
-    Else the longest files first, so that of those that run side by side none is left alone at the end. In the largest
-    worlds, which take most of the time, an algorithm's further variants are for `make soak`.
+    Else the longest files first, so that of those that run side by side none is left alone at the end. In costly
+    worlds an algorithm's further variants are for `make soak`.
     """
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        if params.get("world") in largest(config) and "options" in params and (
+        if params.get("world") in costly(config) and "options" in params and (
                 params["options"] != algorithms.find(params["name"]).variants[0]):
             item.add_marker(pytest.mark.soak)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

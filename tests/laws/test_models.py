@@ -37,7 +37,8 @@ def test_each_layer_reads_what_an_earlier_one_has_made_and_the_last_makes_the_lo
     assert GRAPHS[name].shapes[GRAPHS[name].layers[-1].y] == (7,)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name == "resnet34" else ())
+                                  for name in SMALL])     # whose blocks are those of resnet18
 def test_the_gradient_is_the_derivative_of_the_loss(name):
     """Against a central difference along the gradient itself, in float64."""
     model = Model(GRAPHS[name], 3, load("reference", "float64"), seed=1)

@@ -28,6 +28,7 @@ def test_gradient_tracking_reaches_the_minimum_at_a_constant_rate(size, variant,
     assert distance(size, lambda: GradientTracking(variant, graph), momentum=momentum) < 1e-8
 
 
+@pytest.mark.soak
 def test_without_tracking_ranks_stop_at_a_distance_that_is_proportional_to_the_rate():
     """In linear order: the spread of the models is eta times that of the gradients, over the gap of W."""
     near, far = (distance(5, Decentralised, lr, momentum=0.0, steps=4000) for lr in (0.005, 0.01))

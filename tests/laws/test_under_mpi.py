@@ -24,6 +24,7 @@ def test_the_laws_hold_for_arrays_on_a_device(ranks, files, worlds):
     assert output.count(" passed") == ranks
 
 
+@pytest.mark.soak
 def test_mass_is_kept_by_eight_ranks_in_500_rounds():
     status, output, errors = run("-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", LAWS, "-k",
                                  "test_mass_is_kept and mpi", ranks=8, limit_s=240)
