@@ -141,6 +141,7 @@ lost_node() {                               # failed because a node has: is ther
 
 again() {                                   # requeue, for the rest of the run, this task alone of a job array
     local restarts=${SLURM_RESTART_COUNT:-0} most=${DSGD_MAX_RESTARTS:-10}
+    trap '' TERM                            # which a requeue sends to this script: it is to say so first
     if [ "$restarts" -ge "$most" ]; then
         say "stopped, and DSGD_MAX_RESTARTS=$most allows no more restarts; to resume, repeat the sbatch with --resume as above"
     elif scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"; then
