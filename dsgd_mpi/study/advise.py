@@ -33,6 +33,7 @@ from dsgd_mpi.config import Config, convert
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine as machines
 from dsgd_mpi.net.simulated.machine import Machine, Slow
+from dsgd_mpi.study.axes import named
 from dsgd_mpi.study.plan import read
 from dsgd_mpi.study.results import outcomes
 from dsgd_mpi.study.simulate import Simulation, run
@@ -102,13 +103,6 @@ def evidence(files: Iterable[Path]) -> dict[str, Evidence]:
                 own.points.setdefault(ranks, []).extend(value / mean(epochs[BASELINE]) for value in values)
                 own.studies.add(study.name)
     return found
-
-
-def named(algorithm: str, options: dict[str, Any]) -> str:
-    """An algorithm with those of its options that are not the default ones."""
-    usual = algorithms.build(algorithm, {}).options()
-    given = algorithms.build(algorithm, {key: str(value) for key, value in options.items()}).options()
-    return " ".join([algorithm, *(f"{key}={value}" for key, value in given.items() if value != usual[key])])
 
 
 def slowed(text: str) -> Slow:

@@ -104,3 +104,10 @@ def option(key: str, value: Any, where: str) -> Any:
     kind = kind_of(FIELDS[key])
     check_type(kind, value, f"{where}: {key}")
     return float(value) if type(value) is int and get_args(kind)[0] is float else value
+
+
+def named(algorithm: str, options: dict[str, Any]) -> str:
+    """An algorithm with those of its options that are not the default ones."""
+    usual = algorithms.build(algorithm, {}).options()
+    given = algorithms.build(algorithm, {key: str(value) for key, value in options.items()}).options()
+    return " ".join([algorithm, *(f"{key}={value}" for key, value in given.items() if value != usual[key])])

@@ -26,7 +26,7 @@ from dsgd_mpi.net.launch import launched
 from dsgd_mpi.net.simulated import machine as machines
 from dsgd_mpi.study import from_runs
 from dsgd_mpi.study.fits import Fit, machine_of, percent
-from dsgd_mpi.study.style import COLOURS, STYLE, WIDTH, require_matplotlib
+from dsgd_mpi.study.style import COLOURS, STYLE, canvas, require_matplotlib
 from dsgd_mpi.study.timings import Groups, gradients, messages, steps, to_busy
 from dsgd_mpi.terminal import print_anything
 from dsgd_mpi.training.build import Prepared, connect, on_gpu, prepare
@@ -237,15 +237,12 @@ def write(out: Path, machine: machines.Machine, picture: Callable[[Path], None])
 def draw(machine: machines.Machine, fits: list[Fit], path: Path) -> None:
     """A panel for each fit, measured points and the curve, and one of the gradient's time."""
     from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     columns = min(3, len(fits) + 1)
     rows = -(-(len(fits) + 1) // columns)
     with style.context(["default", STYLE]):
-        figure = Figure((WIDTH, 3.2 * rows), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = [panel for row in figure.subplots(rows, columns, squeeze=False) for panel in row]
+        figure, axes = canvas(rows, columns, 3.2 * rows)
+        panels = [panel for row in axes for panel in row]
         for fit, panel in zip(fits, panels, strict=False):
             panel.plot(fit.points.bytes, [1e3 * each for each in fit.points.seconds], "o", color=COLOURS[0],
                        label="measured")
@@ -261,6 +258,6 @@ def draw(machine: machines.Machine, fits: list[Fit], path: Path) -> None:
             panel.set_axis_off()
         for panel in panels:
             panel.title.set_fontsize("medium")
-        figure.savefig(path, format="png")
+        figure.savefig(path, dpi=120, format="png")
 
 

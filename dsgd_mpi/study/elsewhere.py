@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.study.export import facet_of, slug
-from dsgd_mpi.study.figures import against_ranks, by_label, drawn, legend, look, synchronous
+from dsgd_mpi.study.figures import against_ranks, by_label, drawn, legend, look, saved, synchronous
 from dsgd_mpi.study.plan import Study
 from dsgd_mpi.study.results import Outcome
 from dsgd_mpi.study.style import STYLE, canvas
@@ -62,7 +62,8 @@ def draw(study: Study, learned: list[Outcome], timed: list[Outcome], folder: Pat
     from matplotlib import style
 
     folder.mkdir(parents=True, exist_ok=True)
-    made, rows = [], []
+    made: list[Path] = []
+    rows = []
     for facet, group in itertools.groupby(sorted(learned, key=facet_of), key=facet_of):
         found = points(study, list(group), timed)
         clusters = list(dict.fromkeys(each.cluster for each in found))
@@ -88,12 +89,8 @@ def draw(study: Study, learned: list[Outcome], timed: list[Outcome], folder: Pat
             for row in axes:
                 row[0].set_ylabel(f"time to {study.target:.0%},\nall-reduce being 1")
             legend(figure, panels[0])
-            figure.suptitle(f"{study.name}{': ' if facet else ''}{facet}, simulated", fontsize="medium",
-                            parse_math=False)
-            for kind in ("png", "pdf"):
-                path = folder / f"{slug('elsewhere', facet)}.{kind}"
-                figure.savefig(path, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else None)
-                made.append(path)
+            made += saved(figure, f"{study.name}{': ' if facet else ''}{facet}, simulated",
+                          folder / slug("elsewhere", facet))
     if not made:
         raise UsageError(f"--speeds: expected results of algorithms that {study.name} has too, under the same labels, "
                          "on as many ranks; found none")

@@ -53,12 +53,16 @@ def draw_study(study: Study, outcomes: list[Outcome], folder: Path) -> list[Path
                 figure = draw(study, every)
                 if figure is None:
                     continue
-                figure.suptitle(title, fontsize="medium", parse_math=False)
-                for kind in ("png", "pdf"):
-                    path = folder / "-".join(part for part in (what, name) if part)
-                    path = path.with_name(f"{path.name}.{kind}")
-                    figure.savefig(path, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else None)
-                    made.append(path)
+                made += saved(figure, title, folder / "-".join(part for part in (what, name) if part))
+    return made
+
+
+def saved(figure: Any, title: str, path: Path) -> list[Path]:
+    """As PNG and PDF, under that name; their paths."""
+    figure.suptitle(title, fontsize="medium", parse_math=False)
+    made = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
+    for each in made:
+        figure.savefig(each, dpi=150, metadata={"CreationDate": None} if each.suffix == ".pdf" else None)
     return made
 
 

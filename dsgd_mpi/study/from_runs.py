@@ -24,10 +24,11 @@ from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
-from dsgd_mpi.net.simulated.machine import Gradient, Link, Machine
+from dsgd_mpi.net.simulated.machine import Link, Machine
 from dsgd_mpi.nn import models
-from dsgd_mpi.study.fits import QUANTILES, as_rounded, rounded
-from dsgd_mpi.study.plot import Run, read, read_json, run_folders
+from dsgd_mpi.study.axes import named
+from dsgd_mpi.study.fits import as_rounded, gradient_of
+from dsgd_mpi.study.plot import read, read_json, run_folders
 from dsgd_mpi.study.simulate import ELEMENTS, zeros
 from dsgd_mpi.study.style import COLOURS, MARKERS, STYLE, canvas
 from dsgd_mpi.training.build import optimizer_of
@@ -112,7 +113,8 @@ def taken(folder: Path) -> Taken | None:
         return None
     hosts = [place["host"] for place in env["ranks"]]
     serves = algorithms.serving(built(run.config), len(hosts)) > 0
-    return Taken(way_of(run), run.config, len(hosts), max(map(hosts.count, hosts)), median(each[0] for each in times),
+    way = named(run.config.algorithm, run.config.algorithm_options())
+    return Taken(way, run.config, len(hosts), max(map(hosts.count, hosts)), median(each[0] for each in times),
                  () if serves else tuple(spread_out([each[1] for each in times], lines[1]["step"] - lines[0]["step"])))
 
 
@@ -126,12 +128,6 @@ def spread_out(means: list[float], steps: int) -> list[float]:
     """Of single steps, from means of so many."""
     middle = float(np.mean(means))
     return [max(middle / 10, middle + (each - middle) * math.sqrt(steps)) for each in means]
-
-
-def way_of(run: Run) -> str:
-    usual = built(replace(run.config, set=())).options()
-    return " ".join([run.config.algorithm, *(f"{key}={value}" for key, value in run.options.items()
-                                             if value != usual.get(key))])
 
 
 def built(config: Config) -> algorithms.Algorithm:
@@ -153,10 +149,7 @@ def with_gradient(runs: list[Taken]) -> Machine:
     fullest = max(run.per_node for run in runs if run.own_s)
     own = [each for run in runs if run.per_node == fullest for each in run.own_s]
     config = runs[0].config
-    count = min(QUANTILES, len(own))
-    histogram = np.quantile(own, (np.arange(count) + 0.5) / count)
-    gradient = Gradient(seconds=rounded(float(np.mean(own))), model=config.model, batch=config.batch,
-                        image=models.usual(config.model)[1], histogram=tuple(rounded(each) for each in histogram))
+    gradient, _ = gradient_of([own], config.model, config.batch, models.usual(config.model)[1])
     ways = ", ".join(sorted({run.way for run in runs}))
     ranks = ", ".join(str(count) for count in sorted({run.ranks for run in runs}))
     return Machine(name="from runs", about=f"Fitted by calibrate to runs of {config.model}, batch {config.batch}, on "
@@ -272,7 +265,7 @@ def draw(found: Found, most: int, path: Path) -> None:
             axes.plot(ranks, [1e3 * each for each in likely], "--", color=colour)
             axes.fill_between(ranks, [1e3 * each for each in low], [1e3 * each for each in high], color=colour,
                               alpha=0.15, linewidth=0)
-        axes.set(xscale="log", xlabel="ranks", ylabel="step, ms", ylim=(0, None))
+        axes.set(xlabel="ranks", ylabel="step, ms", ylim=(0, None))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_title("points: measured; lines: simulated; dashed, with intervals: predicted", loc="left",

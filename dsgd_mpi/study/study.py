@@ -102,8 +102,9 @@ def counted(study_: Study) -> str:
 def check(study_: Study) -> None:
     """UsageError about the first cell that could not be run, before any is."""
     prepared: dict[str, Prepared] = {}
+    accuracy = reader(study_)
     for group in study_.groups:
-        for cell in study_.trials(group, reader(study_)) or [group.cell]:
+        for cell in study_.trials(group, accuracy) or [group.cell]:
             config = replace(cell.config, lr=0.1, seed=0)
             key = repr(config)
             try:
