@@ -56,6 +56,7 @@ class Watch:
         self.asked: float | None = None     # when this rank asked the others, and
         self.answers: dict[int, dict[str, Any]] = {}    # who has answered that
         self.number, self.warned, self.over = 0, False, False
+        self.reported = -ANSWERS_S          # when this rank heard last that another reports, and ends the job
         host.watch = self
         threading.Thread(target=self._look_after, name="watch", daemon=True).start()
 
@@ -168,6 +169,7 @@ class Watch:
                 self.host.alarm.send(rank, {"number": news["asks"], "what": self.what, "waited": waited})
             elif "dump" in news:
                 self._dump()
+                self.reported = time.perf_counter()
             elif news["number"] == self.number:
                 self.answers[rank] = news
 
@@ -179,7 +181,7 @@ class Watch:
             self.excused, self.asked = now, None            # somebody computes, and is waited for
             return
         assert self.asked is not None
-        if self.host.rank != stuck[0] and now < self.asked + 2 * self._answer_s():
+        if self.host.rank != stuck[0] and now < max(self.asked + 2 * self._answer_s(), self.reported + ANSWERS_S):
             return                          # that one reports it
         ends = waited >= self.ending()
         report = f"no progress for {waited:.0f} s{self._where()}: {self._blame(missing)}{self._waits()}"

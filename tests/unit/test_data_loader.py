@@ -18,8 +18,14 @@ from tests.support.data_samples import images, split
 shapes = {"images_": st.integers(1, 60), "batch": st.integers(1, 7), "size": st.integers(1, 6)}
 
 
+@pytest.fixture
 def batch_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+    """Gives the threads that make batches, less those that other tests have left."""
+    def all_of_them():
+        return {thread for thread in threading.enumerate() if thread.name == "batches"}
+
+    before = all_of_them()
+    return lambda: all_of_them() - before
 
 
 @given(**shapes, seed=st.integers(0, 9))
@@ -141,7 +147,7 @@ def test_a_stream_is_made_only_so_far_ahead():
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_what_fails_in_the_thread_is_raised_where_the_batches_are_used(after):
+def test_what_fails_in_the_thread_is_raised_where_the_batches_are_used(after, batch_threads):
     x, calls = split(30), iter(range(100))
     read = x.read
 
@@ -158,7 +164,7 @@ def test_what_fails_in_the_thread_is_raised_where_the_batches_are_used(after):
     assert not batch_threads()
 
 
-def test_closing_or_forgetting_a_stream_ends_its_thread():
+def test_closing_or_forgetting_a_stream_ends_its_thread(batch_threads):
     for end in ("close", "del"):
         stream = Batches(split(30), 4).stream()
         next(stream)

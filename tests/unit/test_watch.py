@@ -80,6 +80,26 @@ def test_a_rank_that_computes_is_waited_for_and_all_that_wait_for_each_other_are
     assert "step 7: all ranks wait; ranks 0-2 wait in mean" in capsys.readouterr().err
 
 
+def test_a_job_is_reported_once_however_long_the_rank_that_reports_it_takes_to_end_it(monkeypatch, tmp_path):
+    now = [100.0]
+    monkeypatch.setattr(watch.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(watch.threading.Thread, "join", lambda thread, limit: None)
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: now[0])
+    host = Host({0: WAITS})
+    host.rank = 2
+    guard = Watch(host, 2.0, lambda: False)
+    while not guard.answers:                                # rank 0 waits, too, and is to report it
+        now[0] += 0.25
+        guard.waiting("mean", 99.0)
+    host.news.append((0, {"dump": True}))
+    heard = now[0]
+    with pytest.raises(Ended):
+        while True:
+            now[0] += 0.25
+            guard.waiting("mean", 99.0)
+    assert now[0] - heard > watch.ANSWERS_S
+
+
 def test_the_limit_is_the_one_given_or_grows_with_the_longest_wait_and_0_only_warns(waiting, caplog):
     assert waiting({1: WAITS}, timeout=20)[0] == pytest.approx(20, abs=6)
     assert waiting({1: WAITS}, longest=12.0)[0] == pytest.approx(END * 120, abs=10)
