@@ -83,7 +83,8 @@ class Traffic:
     """What communication has cost this rank so far.
 
     `comm_s`: seconds inside any verb; `wait_s`: the part of it spent blocked on other ranks;
-    `bytes_sent`: payload, where a mean over n ranks counts as the 2 (n - 1) / n times its bytes that a ring sends;
+    `bytes_sent`: payload, where a mean over n ranks counts as the 2 (n - 1) / n times its bytes that a ring sends,
+    and what this rank reads from another's `Shared` counts as well;
     `staleness`: histogram of how many additions by others came between this rank's read and its one-sided addition.
     """
 

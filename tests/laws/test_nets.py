@@ -7,6 +7,7 @@ import pytest
 
 from dsgd_mpi.arrays.flat import Buckets
 from dsgd_mpi.net.compression.half import Compressed
+from dsgd_mpi.net.sharded import Sharded
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import Link, star
 from tests.support.quadratic import on
@@ -228,10 +229,20 @@ def test_bytes_are_counted(world):
         host.mean(x).wait()
         after_mean = host.traffic.bytes_sent
         host.exchange(x, host.rank ^ 1 if host.rank ^ 1 < host.size else host.rank).wait()
-        return after_mean, host.traffic.bytes_sent - after_mean
-    for rank, (mean, exchange) in enumerate(world.run(main)):
+        after_exchange = host.traffic.bytes_sent
+        part = host.share(x)
+        for owner in range(host.size):
+            part.add(owner, part.read(owner))
+        after_all = host.traffic.bytes_sent
+        whole = Sharded(host, x)
+        whole.add(whole.read(np.empty_like(x)))
+        return (after_mean, after_exchange - after_mean, after_all - after_exchange,
+                host.traffic.bytes_sent - after_all, whole.shared.read(host.rank).size)
+    for rank, (mean, exchange, parts, whole, own) in enumerate(world.run(main)):
         assert mean == 2 * (world.size - 1) * 4000 // world.size
         assert exchange == (4000 if rank ^ 1 < world.size else 0)
+        assert parts == 2 * (world.size - 1) * 4000
+        assert whole == 2 * 4 * (1000 - own)
 
 
 def test_no_addition_to_shared_memory_is_lost_and_staleness_is_counted(world):

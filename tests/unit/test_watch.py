@@ -92,12 +92,12 @@ def test_a_job_is_reported_once_however_long_the_rank_that_reports_it_takes_to_e
         now[0] += 0.25
         guard.waiting("mean", 99.0)
     host.news.append((0, {"dump": True}))
-    heard = now[0]
+    for _ in range(int(watch.ANSWERS_S / 0.25)):
+        guard.waiting("mean", 99.0)
+        now[0] += 0.25
+    now[0] += 0.25
     with pytest.raises(Ended):
-        while True:
-            now[0] += 0.25
-            guard.waiting("mean", 99.0)
-    assert now[0] - heard > watch.ANSWERS_S
+        guard.waiting("mean", 99.0)
 
 
 def test_the_limit_is_the_one_given_or_grows_with_the_longest_wait_and_0_only_warns(waiting, caplog):

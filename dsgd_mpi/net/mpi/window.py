@@ -43,6 +43,7 @@ class Window(Shared):
             self.seen[owner] = fetch(self.window, owner, 0)
         self.window.Get_accumulate(NOTHING, part, owner, (COUNT_BYTES, part.size, self.datatype), MPI.NO_OP)
         self.window.Flush(owner)
+        self._moved(owner, part)
         return part
 
     def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
@@ -55,9 +56,12 @@ class Window(Shared):
             self.accumulate(owner, delta)
             stale = self.counted(owner)     # its flush completes the addition too
         self.traffic.staleness[stale] += 1
-        if owner != self.comm.rank:
-            self.traffic.bytes_sent += delta.nbytes
+        self._moved(owner, delta)
         return stale
+
+    def _moved(self, owner: int, part: Array) -> None:
+        if owner != self.comm.rank:
+            self.traffic.bytes_sent += part.nbytes
 
     def counted(self, owner: int) -> int:
         """Counts an addition by this rank; how many by others came before it since this rank's last read."""

@@ -258,6 +258,7 @@ class SharedMemory(Shared):
             self.seen[owner] = self.memory.counts[owner]
         self.host.travel(owner, self.host.rank, out.nbytes * self.host.cluster.machine.read_factor)
         self.host.touch(out.nbytes if owner == self.host.rank else 0)
+        self._moved(slice(owner, owner + 1), out)
         return out
 
     def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
@@ -275,6 +276,7 @@ class SharedMemory(Shared):
         if not glance:
             self.seen[: len(parts)] = self.memory.counts[: len(parts)]
         self.host.spread(out.nbytes, len(parts), to_them=False)
+        self._moved(slice(0, len(parts)), out)
         return out
 
     def add_parts(self, parts: Sequence[slice], delta: Array, weigh: Weigh | None = None) -> None:
@@ -294,10 +296,13 @@ class SharedMemory(Shared):
         self.seen[owners] += 1
         for each, times in zip(*np.unique(stale, return_counts=True), strict=True):
             traffic.staleness[int(each)] += int(times)
-        every = memory.lengths[owners]
-        own = int(memory.lengths[self.host.rank]) if owners.start <= self.host.rank < owners.stop else 0
-        traffic.bytes_sent += round((int(every.sum()) - own) * delta.itemsize * self.host.cluster.machine.scale)
+        self._moved(owners, delta)
         return int(stale[0])
+
+    def _moved(self, owners: slice, x: Array) -> None:
+        """Counts the bytes of their parts of x, less this rank's own."""
+        own = self.memory.lengths[self.host.rank] if owners.start <= self.host.rank < owners.stop else 0
+        self.host.traffic.bytes_sent += round((x.size - int(own)) * x.itemsize * self.host.cluster.machine.scale)
 
 
 class Numbers:
