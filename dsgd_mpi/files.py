@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from pathlib import Path
+
+from dsgd_mpi.errors import UsageError
+
+OPEN, LEAST_OPEN = 1024, 64                 # files and sockets of a process: wanted, and what MPI and HDF5 need
 
 
 def regular(path: str, flags: int) -> int:
@@ -16,6 +21,18 @@ def regular(path: str, flags: int) -> int:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no file", str(path))
     return os.open(path, flags, 0o666)
+
+
+def allow_many() -> None:
+    """Raises the limit of open files where it is low. UsageError if it must not be high enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN:
+        return
+    allowed = OPEN if hard == resource.RLIM_INFINITY else min(OPEN, hard)
+    if allowed < LEAST_OPEN:
+        raise UsageError(f"expected to be allowed at least {LEAST_OPEN} open files, found {allowed}; raise the limit "
+                         f"before the job starts: ulimit -n {OPEN}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def moved_away(path: Path) -> Path:

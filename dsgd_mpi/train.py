@@ -18,6 +18,7 @@ from click.core import ParameterSource
 
 from dsgd_mpi.config import LENGTHS, TABLES, Config, GroupedCommand, command_line_options, from_toml
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.files import allow_many
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.terminal import print_anything
 
@@ -151,6 +152,12 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)        # there is nothing to save yet
     config, problem = None, None
+    try:
+        allow_many()
+    except UsageError as error:             # MPI could not even start
+        if launched().rank == 0:
+            click.echo(f"Error: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
     try:
         config = parse()
     except click.ClickException as error:   # others may have no such problem, and would wait for this rank

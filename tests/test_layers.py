@@ -34,6 +34,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("study.study", "study.advise", "study.calibrate"),
 ]
 SIDEWAYS = {                                # what a room may import from its own floor, itself apart
+    "files": ("errors",),
     "training.watch": ("training.signals",),
     "training.record": ("training.display", "training.output"),
     "training.results": ("training.output",),

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -196,8 +197,9 @@ def writing(folder: Path) -> Iterator[None]:
 def acquire(path: Path, me: Holder, folder: Path) -> None:
     """Makes `path` a claim of this process. UsageError if it is held, or if nothing can be written there."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: expected the claim of a run, or nothing, found what is no file; move it away")
+    with suppress(FileNotFoundError):       # asked once: another process may remove it at any time
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UsageError(f"{path}: expected the claim of a run, or nothing, found what is no file; move it away")
     try:
         part.write_text(to_json(me._asdict()) + "\n", encoding="utf-8")
         end = time.monotonic() + TAKING_S
@@ -205,9 +207,11 @@ def acquire(path: Path, me: Holder, folder: Path) -> None:
             if not left_behind(path, me, now=part.stat().st_mtime):     # the file server's clock
                 holder = read(path)
                 if holder or time.monotonic() > end:
-                    who = holder.described() if holder else f"whoever wrote {path}"
-                    raise UsageError(f"{folder} is in use by {who}; wait until that run has ended, or choose another "
-                                     "folder by --out")
+                    if not holder:
+                        raise UsageError(f"{path}: expected the claim of a run, found what cannot be read as one; "
+                                         "remove it if no run uses the folder")
+                    raise UsageError(f"{folder} is in use by {holder.described()}; wait until that run has ended, or "
+                                     "choose another folder by --out")
                 time.sleep(0.05)            # it is gone, or just being written
             else:
                 take_away(path, me, folder, end)
@@ -268,9 +272,10 @@ def read(path: Path) -> Holder | None:
     """None if there is no claim, or none that can be understood."""
     try:
         found: Any = json.loads(read_text(path))
-        return Holder(**found)
+        holder = Holder(**found)
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    return holder if isinstance(holder.pid, int) and isinstance(holder.restarts, int) else None
 
 
 def own() -> Holder:

@@ -1,13 +1,16 @@
 """A pipe or a folder that has the name of a file of ours makes nobody wait for ever, and ends no run."""
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from dsgd_mpi.config import from_toml
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.files import read_text, regular
+from dsgd_mpi.files import allow_many, read_text, regular
 from dsgd_mpi.study.plot import read_json, whole_lines
 from dsgd_mpi.training.checkpoint import best_of
 from dsgd_mpi.training.folder import LOCK, Claim
@@ -81,3 +84,21 @@ def test_what_is_no_table_of_a_run_makes_way_for_one_and_is_kept(tmp_path, caplo
     path.write_text("step,accuracy\n5,0.5\n")
     keep_table(path)
     assert path.read_text() == "step,accuracy\n5,0.5\n"
+
+
+@pytest.mark.parametrize(("soft", "hard", "allowed"), [(20, 500, 500), (20, 5000, 1024), (2000, 5000, 2000),
+                                                       (20, -1, 1024), (-1, -1, -1), (64, 64, 64)])
+def test_a_low_limit_of_open_files_is_raised_as_far_as_it_may_be(monkeypatch, soft, hard, allowed):
+    now = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda what: now[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: now.append(limits))
+    allow_many()
+    assert now[-1] == (allowed, hard)
+
+
+def test_too_few_open_files_are_said_before_mpi_starts(tmp_path):
+    job = f"ulimit -n 20; exec {sys.executable} -m dsgd_mpi.train --steps 1 --out {tmp_path / 'run'}"
+    done = subprocess.run(["bash", "-c", job], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("Error: expected to be allowed at least 64 open files, found 20; raise the limit before the "
+                           "job starts: ulimit -n 1024\n")
