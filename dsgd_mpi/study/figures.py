@@ -5,7 +5,7 @@
     scaling   images/s against ranks with the ideal line, and efficiency: weak, or strong where the total batch is fixed
     speedup   throughput x statistical efficiency = speed-up, each against ranks
     split     what a step's time goes to, by ranks
-    spread    staleness of one-sided updates, and how far apart the ranks' models are
+    spread    staleness of one-sided updates, and how far apart the ranks' models are: over time, and at the end
 
 A method's throughput and efficiency are relative to all-reduce's, or the first algorithm's, on the fewest ranks:
 throughput is images per second, statistical efficiency the images that all-reduce needed there to the target, divided
@@ -18,6 +18,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dsgd_mpi.study.table import Spread, of, to_target, write_table
 
 SPLIT = {"compute": ("computing", COLOURS[0]), "wait": ("waiting: for ranks and data", COLOURS[1]),
          "data": ("loading images", COLOURS[4]), "other": ("one-sided calls, and the rest", COLOURS[2])}
+BINS = 10                                   # of a histogram
 OVER = {"epochs": "epoch", "images": "images", "seconds": "training_s"}
 
 
@@ -282,25 +284,47 @@ def spread_of(study: Study, outcomes: list[Outcome]) -> Any:
     shown = [(index, each[-1]) for index, (_, each) in enumerate(by_label(outcomes)) if each[-1].group.ranks == most]
     stale = [(index, outcome, staleness(outcome.results)) for index, outcome in shown]
     apart = [(index, outcome) for index, outcome in shown if any(distances(result) for result in outcome.results)]
-    if not any(found for *_, found in stale) and not apart:
+    ends = [(index, at_the_end(outcome.results)) for index, outcome in apart]
+    parts = [part for part, shown_at_all in (
+        (partial(draw_staleness, stale, most), any(found for *_, found in stale)),
+        (partial(draw_distances, apart), apart),
+        (partial(draw_ends, ends, most), any(found for _, found in ends))) if shown_at_all]
+    if not parts:
         return None
-    figure, (axes,) = canvas(1, 2, 3.8)
-    for index, outcome, counts in stale:
-        if counts:
-            total, values = counts.total(), sorted(counts)
-            axes[0].step(values, [counts[value] / total for value in values], where="mid", label=outcome.group.label,
-                         color=look(index)["color"])
-    axes[0].set(xlabel=f"updates by others since the model was read, {most} ranks", ylabel="share of updates",
-                ylim=(0, None))
-    for index, outcome in apart:
-        for number, result in enumerate(outcome.results):
-            axes[1].plot([at.epochs for at in result.points()], distances(result), label=outcome.group.label
-                         if number == 0 else None, **{**look(index), "markersize": 3})
-    axes[1].set(xlabel="epochs", ylabel="distance from the mean model", yscale="log")
+    figure, (axes,) = canvas(1, len(parts), 3.8)
+    for part, panel in zip(parts, axes, strict=True):
+        part(panel)
     handles = {label: handle for panel in axes
                for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def draw_staleness(stale: list[tuple[int, Outcome, Counter[int]]], ranks: int, panel: Any) -> None:
+    for index, outcome, counts in stale:
+        if counts:
+            total, values = counts.total(), sorted(counts)
+            panel.step(values, [counts[value] / total for value in values], where="mid", label=outcome.group.label,
+                       color=look(index)["color"])
+    panel.set(xlabel=f"updates by others since the read,\n{ranks} ranks", ylabel="share of updates", ylim=(0, None))
+
+
+def draw_distances(apart: list[tuple[int, Outcome]], panel: Any) -> None:
+    for index, outcome in apart:
+        for number, result in enumerate(outcome.results):
+            panel.plot([at.epochs for at in result.points()], distances(result), label=outcome.group.label
+                       if number == 0 else None, **{**look(index), "markersize": 3})
+    panel.set(xlabel="epochs", ylabel="distance from the mean model", yscale="log")
+
+
+def draw_ends(ends: list[tuple[int, list[float]]], ranks: int, panel: Any) -> None:
+    furthest = max(max(found) for _, found in ends if found)
+    for index, found in ends:
+        if found:
+            panel.hist(found, BINS, (0, furthest), weights=[1 / len(found)] * len(found), histtype="step",
+                       linewidth=1.5, color=look(index)["color"])
+    panel.set(xlabel=f"distance from the mean model\nat the end, {ranks} ranks", ylabel="share of ranks",
+              ylim=(0, None))
 
 
 def staleness(results: Iterable[Result]) -> Counter[int]:
@@ -314,3 +338,9 @@ def distances(result: Result) -> list[float]:
     """Of each evaluation; none of a method that keeps one model."""
     found = [row.get("consensus_distance") or 0.0 for row in result.rows]
     return found if any(each > 1e-6 for each in found) else []
+
+
+def at_the_end(results: Iterable[Result]) -> list[float]:
+    """Each rank's distance from the mean model at the last evaluation, of all runs."""
+    return [each for result in results for each in result.summary.get("rank_consensus_distance") or ()
+            if each is not None]

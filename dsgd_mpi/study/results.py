@@ -23,7 +23,7 @@ from dsgd_mpi.study.plan import Cell, Group, Study
 
 CURVE = 40                                  # points of the curve of training losses
 DIGITS = 6                                  # of a figure that is kept
-LEFT_OUT = ("rank_steps", "staleness_counts")       # of a row: the summary has those of the whole run
+LEFT_OUT = ("rank_steps", "staleness_counts", "rank_consensus_distance")    # of a row: the summary has the last
 ENDS = ("finished", "diverged")             # of a run that has a result
 
 

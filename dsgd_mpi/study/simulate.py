@@ -223,7 +223,6 @@ def pass_time(parts: Prepared, host: SimulatedHost, folder: Path, stop: StopRequ
     summary = record.finish("finished", steps, own.about(host.size))
     if host.rank == 0:
         display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
-                                 and key not in ("staleness_counts", "rank_steps", "rank_images_per_s",
-                                                 "rank_updates_skipped")})
+                                 and key != "staleness_counts" and not key.startswith("rank_")})
         display.print(f"run folder: {folder}")
     return 0

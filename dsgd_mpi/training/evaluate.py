@@ -43,7 +43,7 @@ def evaluate(run: Training, step: int, record: Record) -> tuple[dict[str, Any], 
     """
     host, model, x = run.host, run.model, run.model.flat
     own = x.copy()
-    distance = consensus_distance(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
+    distances = consensus_distances(host, x[: model.parameters], host.size / run.workers if run.works else 0.0)
     take_answer(run, step, record)          # soon after all have met: no rank waits for another in it
     right, seen = counted(run, host.rank, host.size)
     answer = x.copy()
@@ -51,7 +51,8 @@ def evaluate(run: Training, step: int, record: Record) -> tuple[dict[str, Any], 
     alone = own_accuracy(run)
     share = host.mean(np.array([right, seen], np.float64)).wait()
     return {"accuracy": float(share[0] / share[1]), **spread(host.allgather(alone)),
-            "consensus_distance": distance}, answer
+            "consensus_distance": sum(filter(None, distances)) / run.workers,
+            "rank_consensus_distance": distances}, answer
 
 
 def counted(run: Training, rank: int, size: int, most: int | None = None) -> tuple[int, int]:
@@ -85,8 +86,9 @@ def spread(accuracies: list[float | None]) -> dict[str, float | None]:
             for name, of in (("min", np.min), ("mean", np.mean), ("max", np.max))}
 
 
-def consensus_distance(host: Host, x: Array, weight: float = 1.0) -> float:
-    """Collective: the average over ranks of ||x_i - mean x||, divided by ||mean x||; the weights average to 1."""
+def consensus_distances(host: Host, x: Array, weight: float = 1.0) -> list[float | None]:
+    """Collective: each rank's ||x_i - mean x|| / ||mean x||; None where it weighs nothing. The weights average to 1."""
     mean = host.mean(weight * x).wait()
-    distance = host.mean(np.array([weight * float(np.linalg.norm(x - mean))])).wait()
-    return float(distance[0]) / float(np.linalg.norm(mean))
+    own = float(np.linalg.norm(x - mean)) / float(np.linalg.norm(mean))
+    found: list[float | None] = host.allgather(own if weight else None)
+    return found

@@ -255,7 +255,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         display.end()
     if host.rank == 0:
         display.table("result", {key: value for key, value in summary.items() if value not in (None, {})
-                                 and key != "staleness_counts"})
+                                 and key not in ("staleness_counts", "rank_consensus_distance")})
         display.print(f"run folder: {folder}")
         display.print(f"to plot it: {python()} -m dsgd_mpi plot {folder}" if last == training.steps
                       else f"stopped at step {last} {stop.reason()}; continue with --resume {folder}")

@@ -194,7 +194,7 @@ class Record:
             self.output.add("metrics.jsonl", to_json(line) + "\n")
             self.display.step(line)
 
-    def evaluation(self, step: int, lr: float, **found: float | None) -> None:
+    def evaluation(self, step: int, lr: float, **found: Any) -> None:
         """Collective, after an evaluation that found these figures: a line of summary.csv."""
         own = {"losses": self.epoch_losses, "loss": self.epoch_loss, **self.figures()}
         self.epoch_loss, self.epoch_losses = 0.0, 0
@@ -205,7 +205,7 @@ class Record:
         self.row = {"step": step, "epoch": self.epoch(step), "lr": lr, **found,
                     "train_loss": train_loss, **figures}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
-        self.row["rank_steps"] = " ".join(map(str, rank_steps))
+        self.row["rank_steps"] = rank_steps
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
         self.row["staleness_counts"] = " ".join(f"{value}:{stale[value]}" for value in sorted(stale))
         if self.output:                     # rank 0
@@ -237,6 +237,7 @@ class Record:
         summary = {"status": status, **about, "steps": step, "epochs": self.epoch(step), **figures,
                    "staleness": percentiles(stale) if stale else None, "staleness_counts": dict(sorted(stale.items())),
                    "rank_steps": self.host.allgather(self.rank_steps),
+                   "rank_consensus_distance": self.row.get("rank_consensus_distance"),
                    "rank_updates_skipped": self.host.allgather(self.updates_skipped), "restores": self.restores,
                    "rank_images_per_s": self.host.allgather(self.rate()), **({"lost": self.dead} if self.dead else {})}
         if self.output:                     # rank 0
@@ -256,8 +257,14 @@ class Record:
         if not self.columns:
             self.columns = list(row)
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({key: words(value) if isinstance(value, list) else value for key, value in row.items()})
         return text.getvalue()
+
+
+def words(values: list[int | float | None]) -> str:
+    """In one field of a table: a value a rank."""
+    return " ".join("-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+                    for value in values)
 
 
 def percentiles(stale: Counter[int]) -> dict[str, int | None]:

@@ -276,6 +276,10 @@ def test_every_algorithm_trains_a_network_and_goes_on_from_its_checkpoint(tmp_pa
     assert row["rank_steps"] == " ".join(map(str, steps))
     assert row["staleness_counts"] == " ".join(f"{stale}:{count}" for stale, count in sorted(counts.items()))
     assert row["staleness_max"] == (str(max(counts)) if one_sided else "")
+    apart = summary["rank_consensus_distance"]
+    assert [each is None for each in apart] == [not count for count in steps]
+    assert np.mean([each for each in apart if each is not None]) == pytest.approx(summary["consensus_distance"])
+    assert row["rank_consensus_distance"] == " ".join("-" if each is None else f"{each:.6g}" for each in apart)
     assert all(float(row[key]) >= 0 for key in ("consensus_distance", "bytes_sent", "wait_s", "lr"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["rank_steps"] for line in lines] == ([0, 0, 0] if serving else [4, 8, 12])

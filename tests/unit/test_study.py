@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -377,6 +378,22 @@ def test_every_picture_is_drawn_and_says_simulated_and_where_the_methods_cross(t
     base = figures.base_of(every)
     assert (base.group.label, base.group.ranks) == ("allreduce", 2)
     assert all(path.stat().st_size > 400 for path in made_)
+
+
+@pytest.mark.parametrize(("summary", "apart", "panels"), [
+    ({}, 0.0, 0), ({"staleness_counts": {"0": 3, "4": 1}}, 0.0, 1), ({}, 0.1, 1),
+    ({"rank_consensus_distance": [None, 0.1, 0.3]}, 0.2, 2),
+    ({"rank_consensus_distance": [0.1, 0.3], "staleness_counts": {"1": 3}}, 0.2, 3)])
+def test_staleness_and_distances_are_drawn_where_there_are_any(summary, apart, panels):
+    row = {"step": 1, "epoch": 1.0, "accuracy": 0.5, "wall_s": 1.0, "eval_s": 0.0, "images": 8,
+           "consensus_distance": apart}
+    result = Result({"config": {}, "summary": summary, "rows": [row], "metrics": []})
+    outcome = SimpleNamespace(results=[result], group=SimpleNamespace(label="gossip", ranks=2))
+    figure = figures.spread_of(None, [outcome])
+    assert len(figure.axes if figure else []) == panels
+    if panels == 3:
+        heights = [patch.get_xy()[:, 1].max() for patch in figure.axes[2].patches]
+        assert heights == [0.5]             # each of two ranks is half of them
 
 
 def test_no_picture_is_drawn_of_what_has_no_result(tmp_path):
