@@ -321,7 +321,7 @@ def draw_ends(ends: list[tuple[int, list[float]]], ranks: int, panel: Any) -> No
     furthest = max(max(found) for _, found in ends if found)
     for index, found in ends:
         if found:
-            panel.hist(found, BINS, (0, furthest), weights=[1 / len(found)] * len(found), histtype="step",
+            panel.hist(found, BINS, range=(0, furthest), weights=[1 / len(found)] * len(found), histtype="step",
                        linewidth=1.5, color=look(index)["color"])
     panel.set(xlabel=f"distance from the mean model\nat the end, {ranks} ranks", ylabel="share of ranks",
               ylim=(0, None))
