@@ -30,6 +30,7 @@ from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic, read_finite
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
+from dsgd_mpi.data import partition
 from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
@@ -208,9 +209,17 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         if host.rank == 0:
             keep_config(folder, config)
     machine = environment(parts, host, training.threads)
+    owner, labels = parts.owners(training.workers), parts.dataset.train.labels
+    if owner is not None:
+        servers, classes = host.size - training.workers, parts.dataset.classes
+        own = partition.counts(labels, owner, len(classes), training.workers)
+        machine["partition"] = {"rule": config.partition, "classes": classes, "first_rank": servers,
+                                "images": own.tolist()}
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"changed": changed} if changed else {}),
                                **({"job": job.described()} if job else {})})
+    if owner is not None:
+        display.print(f"images by class and rank\n{partition.table(own, classes, servers)}")
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals, training.course)
     record.row = row
@@ -316,6 +325,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{parts.graph.macs / 1e6:,.1f} million multiply-adds per image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
+        **shares(machine),
         "batch": f"{config.batch} per rank, {config.batch * training.workers} in total",
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
@@ -327,6 +337,12 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         **({"injected faults": config.inject} if config.inject else {}),
         "run folder": folder,
     }
+
+
+def shares(machine: dict[str, Any]) -> dict[str, str]:
+    """A line of the banner where ranks have images of their own."""
+    found = machine.get("partition")
+    return {"partition": f"{found['rule']}: {partition.summary(np.array(found['images']))}"} if found else {}
 
 
 def ramp(epochs: float, training: Training) -> str:
