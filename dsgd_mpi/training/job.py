@@ -208,18 +208,13 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
                 return 0
         if host.rank == 0:
             keep_config(folder, config)
-    machine = environment(parts, host, training.threads)
-    owner, labels = parts.owners(training.workers), parts.dataset.train.labels
-    if owner is not None:
-        servers, classes = host.size - training.workers, parts.dataset.classes
-        own = partition.counts(labels, owner, len(classes), training.workers)
-        machine["partition"] = {"rule": config.partition, "classes": classes, "first_rank": servers,
-                                "images": own.tolist()}
+    machine = {**environment(parts, host, training.threads), **shares(parts, training)}
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"changed": changed} if changed else {}),
                                **({"job": job.described()} if job else {})})
-    if owner is not None:
-        display.print(f"images by class and rank\n{partition.table(own, classes, servers)}")
+    if shared := machine.get("partition"):
+        display.print("images by class and rank\n" + partition.table(
+            np.array(shared["images"]), shared["classes"], shared["first_rank"]))
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals, training.course)
     record.row = row
@@ -325,7 +320,8 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{parts.graph.macs / 1e6:,.1f} million multiply-adds per image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
-        **shares(machine),
+        **({"partition": f"{config.partition}: {partition.summary(np.array(machine['partition']['images']))}"}
+           if "partition" in machine else {}),
         "batch": f"{config.batch} per rank, {config.batch * training.workers} in total",
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
@@ -339,10 +335,15 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
     }
 
 
-def shares(machine: dict[str, Any]) -> dict[str, str]:
-    """A line of the banner where ranks have images of their own."""
-    found = machine.get("partition")
-    return {"partition": f"{found['rule']}: {partition.summary(np.array(found['images']))}"} if found else {}
+def shares(parts: Prepared, training: Training) -> dict[str, Any]:
+    """For env.json, on rank 0: images of each class on each rank that trains, where these have images of their own."""
+    workers, classes = training.workers, parts.dataset.classes
+    owner = parts.owners(workers)
+    if owner is None or training.host.rank:
+        return {}
+    images = partition.counts(parts.dataset.train.labels, owner, len(classes), workers)
+    return {"partition": {"rule": parts.config.partition, "classes": classes,
+                          "first_rank": training.host.size - workers, "images": images.tolist()}}
 
 
 def ramp(epochs: float, training: Training) -> str:
