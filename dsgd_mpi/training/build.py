@@ -48,7 +48,7 @@ class Prepared:
     graph: Graph
     network: Model | None = None            # that the ranks of a simulated cluster take turns in
     notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
-    owned: dict[int, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
+    owned: dict[Any, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
 
     def model(self) -> Model:
         """This rank's."""
@@ -59,10 +59,12 @@ class Prepared:
 
     def owners(self, workers: int) -> Array | None:
         """Of each training image, among so many ranks that train; None if all are all ranks'."""
-        rule = partition.parse(self.config.partition)
-        if rule and workers not in self.owned:
-            self.owned[workers] = partition.owners(self.dataset.train.labels, workers, rule, self.config.seed)
-        return self.owned[workers] if rule else None
+        rule, seed = partition.parse(self.config.partition), self.config.seed
+        if not rule:
+            return None
+        if (rule, workers, seed) not in self.owned:
+            self.owned[rule, workers, seed] = partition.owners(self.dataset.train.labels, workers, rule, seed)
+        return self.owned[rule, workers, seed]
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""

@@ -137,6 +137,13 @@ def test_all_are_the_algorithms_that_there_are_and_partitions_are_an_axis(tmp_pa
         made(tmp_path, re.sub("algorithm = .*", "", PLAIN).replace("[base]", '[base]\nalgorithm = "all"'))
 
 
+def test_a_study_is_checked_with_each_seed(tmp_path):
+    text = PLAIN.replace("[base]", '[base]\npartition = "sizes:0.5"').replace("[4, 2]", "[8]")
+    check(made(tmp_path, text.replace("[3, 4]", "[3, 5]")))
+    with pytest.raises(UsageError, match=r"s.toml: allreduce on 8 ranks: --partition sizes:0.5: expected at least a b"):
+        check(made(tmp_path, text.replace("[3, 4]", "[3, 6]")))
+
+
 def test_the_share_of_a_rate_is_a_ranks(tmp_path):
     found = made(tmp_path, TUNED.replace('label = "push"', 'label = "push", share_lr = true'))
     cells = found.trials(found.groups[3], lambda cell: None)
