@@ -6,10 +6,12 @@
     shards:K         the images, sorted by class, are cut into K n equal shards, of which each of n ranks draws K
     sizes:ALPHA      all classes alike, but shares of the images by q ~ Dirichlet(ALPHA) over the ranks
 
-`dirichlet` by classes as Yurochkin et al. 2019 (arXiv:1905.12022), and in equal amounts as Hsu et al. 2019
-(arXiv:1909.06335), who draw q over the classes for each rank; the code of Lin et al. 2021 (arXiv:2102.04761) does both,
-by tens of ranks. `shards` by McMahan et al. 2017 (arXiv:1602.05629, section 3), with K = 2, and `sizes` by Li et al.
-2021 (arXiv:2102.02079).
+`dirichlet` is by classes as in Yurochkin et al. 2019 (arXiv:1905.12022) and in the code of Lin et al. 2021
+(arXiv:2102.04761), which takes ten ranks at a time and evens out the amounts afterwards. Hsu et al. 2019
+(arXiv:1909.06335) draw proportions of classes for each rank instead, by Dirichlet(ALPHA p) with p their shares of all
+images: with the same ALPHA that is more skewed. `shards` is of McMahan et al. 2017 (arXiv:1602.05629), with K = 2, and
+`sizes` of Li et al. 2021 (arXiv:2102.02079), whose code draws again until all ranks have ten images.
+Where a rank would have less than a batch, the run is refused.
 
 An epoch is as long as with iid: all ranks take the same number of steps, and together as many images as there are. Each
 rank shuffles its own anew whenever it has seen all of them, so that one with few sees them more than once an epoch, and
@@ -44,7 +46,7 @@ class Rule(NamedTuple):
         return f"{self.kind}:{self.value:.6g}" if self.kind != "shards" else f"{self.kind}:{self.value}"
 
     def milder(self) -> Iterator[Rule]:
-        """Rules of this kind, of which a later one gives the smallest share more images."""
+        """Rules of this kind by which amounts differ less and less, to be tried in turn."""
         if self.kind == "shards":
             yield from (Rule(self.kind, self.value // 2**k) for k in range(1, int(self.value).bit_length()))
         elif self.kind == "sizes":
