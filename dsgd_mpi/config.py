@@ -93,12 +93,16 @@ class Config:
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
+    partition: str = option(
+        "Experiment", "iid", "Which rank learns from which images: iid, all from all; dirichlet:ALPHA, classes by "
+        "Dirichlet shares; shards:K, K shards of images sorted by class; sizes:ALPHA, unequal amounts.",
+        unit="RULE[:VALUE]")
     compress: Literal["none", "float16", "bfloat16"] = option(
         "Experiment", "none", "Send gradients and models as 16-bit numbers.")
     bn: Literal["auto", "average", "recalibrate", "local"] = option(
         "Experiment", "auto", "Batch norm statistics of the model that is evaluated and saved: as averaged by the "
         "algorithm, recomputed on training images, or each rank's own; auto: average where all ranks have the same "
-        "model, else recalibrate.")
+        "model and images alike, else recalibrate.")
     slow_rank: str | None = option(
         "Experiment", None, "Delay each gradient of these ranks, to simulate stragglers: by RANK:SECONDS, or drawn "
         "anew at each step by RANK:uniform:LEAST:MOST, RANK:exponential:MEAN or RANK:pareto:MEAN (exponent 2); RANK "
@@ -200,9 +204,11 @@ class Config:
         """`bn`, for an algorithm that does or does not keep the same model on all ranks.
 
         The mean of the ranks' statistics is not what the mean of their models gives, so that is measured on images, as
-        Izmailov et al. 2018 (arXiv:1803.05407) do for an average of models.
+        Izmailov et al. 2018 (arXiv:1803.05407) do for an average of models. Nor is the mean of the ranks' variances
+        that of all images where `partition` gives the ranks different ones.
         """
-        return ("average" if one_model else "recalibrate") if self.bn == "auto" else self.bn
+        alike = one_model and self.partition == FIELDS["partition"].default
+        return ("average" if alike else "recalibrate") if self.bn == "auto" else self.bn
 
     def milestone_epochs(self) -> tuple[float, ...] | None:
         """`milestones` as numbers, in order."""

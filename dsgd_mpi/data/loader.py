@@ -4,6 +4,8 @@
 
 so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike.
 
+Where each rank has images of its own (`partition`), a step takes the next b of them, shuffled anew at each pass.
+
 A run that goes on with other batches counts on in images (`Course`): each step takes the next ones of the epochs, one
 after the other, so that each of an epoch is still drawn once.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import atexit
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -30,6 +33,7 @@ from dsgd_mpi.kernels.api import Bytes
 
 AHEAD = 2                                   # batches prefetched
 LATE = 1                                    # that a device may still copy when the next is asked for
+STREAM = 4                                  # of random numbers: others of the seed are of the epochs of all ranks
 STOP_S = 5.0                                # a file system that hangs must not keep the process alive
 
 
@@ -98,15 +102,17 @@ class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
     Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
-    `course`: of a run that is resumed; without one, a run begins. Every rank has the same number of steps,
+    `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their indices int64 (m,),
+    where they are not dealt out anew each epoch. Every rank has the same number of steps,
     `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
     images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True) -> None:
-        self.prefetch = prefetch
+                 prefetch: bool = True, own: Array | None = None) -> None:
+        self.prefetch, self.own = prefetch, own
+        self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
         _check(batch, size, len(split))
@@ -115,14 +121,36 @@ class Batches:
 
     def indices(self, step: int) -> Array:
         """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
-        first = self.course.drawn(step) + self.rank * self.batch
+        drawn, length = self.course.drawn(step), self.course.epoch
+        first = drawn + self.rank * self.batch
+        if self.own is not None:
+            first, length = drawn // self.size, len(self.own)
         parts, last = [], first + self.batch
         while first < last:                 # a batch may begin in one epoch and end in the next
-            epoch, place = divmod(first, self.course.epoch)
-            part = _permutation(self.seed, epoch, len(self.split))[place:min(self.course.epoch, place + last - first)]
+            epoch, place = divmod(first, length)
+            order = _permutation(self.seed, epoch, len(self.split)) if self.own is None else self._shuffled(epoch)
+            part = order[place:min(length, place + last - first)]
             parts.append(part)
             first += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _shuffled(self, number: int) -> Array:
+        """This rank's own images, as they come in a pass over them."""
+        assert self.own is not None
+        last, order = self._order
+        if last != number:
+            draw = np.random.default_rng((self.seed, number, self.rank, STREAM))
+            order = draw.permutation(self.own)
+            self._order = number, order
+        return order
+
+    def of_all(self) -> Batches:
+        """Such batches of all images, whichever rank's they are."""
+        if self.own is None:
+            return self
+        every = copy(self)
+        every.own = None
+        return every
 
     def at(self, step: int) -> tuple[Array, Array]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""

@@ -45,6 +45,11 @@ def ways(values: Any, where: str) -> list[Way]:
     return found
 
 
+def every() -> list[dict[str, Any]]:
+    """All algorithms, as tables."""
+    return [{"name": name, "share_lr": algorithms.find(name)().updates_add_up} for name in algorithms.names()]
+
+
 def way(value: Any, where: str) -> Way:
     if isinstance(value, str):
         first, *settings = value.split() or [""]

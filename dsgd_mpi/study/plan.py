@@ -23,7 +23,8 @@
     beyond = 2                          # so many more are tried where the best is the first or the last  [default: 0]
 
 An algorithm is a string or a table: its name, its options in `set`, a label, options of `train` that go with it, and
-share_lr = true if a rank takes the rate divided by the number of ranks, as where the ranks' updates add up. A cluster
+share_lr = true if a rank takes the rate divided by the number of ranks, as where the ranks' updates add up. "all" in
+[axes] is each algorithm that there is, without options, and with share_lr where its updates add up. A cluster
 is a name or file, or a table with it, a label, and entries that replace those of its file. An option that is '' is left
 out.
 
@@ -334,7 +335,8 @@ def values_of(path: Path, key: str, values: list[Any], table: str) -> list[Any]:
     """Of one axis, checked."""
     where = f"{path}: [{table}]: {key}"
     if key == "algorithm":
-        return list(axes.ways(values, where))
+        every = axes.every() if table == "axes" else ["all"]
+        return list(axes.ways([each for value in values for each in (every if value == "all" else [value])], where))
     if key == "ranks":
         return list(axes.ranks(values, where))
     if key == "cluster":

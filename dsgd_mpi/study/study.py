@@ -111,7 +111,8 @@ def check(study_: Study) -> None:
                 if key not in prepared:
                     prepared[key] = prepare(config, None)
                 if cell.gradients == "real":
-                    fit(prepared[key], cell.ranks)
+                    for seed in study_.seeds:           # images may be shared out by it
+                        fit(replace(prepared[key], config=replace(config, seed=seed)), cell.ranks)
                 elif not config.steps:
                     raise UsageError("gradients = \"none\": expected steps, the number to simulate, found none")
                 if cell.place:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dsgd_mpi import algorithms, config, optim
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import Batches, Course, Dataset, open_dataset
+from dsgd_mpi.data import Batches, Course, Dataset, open_dataset, partition
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
@@ -45,6 +48,7 @@ class Prepared:
     graph: Graph
     network: Model | None = None            # that the ranks of a simulated cluster take turns in
     notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
+    owned: dict[Any, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
 
     def model(self) -> Model:
         """This rank's."""
@@ -52,6 +56,15 @@ class Prepared:
         if self.network:
             return Turns(self.network)
         return Model(self.graph, chosen.batch, self.kernels, chosen.seed, chosen.smoothing)
+
+    def owners(self, workers: int) -> Array | None:
+        """Of each training image, among so many ranks that train; None if all are all ranks'."""
+        rule, seed = partition.parse(self.config.partition), self.config.seed
+        if not rule:
+            return None
+        if (rule, workers, seed) not in self.owned:
+            self.owned[rule, workers, seed] = partition.owners(self.dataset.train.labels, workers, rule, seed)
+        return self.owned[rule, workers, seed]
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""
@@ -62,13 +75,16 @@ class Prepared:
         return {"algorithm": self.config.algorithm, "options": self.options(),
                 "optimizer": self.optimizer.name, "optimizer_options": self.optimizer.options(),
                 "model": self.config.model, "data": self.config.data, "ranks": ranks, "seed": self.config.seed,
-                "inject": self.config.inject, "bn": self.config.statistics(self.algorithm.one_model), **self.notes}
+                "inject": self.config.inject, "bn": self.config.statistics(self.algorithm.one_model),
+                **({"partition": self.config.partition} if self.config.partition != partition.IID else {}),
+                **self.notes}
 
 
 def prepare(config_: Config, ranks: int | None) -> Prepared:
     """Checks all that a configuration names, for a run on `ranks` ranks if known. UsageError says what is wrong."""
     config_.slowed()
     inject.parse(config_.inject)
+    rule = partition.parse(config_.partition)
     algorithm = algorithms.build(config_.algorithm, config_.algorithm_options())
     optimizer = optimizer_of(config_, algorithm)
     config_.milestone_epochs()
@@ -91,6 +107,9 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
         raise UsageError(f"--survive: {what} cannot go on without a rank, which may hold shared memory or serve; "
                          f"use one of {', '.join(algorithms.surviving())}, or save with --checkpoint-every, and "
                          "go on from there after a loss with --resume and --no-survive")
+    if config_.survive and rule:
+        raise UsageError(f"--survive: expected --partition iid, found {rule}, by which the images of a rank that dies "
+                         "are lost; use --no-survive, or --partition iid")
     if config_.survive and config_.steps_total:
         raise UsageError("--survive: --steps-total counts in the memory of a rank, which is lost with it; use --steps")
     kernels = load(config_.kernels, config_.dtype, config_.device)
@@ -119,7 +138,12 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
 def fit(parts: Prepared, ranks: int) -> None:
     """UsageError if these parts do not suit this number of ranks."""
     check_ranks(parts.config, ranks)
-    Batches(parts.dataset.train, parts.config.batch, 0, ranks - algorithms.serving(parts.algorithm, ranks))
+    chosen, images = parts.config, parts.dataset.train
+    workers = ranks - algorithms.serving(parts.algorithm, ranks)
+    Batches(images, chosen.batch, 0, workers)
+    owner, rule = parts.owners(workers), partition.parse(chosen.partition)
+    if rule and owner is not None:
+        partition.check(images.labels, workers, rule, chosen.seed, chosen.batch, owner)
 
 
 def check_ranks(config_: Config, ranks: int) -> None:
@@ -222,9 +246,10 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
     servers = algorithms.serving(parts.algorithm, host.size)
     workers = host.size - servers
     shared_out = bool(chosen.steps_total) and workers > 1
-    batches = Batches(parts.dataset.train, chosen.batch, max(0, host.rank - servers), workers, chosen.seed,
-                      chosen.augment, byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
-                      prefetch=parts.network is None)
+    rank, owner = max(0, host.rank - servers), parts.owners(workers)
+    batches = Batches(parts.dataset.train, chosen.batch, rank, workers, chosen.seed, chosen.augment,
+                      byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
+                      prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank))
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)

@@ -29,9 +29,9 @@ def take_answer(run: Training, step: int, record: Record) -> None:
         x[statistics] = own
     elif run.bn == "recalibrate":           # the gradient of running statistics is their difference from a batch's
         with record.recalibrating:
-            distance = 0 * own
+            distance, batches = 0 * own, run.batches.of_all()
             for batch in range(step, step + RECALIBRATION_STEPS):
-                model.loss_and_gradient(*run.batches.at(batch), between=run.host.progress)
+                model.loss_and_gradient(*batches.at(batch), between=run.host.progress)
                 distance += model.flat_gradient[statistics] / RECALIBRATION_STEPS
             x[statistics] -= run.host.mean(distance).wait()
 

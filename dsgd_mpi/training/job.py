@@ -30,6 +30,7 @@ from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic, read_finite
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
+from dsgd_mpi.data import partition
 from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
@@ -207,10 +208,13 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
                 return 0
         if host.rank == 0:
             keep_config(folder, config)
-    machine = environment(parts, host, training.threads)
+    machine = {**environment(parts, host, training.threads), **shares(parts, training)}
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"changed": changed} if changed else {}),
                                **({"job": job.described()} if job else {})})
+    if shared := machine.get("partition"):
+        display.print("images by class and rank\n" + partition.table(
+            np.array(shared["images"]), shared["classes"], shared["first_rank"]))
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals, training.course)
     record.row = row
@@ -316,6 +320,8 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{parts.graph.macs / 1e6:,.1f} million multiply-adds per image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
+        **({"partition": f"{config.partition}: {partition.summary(np.array(machine['partition']['images']))}"}
+           if "partition" in machine else {}),
         "batch": f"{config.batch} per rank, {config.batch * training.workers} in total",
         "steps": f"{first} to {training.steps}, {training.steps_per_epoch} per epoch"
                  f"{', distributed among the ranks' if training.shared_out else ''}",
@@ -327,6 +333,17 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         **({"injected faults": config.inject} if config.inject else {}),
         "run folder": folder,
     }
+
+
+def shares(parts: Prepared, training: Training) -> dict[str, Any]:
+    """For env.json, on rank 0: images of each class on each rank that trains, where these have images of their own."""
+    workers, classes = training.workers, parts.dataset.classes
+    owner = parts.owners(workers)
+    if owner is None or training.host.rank:
+        return {}
+    images = partition.counts(parts.dataset.train.labels, owner, len(classes), workers)
+    return {"partition": {"rule": parts.config.partition, "classes": classes,
+                          "first_rank": training.host.size - workers, "images": images.tolist()}}
 
 
 def ramp(epochs: float, training: Training) -> str:

@@ -6,6 +6,7 @@
                                     for `--resume-as mean`: all start from the mean of the models that were trained,
                                     with the optimizer's and the algorithm's state as at the beginning of a run
     batch                           accepted, but with --steps-total
+    partition                       accepted; among other ranks the images are shared out anew, which is told
     data                            other data than before are refused, unless --data is on the command line
     anything else                   accepted: the length, the rate, the seed, the machine ...
 
@@ -118,6 +119,8 @@ def changes(before: Mapping[str, Any], ranks_before: int, now: Mapping[str, Any]
     found = [f"ranks {ranks_before} -> {ranks}"] if ranks != ranks_before else []
     found += [f"global batch {old.batch} -> {new.batch}"] if old.batch != new.batch else []
     found += [f"--{key.replace('_', '-')} {_told(_value(then, key))} -> {_told(_value(here, key))}" for key in keys]
+    rule = _value(here, "partition")
+    found += [f"{rule} shared out anew"] if ranks != ranks_before and rule != FIELDS["partition"].default else []
     found += ["other data"] if data_of(before) != data_of(now) and data_of(before) else []
     if old.batch != new.batch:
         found.append(f"peak rate {'stays' if 'lr' not in keys else 'is'} {here.get('lr')}, at the same place of its "

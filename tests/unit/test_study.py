@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from dsgd_mpi import algorithms
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine
 from dsgd_mpi.study import axes, elsewhere, figures
@@ -120,6 +121,27 @@ def test_a_cluster_may_be_changed_for_one_study(tmp_path):
     places = {group.facet["cluster"]: group.cell.place.machine for group in made(tmp_path, text).groups}
     assert places["ethernet-10g"] == machine.read(machine.found("ethernet-10g"))
     assert places["slow"].slow == (machine.Slow(ranks=(0,), factor=3.0),)
+
+
+def test_all_are_the_algorithms_that_there_are_and_partitions_are_an_axis(tmp_path):
+    text = PLAIN.replace('"allreduce"', '"all"').replace("[4, 2]", '[4]\npartition = ["iid", "dirichlet:0.1"]')
+    found = made(tmp_path, text)
+    for rule in ("iid", "dirichlet:0.1"):
+        alike = [group for group in found.groups if group.cell.config.partition == rule]
+        assert [group.label for group in alike] == [*algorithms.names(), "push"]
+        assert {group.facet["partition"] for group in alike} == {f"partition {rule}"}
+        shared = [group.label for group in alike if group.cell.at(0.4, 0).config.lr == 0.1]
+        assert shared == [name for name in algorithms.names() if algorithms.find(name)().updates_add_up] != []
+        assert ("--partition" in alike[0].cell.words()) == (rule != "iid"), "as every default, it changes no hash"
+    with pytest.raises(UsageError, match="unknown algorithm 'all'"):
+        made(tmp_path, re.sub("algorithm = .*", "", PLAIN).replace("[base]", '[base]\nalgorithm = "all"'))
+
+
+def test_a_study_is_checked_with_each_seed(tmp_path):
+    text = PLAIN.replace("[base]", '[base]\npartition = "sizes:0.5"').replace("[4, 2]", "[8]")
+    check(made(tmp_path, text.replace("[3, 4]", "[3, 5]")))
+    with pytest.raises(UsageError, match=r"s.toml: allreduce on 8 ranks: --partition sizes:0.5: expected at least a b"):
+        check(made(tmp_path, text.replace("[3, 4]", "[3, 6]")))
 
 
 def test_the_share_of_a_rate_is_a_ranks(tmp_path):
