@@ -18,6 +18,7 @@ from tests.support.numpy_device import NumpyDevice, on_host
 LONGEST = ("test_short", "test_under_mpi", "test_gpu_streams", "test_runs", "test_whole_models", "test_bits")   # files
 SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
+MANY_DEVICES = f"device-{WITH_DEVICES[-1]}"
 
 
 class SimulatedWorld:
@@ -81,7 +82,7 @@ def pytest_generate_tests(metafunc):
 def costly(config):
     """Of the worlds, all but simulated ranks, two with devices, and two to four over MPI."""
     if not config.getoption("--with-mpi"):
-        return (f"device-{WITH_DEVICES[-1]}",)
+        return (MANY_DEVICES,)
     from mpi4py import MPI
     return ("staged", "direct") if 1 < MPI.COMM_WORLD.size < SIZES[-1] else ("mpi", "staged", "direct")
 
@@ -91,12 +92,12 @@ def pytest_collection_modifyitems(config, items):
     """Under mpirun only what is about a world: the rest has been run serially.
 
     Else the longest files first, so that of those that run side by side none is left alone at the end. In costly
-    worlds an algorithm's further variants are for `make soak`.
+    worlds an algorithm's further variants are for `make soak`, and so are all where five ranks have devices.
     """
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        if params.get("world") in costly(config) and "options" in params and (
-                params["options"] != algorithms.find(params["name"]).variants[0]):
+        if params.get("world") in costly(config) and "options" in params and (params["world"] == MANY_DEVICES or (
+                params["options"] != algorithms.find(params["name"]).variants[0])):
             item.add_marker(pytest.mark.soak)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if config.getoption("--with-mpi"):

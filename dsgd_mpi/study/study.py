@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dsgd_mpi.config import FIELDS
+from dsgd_mpi.data import Dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.study.plan import EXECUTORS, Cell, Study, read
 from dsgd_mpi.study.results import Result, gather, load, outcomes, reader, write
@@ -102,6 +103,7 @@ def counted(study_: Study) -> str:
 def check(study_: Study) -> None:
     """UsageError about the first cell that could not be run, before any is."""
     prepared: dict[str, Prepared] = {}
+    datasets: dict[str, Dataset] = {}
     accuracy = reader(study_)
     for group in study_.groups:
         for cell in study_.trials(group, accuracy) or [group.cell]:
@@ -109,7 +111,8 @@ def check(study_: Study) -> None:
             key = repr(config)
             try:
                 if key not in prepared:
-                    prepared[key] = prepare(config, None)
+                    prepared[key] = prepare(config, None, datasets.get(config.data))
+                    datasets[config.data] = prepared[key].dataset
                 if cell.gradients == "real":
                     for seed in study_.seeds:           # images may be shared out by it
                         fit(replace(prepared[key], config=replace(config, seed=seed)), cell.ranks)

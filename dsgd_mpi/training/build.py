@@ -80,8 +80,11 @@ class Prepared:
                 **self.notes}
 
 
-def prepare(config_: Config, ranks: int | None) -> Prepared:
-    """Checks all that a configuration names, for a run on `ranks` ranks if known. UsageError says what is wrong."""
+def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) -> Prepared:
+    """Checks all that a configuration names, for a run on `ranks` ranks if known. UsageError says what is wrong.
+
+    `dataset`: that of its name, if it has been checked already.
+    """
     config_.slowed()
     inject.parse(config_.inject)
     rule = partition.parse(config_.partition)
@@ -120,10 +123,7 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
                          "bfloat16")
-    dataset = open_dataset(config_.data)
-    if launched().rank == 0:                # one rank is enough to read some of the images before the first step
-        for remark in dataset.verify(thorough=False):
-            log.warning(remark)
+    dataset = dataset or checked(config_.data)
     graph = models.graph(config_.model, len(dataset.classes), dataset.image)
     if lone := graph.lone(config_.batch):
         raise UsageError(f"--batch {config_.batch}: {config_.model} could not learn, since in {len(lone)} layers, such "
@@ -133,6 +133,15 @@ def prepare(config_: Config, ranks: int | None) -> Prepared:
     if ranks:
         fit(parts, ranks)
     return parts
+
+
+def checked(data: str) -> Dataset:
+    """A data set whose images were looked at. UsageError if there is none, or if they are not what it says."""
+    dataset = open_dataset(data)
+    if launched().rank == 0:                # one rank is enough to read some of the images before the first step
+        for remark in dataset.verify(thorough=False):
+            log.warning(remark)
+    return dataset
 
 
 def fit(parts: Prepared, ranks: int) -> None:

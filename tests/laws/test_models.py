@@ -11,10 +11,12 @@ from dsgd_mpi.nn.init import initialise
 IMAGE = (32, 32, 3)
 GRAPHS = {name: models.graph(name, 7, IMAGE) for name in models.names()}
 SMALL = [name for name, graph in GRAPHS.items() if graph.macs < 1e8]    # to be computed with in NumPy
+LARGE = "resnet34", "resnet101", "resnet152"                                # to be made
 every_model = pytest.mark.parametrize("name", GRAPHS)
 
 
-@every_model
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name in LARGE else ())
+                                  for name in GRAPHS])
 def test_every_weight_has_an_initial_value_that_is_the_same_for_a_seed(name):
     graph = GRAPHS[name]
     layout = Layout(graph.trained, graph.statistics)

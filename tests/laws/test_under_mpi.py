@@ -7,7 +7,7 @@ from tests.support.jobs import run
 LAWS, NETS = "tests/laws/test_laws.py", "tests/laws/test_nets.py"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.soak), 5])
+@pytest.mark.parametrize("ranks", [1, *(pytest.param(ranks, marks=pytest.mark.soak) for ranks in (2, 4)), 5])
 def test_the_laws_hold_on_mpi(ranks):
     status, output, errors = run("-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", LAWS, NETS, "-k",
                                  "not simulated and not staged and not direct", ranks=ranks, limit_s=240)

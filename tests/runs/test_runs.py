@@ -246,8 +246,7 @@ def test_a_run_stops_by_itself_before_its_batch_job_ends(tmp_path):
 
 
 # one for each way in which ranks talk; the others, which the laws hold to over MPI, too, are for make soak
-BY_VERBS = {"adpsgd", "allreduce", "backup", "choco", "diloco", "gossip", "hierarchical", "parameter_server", "sgp",
-            "wagma"}
+BY_VERBS = {"adpsgd", "allreduce", "backup", "gossip", "hierarchical", "parameter_server", "sgp"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in BY_VERBS else pytest.mark.soak)

@@ -19,7 +19,9 @@ from tests.support.runs import training
 WAYS = [("adpsgd", {}), ("easgd", {}), ("gossip", {"mode": "push"}), ("parameter_server", {}),
         ("parameter_server", {"servers": 1}), ("gosgd", {}), ("gossip", {"partner": "independent"}),
         ("async_local", {})]
-every_way = pytest.mark.parametrize(("name", "options"), WAYS, ids=lambda value: str(value))
+every_way = pytest.mark.parametrize(("name", "options"), [
+    pytest.param(*way, marks=() if number in (0, 3, 4) else pytest.mark.soak) for number, way in enumerate(WAYS)],
+    ids=lambda value: str(value))
 SLOW = 3                                    # rank
 
 
@@ -60,7 +62,8 @@ def test_simulated_who_is_asked_to_stop_stops_all_and_the_run_goes_on_from_there
     assert sum(summaries[0]["rank_steps"]) == 60
 
 
-@pytest.mark.parametrize(("name", "options"), [WAYS[0], WAYS[2], WAYS[4]], ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "options"), [
+    pytest.param(*WAYS[0], marks=pytest.mark.soak), WAYS[2], WAYS[4]], ids=lambda value: str(value))
 def test_over_mpi_a_slow_rank_does_few_steps_and_the_run_is_stopped_and_goes_on(tmp_path, name, options):
     folder = tmp_path / "run"
     settings = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]

@@ -64,7 +64,8 @@ def test_no_selection_is_empty_and_together_they_are_all_tests_on_a_gpu():
     memcheck = given.pop("memcheck")
     assert memcheck[-3:] == given["racecheck"][-3:]
     assert find_spec(memcheck[memcheck.index("-p") + 1])
-    started = {name: collection(*each) for name, each in {**given, "all": ("-m", "gpu")}.items()}
+    marked = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    started = {name: collection(*each) for name, each in {**given, "all": ("-m", "gpu", *marked)}.items()}
     found = {name: {line for line in process.communicate()[0].splitlines() if "::" in line}
              for name, process in started.items()}
     assert all(found.values()), {name: len(tests) for name, tests in found.items()}

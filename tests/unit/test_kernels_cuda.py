@@ -171,7 +171,7 @@ def started(optimizer, x, kernels=None):
 
 @needs_compiler
 @pytest.mark.parametrize("optimizer", [Sgd, AdamW])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.soak), "float16"])
 def test_one_recording_of_the_update_serves_every_learning_rate(optimizer, dtype):
     k, draw = CuDNN(dtype, device=Counted), np.random.default_rng(0)
     x, g = draw.standard_normal((2, 1000)).astype("float32")
@@ -311,6 +311,7 @@ def test_a_step_that_overflows_was_never_taken(optimizer):
         np.testing.assert_allclose(fused.state[name], expected, atol=1e-5)
 
 
+@pytest.mark.soak
 @needs_compiler
 def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first_steps():
     model, (images, labels) = emulated(dtype="float16"), batch((12, 12, 1), 4)
@@ -325,6 +326,7 @@ def test_a_scale_that_is_too_large_is_found_by_training_and_costs_only_the_first
     assert model.kernels.scaling[0] < 2.0**24
 
 
+@pytest.mark.soak
 @needs_compiler
 def test_float16_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path):
     """The scale shrinks before the stop and grows after it; what goes on knows nothing but the checkpoint."""
@@ -392,7 +394,7 @@ class Padding(CuDNN):
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("channels", [1, 3, 8])
 def test_images_come_with_zeros_in_the_channels_that_convolutions_like_to_have(channels, dtype):
     draw, k, shape = np.random.default_rng(0), Padding(dtype, device=Emulated), (3, 5, 7, channels)
