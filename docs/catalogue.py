@@ -8,6 +8,7 @@ import inspect
 import re
 import typing
 
+import talk
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
@@ -43,8 +44,12 @@ class Algorithms(Catalogue):
     room, flag = algorithms, "--set"
 
     def facts(self, found: typing.Any) -> list[str]:
+        name = found.__module__.rpartition(".")[2]
+        if not talk.picture(name).exists():
+            talk.draw(name)
         return [f":Communication per step: {found.traffic}", f":Model evaluated and saved: {found.offers}",
-                f":Speed, all-reduce being 1: {found.drift}"]
+                f":Speed, all-reduce being 1: {found.drift}", "", f".. image:: pictures/talk-{name}.png",
+                f"   :alt: Who computes, sends, receives and waits with {name} on four simulated ranks."]
 
 
 class Optimizers(Catalogue):

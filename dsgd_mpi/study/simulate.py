@@ -74,7 +74,7 @@ class Simulation:
 @click.option("--as", "as_model", metavar="MODEL", default="",
               help="Let messages and gradients be as long as this model's, e.g. resnet50.")
 @click.option("--timeline", "seconds", metavar="SECONDS", type=click.FloatRange(0, min_open=True), default=None,
-              help="Draw who computes and who waits for whom in the first simulated seconds: timeline.png.")
+              help="Draw who computes, talks to whom and waits for whom in the first simulated seconds: timeline.png.")
 @click.pass_context
 def simulate(ctx: click.Context, /, cluster: str, ranks: int, gradients: Literal["real", "none"], as_model: str,
              seconds: float | None, **options: Any) -> None:
@@ -130,7 +130,8 @@ def run(config: Config, simulation: Simulation) -> int:
         finally:
             gc.enable()
         if simulation.timeline_s:
-            timeline.draw(cluster.trace, f"{' '.join([config.algorithm, *config.set])} on {machine.name}, simulated",
+            title = f"{' '.join([config.algorithm, *config.set])} on {machine.name}, simulated"
+            timeline.draw(cluster.trace, cluster.travels, title,
                           claim.folder / "timeline.png", simulation.timeline_s)
         if not config.quiet:
             took = time.perf_counter() - start

@@ -1,7 +1,8 @@
-"""Who computes, who waits for whom, and what the network takes: the first moments of a simulated run, a line a rank.
+"""Who computes, who talks to whom and waits for whom: the first moments of a simulated run, a line a rank.
 
-A wait for other ranks has two parts: until the last of them has come, from which a thin line leads to those that wait,
-and then until the data are there.
+An arrow is a message, from when it is sent to when it has arrived; a line with a dot for each of its ranks is what
+these then had together: a mean, or one rank's values. A wait for other ranks has two parts: until the last has come,
+from which a thin line leads to those that wait, and then until the data are there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dsgd_mpi.net.simulated.host import Span
+from dsgd_mpi.net.simulated.host import Span, Travel
 from dsgd_mpi.study.style import COLOURS, STYLE, canvas
 
 KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for others", COLOURS[1]),
@@ -17,6 +18,7 @@ KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for others", COLOU
          "dead": ("is dead", "0.8")}         # drawn over what it does not do meanwhile
 MOST_RANKS = 32                             # that a picture shows
 THICK = 0.8                                 # of a line of the picture
+MOST_TRAVELS = 400                          # that it shows; more would be a grey sheet
 
 
 def parts(spans: Iterable[Span]) -> list[tuple[int, str, float, float, int | None]]:
@@ -39,7 +41,7 @@ def parts(spans: Iterable[Span]) -> list[tuple[int, str, float, float, int | Non
     return found
 
 
-def draw(spans: Iterable[Span], title: str, path: Path, until_s: float) -> None:
+def draw(spans: Iterable[Span], travels: Iterable[Travel], title: str, path: Path, until_s: float) -> None:
     """A picture, up to that simulated time."""
     from matplotlib import style
     from matplotlib.patches import Patch
@@ -56,6 +58,14 @@ def draw(spans: Iterable[Span], title: str, path: Path, until_s: float) -> None:
             if waited_for is not None and waited_for in ranks:
                 axes.plot([end, end], [waited_for, rank], color=COLOURS[6], linewidth=0.6, marker=".", markersize=3,
                           markevery=[0])
+        shown = [each for each in travels if each.end <= until_s and max(each.ranks) < len(ranks)]
+        for together, between, begin, end in shown if len(shown) <= MOST_TRAVELS else ():
+            if together:
+                axes.plot([end] * len(between), between, color="black", linewidth=0.8, marker="o", markersize=3)
+            else:
+                axes.annotate("", (end, between[1]), (begin, between[0]), arrowprops={
+                    "arrowstyle": "-|>", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7,
+                    "color": "black"})
         axes.set(xlim=(0, until_s), ylim=(len(ranks) - 0.4, -0.6), xlabel="simulated seconds", ylabel="rank",
                  yticks=ranks)
         axes.set_title(title, loc="left", fontsize="medium")

@@ -23,7 +23,9 @@ def test_a_wait_is_for_the_last_peer_to_come_and_then_for_the_data(tmp_path):
     assert found[:3] == [(0, "compute", 0.0, 1.0, None), (0, "network", 3.0, 5.0, None), (0, "wait", 1.0, 3.0, 1)]
     assert found[3:5] == [(1, "compute", 0.0, 3.0, None), (1, "network", 3.0, 5.0, None)]
     assert not [part for part in found if part[0] in (2, 3) and part[1] == "wait"]
-    timeline.draw(cluster.trace, "four ranks", tmp_path / "timeline.png", 5.0)
+    assert sorted(cluster.travels) == [
+        (False, (0, 1), 3.0, 5.0), (False, (1, 0), 3.0, 5.0), (False, (2, 3), 1.0, 3.0), (False, (3, 2), 1.0, 3.0)]
+    timeline.draw(cluster.trace, cluster.travels, "four ranks", tmp_path / "timeline.png", 5.0)
     assert (tmp_path / "timeline.png").stat().st_size > 5000
 
 

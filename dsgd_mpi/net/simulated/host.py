@@ -52,7 +52,8 @@ class Cluster:
         self.shrunk = 0                     # how often they were numbered anew
         self._begin(size)
         self.stop_step: int | None = None
-        self.trace: list[Span] = []         # what each rank did
+        self.trace: list[Span] = []         # what each rank did,
+        self.travels: list[Travel] = []     # and what travelled between them,
         self.traced_s = 0.0                 # as far as it began before that time
         self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
         self.living = list(self.hosts)
@@ -108,7 +109,19 @@ class Cluster:
                 self.hosts[peer].heard()
             if not self.letters:
                 self.all_arrived.happen()
-        self.wires.send(letter.source, peer, nbytes).then(arrive)
+        self.send(letter.source, peer, nbytes).then(arrive)
+
+    def send(self, source: int, target: int, nbytes: float) -> Event:
+        """Happens when the message has arrived."""
+        sent = self.wires.send(source, target, nbytes)
+        return self.noted(False, (source, target), sent) if nbytes and source != target else sent
+
+    def noted(self, together: bool, ranks: tuple[int, ...], arrived: Event) -> Event:
+        """The same event, by which something will have travelled."""
+        begin = self.clock.now
+        if begin < self.traced_s:
+            arrived.then(lambda: self.travels.append(Travel(together, ranks, begin, self.clock.now)))
+        return arrived
 
     def lose(self, dead: SimulatedHost) -> None:
         """Wherever the others are, they are told now."""
@@ -204,6 +217,15 @@ class Span(NamedTuple):
     begin: float
     end: float
     last: tuple[float, int] | None = None   # when the last of those that it met came, and who that was
+
+
+class Travel(NamedTuple):
+    """A message from one rank to another, or what all of them averaged, or got from one, together."""
+
+    together: bool
+    ranks: tuple[int, ...]
+    begin: float
+    end: float
 
 
 class Meeting:
@@ -347,7 +369,7 @@ class SimulatedHost:
         self.traffic.bytes_sent += 2 * (self.size - 1) * nbytes // self.size
         ranks, wires = self.cluster.all, self.cluster.wires
         return self._meet("mean", ranks, x, partial(averaged, half if self.size > 1 else None),
-                          lambda: wires.mean(nbytes, ranks))
+                          lambda: self.cluster.noted(True, ranks, wires.mean(nbytes, ranks)))
 
     def settle(self) -> None:
         def combine(ranks: dict[int, None]) -> dict[int, Event]:
@@ -362,7 +384,8 @@ class SimulatedHost:
         nbytes = self._wire_bytes(x)
         self.traffic.bytes_sent += (self.size - 1) * nbytes // self.size
         seconds = self.cluster.wires.broadcast_s(nbytes, self.cluster.all)
-        self._meet("broadcast", self.cluster.all, x, combine, lambda: self.cluster.wires.after(seconds)).wait()
+        self._meet("broadcast", self.cluster.all, x, combine, lambda: self.cluster.noted(
+            True, self.cluster.all, self.cluster.wires.after(seconds))).wait()
 
     def allgather(self, item: Any) -> list[Any]:
         return self._from_all(json.dumps(item), json.loads)
@@ -400,7 +423,7 @@ class SimulatedHost:
         self.traffic.bytes_sent += nbytes
 
         def travel() -> Event:
-            there, back = (self.cluster.wires.send(*ends, nbytes) for ends in ((self.rank, peer), (peer, self.rank)))
+            there, back = (self.cluster.send(*ends, nbytes) for ends in ((self.rank, peer), (peer, self.rank)))
             both = Event(self.cluster.clock)
             there.then(lambda: back.then(both.happen))
             return both
@@ -582,14 +605,18 @@ class SimulatedHost:
     def travel(self, source: int, target: int, nbytes: float = 0) -> None:
         """Sleeps while a message travels from one rank to another on this rank's behalf."""
         if source != target:
-            self._on_the_way(self.cluster.wires.send(source, target, self.cluster.machine.scale * nbytes))
+            self._on_the_way(self.cluster.send(source, target, self.cluster.machine.scale * nbytes))
 
     def spread(self, nbytes: int, owners: int, to_them: bool) -> None:
         """Sleeps while parts of a vector travel between this rank and their owners, the first ranks."""
         machine = self.cluster.machine
         own = nbytes / owners if self.rank < owners else 0.0        # is here already
         if wired := machine.scale * (nbytes - own) * (machine.add_factor if to_them else machine.read_factor):
-            self._on_the_way(self.cluster.wires.spread(self.rank, wired, range(owners), to_them))
+            arrived = self.cluster.wires.spread(self.rank, wired, range(owners), to_them)
+            for owner in range(owners if self.cluster.traced_s else 0):
+                if owner != self.rank:
+                    self.cluster.noted(False, (self.rank, owner) if to_them else (owner, self.rank), arrived)
+            self._on_the_way(arrived)
         self.touch(own)
 
     def touch(self, nbytes: float) -> None:
@@ -667,12 +694,16 @@ class Group(Cluster):
     def __init__(self, cluster: Cluster, ranks: tuple[int, ...]) -> None:
         self.cluster, self.ranks = cluster, ranks
         self.machine, self.clock, self.absent, self.shrunk = cluster.machine, cluster.clock, cluster.absent, 0
+        self.traced_s = cluster.traced_s
         self.wires = Among(cluster.wires, ranks)
         self.hosts: list[Any] = [None] * len(ranks)
         self._begin(len(ranks))
 
     def serves(self, owner: int) -> float:
         return self.cluster.serves(self.ranks[owner])
+
+    def noted(self, together: bool, ranks: tuple[int, ...], arrived: Event) -> Event:
+        return self.cluster.noted(together, tuple(self.ranks[rank] for rank in ranks), arrived)
 
 
 class GroupHost(SimulatedHost):
