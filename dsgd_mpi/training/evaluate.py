@@ -12,13 +12,14 @@ from dsgd_mpi.net.api import Host
 from dsgd_mpi.training.parts import Training
 from dsgd_mpi.training.record import Record
 
-RECALIBRATION_STEPS = 16                    # batches per rank from which statistics are computed
+RECALIBRATION_STEPS = 16                    # batches per rank from which statistics are computed,
+RECALIBRATION_BATCHES = 256                 # and at most of all ranks, but one of each
 
 
 def take_answer(run: Training, step: int, record: Record) -> None:
     """Collective: x becomes the model that the algorithm offers, with the batch norm statistics requested.
 
-    To recalibrate costs each rank RECALIBRATION_STEPS gradients.
+    To recalibrate costs each rank RECALIBRATION_STEPS gradients at most.
     """
     model, x = run.model, run.model.flat
     statistics = slice(model.parameters, None)
@@ -30,9 +31,10 @@ def take_answer(run: Training, step: int, record: Record) -> None:
     elif run.bn == "recalibrate":           # the gradient of running statistics is their difference from a batch's
         with record.recalibrating:
             distance, batches = 0 * own, run.batches.of_all()
-            for batch in range(step, step + RECALIBRATION_STEPS):
+            count = max(1, min(RECALIBRATION_STEPS, RECALIBRATION_BATCHES // run.host.size))
+            for batch in range(step, step + count):
                 model.loss_and_gradient(*batches.at(batch), between=run.host.progress)
-                distance += model.flat_gradient[statistics] / RECALIBRATION_STEPS
+                distance += model.flat_gradient[statistics] / count
             x[statistics] -= run.host.mean(distance).wait()
 
 
