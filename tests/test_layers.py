@@ -13,7 +13,8 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "dsgd_mpi"
 FLOORS = [                                  # lowest first; a module is of the room with the longest prefix that fits
-    ("", "errors", "files", "arrays", "net.launch", "net.delays", "terminal"),
+    ("", "errors", "files", "arrays", "net.launch", "net.delays", "net.base_graph",
+     "terminal"),
     ("config", "net.api", "net.topology", "net.places", "kernels.api", "optim.schedule"),
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
