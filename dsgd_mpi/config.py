@@ -143,6 +143,8 @@ class Config:
         "float16 on GPUs only, float64 on CPUs only.")
     threads: int = option("Machine", 0, "Threads per rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", limit=Most(4096))
+    ranks_per_node: int = option("Machine", 0, "Take so many ranks in a row for a node, to try methods of two levels "
+                                 "on one machine; of a simulated cluster, give its nodes so many; 0: as they are.")
 
     hang_timeout: float | None = option(
         "Machine", None, "End the job when ranks have waited that long for one that does not answer; 0: only say so.  "

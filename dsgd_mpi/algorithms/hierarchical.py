@@ -5,14 +5,14 @@
 A node is one rank of the algorithm `between`, whose batch is that of all ranks of the node: the first of them takes the
 steps, in a net of all first ranks, and the others compute gradients for it. So a method is whole, whatever it asks of
 other ranks, and one model a node travels between nodes. On one node this is all-reduce; with one rank a node it is
-`between` alone. Each node counts as one, however many ranks it has. The x of a rank that is not the first is where it
-took its last gradient, and at a rest the first one's.
+`between` alone. Each node counts as one, however many ranks it has: those that share memory, those of a simulated
+cluster's node, or as many in a row as `--ranks-per-node` says. The x of a rank that is not the first is where it took
+its last gradient, and at a rest the first one's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
@@ -29,12 +29,11 @@ LIKE_INNER = "default_optimizer", "one_sided", "may_round", "may_skip_step", "up
 @dataclass
 class Hierarchical(Algorithm):
     between: str = "dpsgd"                  # the algorithm between nodes; with options: gossip:mode=push,period=2
-    ranks_per_node: Annotated[int, 0] = 0   # 0: those that share memory, or those of a simulated cluster's node
 
     traffic = "within a node a model and a gradient of each rank, between nodes what `between` sends"
     offers = "what `between` offers"
     drift = "that of `between`"
-    variants = {"ranks_per_node": 2}, {}, {"between": "local_sgd:slow_momentum=0.3", "ranks_per_node": 3}
+    variants = {}, {"between": "local_sgd:slow_momentum=0.3"}
     advised = {}, {"between": "local_sgd"}
 
     def __post_init__(self) -> None:
@@ -56,7 +55,7 @@ class Hierarchical(Algorithm):
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.levels, self.inner = Levels(net, self.ranks_per_node), self.method()
+        self.levels, self.inner = Levels(net), self.method()
         for key in self.keeps:
             setattr(self.inner, key, getattr(self, key))
         if self.levels.first:

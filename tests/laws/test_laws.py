@@ -376,24 +376,24 @@ def test_the_mean_of_nolocos_models_moves_as_if_all_met(world):
 
 @pytest.mark.parametrize("between", ["dpsgd", "local_sgd:period=3", "gossip:mode=push", "easgd:beta=0"])
 def test_on_one_node_two_levels_are_allreduce(world, between):
-    models = world.run(lambda host: at_rest(host, Hierarchical(between, ranks_per_node=world.size)))
+    models = world.run(lambda host: at_rest(host, Hierarchical(between)), per_node=world.size)
     assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
     assert all(np.array_equal(x, models[0]) for x in models)
 
 
 @pytest.mark.parametrize("between", ["dpsgd", "sgp:overlap=0", "diloco:period=3", "easgd"])
 def test_with_one_rank_a_node_two_levels_are_the_method_between_nodes(world, between):
-    names = Hierarchical(between, ranks_per_node=1), algorithms.parsed(between, "")
+    names = Hierarchical(between), algorithms.parsed(between, "")
     if not names[0].ordered and not world.simulated:
         return                              # who comes first is a matter of chance
-    nodes, alone = (world.run(lambda host, a=algorithm: at_rest(host, copy.copy(a))) for algorithm in names)
+    nodes, alone = (world.run(lambda host, a=algorithm: at_rest(host, copy.copy(a)), per_node=1) for algorithm in names)
     assert np.array_equal(nodes, alone)
 
 
 def test_nodes_of_equal_size_that_average_gradients_are_allreduce(world):
     if world.size % 2:
         return                              # each node counts as one, and one of them would be smaller
-    models = world.run(lambda host: at_rest(host, Hierarchical("allreduce", ranks_per_node=2)))
+    models = world.run(lambda host: at_rest(host, Hierarchical("allreduce")), per_node=2)
     assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
 
 
