@@ -15,6 +15,7 @@ PACKAGE = ROOT / "dsgd_mpi"
 FLOORS = [                                  # lowest first; a module is of the room with the longest prefix that fits
     ("", "errors", "files", "arrays", "net.launch", "net.delays", "net.base_graph",
      "terminal"),
+    ("net.graph_file",),
     ("config", "net.api", "net.topology", "net.places", "kernels.api", "optim.schedule"),
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
@@ -44,7 +45,7 @@ SIDEWAYS = {                                # what a room may import from its ow
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "study", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
-           "greenlet": ("net.simulated",), "matplotlib": ("study",),
+           "greenlet": ("net.simulated",), "networkx": ("net.graph_file",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
            "pickle": ("data",)}             # of foreign files; what ranks send each other and keep is data alone
 ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default

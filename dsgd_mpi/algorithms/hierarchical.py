@@ -12,6 +12,7 @@ its last gradient, and at a rest the first one's.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from dsgd_mpi.algorithms import Algorithm, Gradient, parsed
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.graph_file import GraphFile
 from dsgd_mpi.net.levels import Levels
 from dsgd_mpi.optim.api import Optimizer
 
@@ -37,28 +39,31 @@ class Hierarchical(Algorithm):
     advised = {}, {"between": "local_sgd"}
 
     def __post_init__(self) -> None:
-        inner = self.method()
+        inner = self.inner = parsed(self.between, "hierarchical: between")
+        if inner.servers or isinstance(inner, Hierarchical):
+            raise UsageError("hierarchical: between: expected an algorithm of one level whose ranks all work, such as "
+                             f"local_sgd or gossip:mode=push, found {self.between!r}")
         self.keeps = ("t", *(key for key in inner.keeps if key != "t"))
         for key in (*LIKE_INNER, *self.keeps):
             setattr(self, key, getattr(inner, key))
 
-    def method(self) -> Algorithm:
-        inner = parsed(self.between, "hierarchical: between")
-        if inner.servers or isinstance(inner, Hierarchical):
-            raise UsageError("hierarchical: between: expected an algorithm of one level whose ranks all work, such as "
-                             f"local_sgd or gossip:mode=push, found {self.between!r}")
-        return inner
-
     @property
     def ordered(self) -> bool:
-        return self.method().ordered
+        return self.inner.ordered
+
+    def graphs(self) -> list[GraphFile]:
+        return self.inner.graphs()
+
+    def suits(self, size: int) -> None:
+        pass                                # the number of nodes is known once it starts
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.levels, self.inner = Levels(net), self.method()
+        self.levels, self.inner = Levels(net), copy.copy(self.inner)
         for key in self.keeps:
             setattr(self.inner, key, getattr(self, key))
         if self.levels.first:
+            self.inner.suits(self.levels.between.size)
             self.inner.start(self.levels.between, x, optimizer)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:

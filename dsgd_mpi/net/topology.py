@@ -10,6 +10,7 @@ import numpy as np
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.base_graph import base_graph
+from dsgd_mpi.net.graph_file import SUFFIXES, GraphFile, read
 
 STATIC = "ring", "torus", "exponential", "hypercube", "star", "line", "erdos-renyi", "complete"
 NAMES = *STATIC, "random", "one-peer"       # these differ from step to step, as base-K does
@@ -17,23 +18,28 @@ BASE = re.compile(r"base-([2-9]|[1-9]\d{1,5})")
 
 
 class OneOf(NamedTuple):
-    """The graphs that an option may name: how its text is read."""
+    """The graphs that an option may name, or a file: how its text is read."""
 
     names: tuple[str, ...]
     base: bool = False                      # base-2, base-3, ... too
+    push: bool = False                      # in a file, edges may go one way
 
     def __call__(self, text: str, what: str) -> str:
         """UsageError, which begins with `what`, if it is none of them."""
         if text in self.names or (self.base and BASE.fullmatch(text)):
             return text
+        if text.endswith(SUFFIXES):
+            return read(text, what, self.push)
         raise UsageError(f"{what}: expected {self}, found {text[:60]!r}")
 
     def __str__(self) -> str:
-        return f"one of {', '.join([*self.names, *(['base-K for a K from 2 on'] if self.base else [])])}"
+        base = ["base-K for a K from 2 on"] if self.base else []
+        return f"{', '.join([*self.names, *base])} or a file (FILE{', FILE'.join(SUFFIXES)})"
 
 
 Static = Annotated[str, OneOf(STATIC)]
 Graph = Annotated[str, OneOf(NAMES, base=True)]
+Push = Annotated[str, OneOf(("exponential",), push=True)]
 
 
 @lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
@@ -82,6 +88,24 @@ def exponential_peer(step: int, rank: int, size: int) -> int:
 def exponential_sender(step: int, rank: int, size: int) -> int:
     """Who sends to a rank at that step: the inverse of `exponential_peer`."""
     return (rank - (1 << step % max(1, (size - 1).bit_length()))) % size
+
+
+def shares(graph: str, size: int, step: int, rank: int) -> tuple[float, dict[int, float]]:
+    """What share of all that it has a rank keeps at a step by push-sum; and to whom it sends how many times that.
+
+    "exponential", half of it to `exponential_peer`; or as a file says.
+    """
+    if isinstance(graph, GraphFile):
+        kept = 1 - sum(graph.rows[rank].values())
+        return kept, {peer: share / kept for peer, share in graph.rows[rank].items()}
+    return (0.5, {exponential_peer(step, rank, size): 1.0}) if size > 1 else (1.0, {})
+
+
+def senders(graph: str, size: int, rank: int) -> tuple[list[int], int]:
+    """Who sends to a rank by push-sum, step by step, until it begins anew; and how many do so at a step."""
+    if isinstance(graph, GraphFile):
+        return graph.senders[rank], len(graph.senders[rank])
+    return [exponential_sender(step, rank, size) for step in range((size - 1).bit_length())], min(1, size - 1)
 
 
 @lru_cache(16)
@@ -137,11 +161,13 @@ def mixing_weights(graph: str, size: int, step: int, seed: int, rank: int, lazy:
     """Row `rank` of W on `neighbours`, without its diagonal, the remainder to 1: neighbour -> weight.
 
     W_ij = 1 / (1 + max(d_i, d_j)) for degrees d (Metropolis): symmetric, doubly stochastic; 1/n on the complete graph.
-    "base-K" has weights of its own. `lazy`: half of that, so that no eigenvalue is negative.
+    "base-K" and a file have weights of their own. `lazy`: half of that, so that no eigenvalue is negative.
     """
     share = 0.5 if lazy else 1.0
     if base := BASE.fullmatch(graph):
         rounds = base_graph(size, int(base[1]))
         return {peer: share * weight for peer, weight in rounds[step % len(rounds)][rank].items()}
+    if isinstance(graph, GraphFile):
+        return {peer: share * weight for peer, weight in graph.rows[rank].items()}
     every = neighbours(graph, size, step, seed)
     return {peer: share / (1 + max(len(every[rank]), len(every[peer]))) for peer in every[rank]}

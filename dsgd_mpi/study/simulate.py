@@ -108,7 +108,7 @@ def run(config: Config, simulation: Simulation) -> int:
     if idle and not config.steps:
         raise UsageError("--gradients none: expected --steps, the number to simulate, found none")
     parts = prepare(config, None if idle else simulation.ranks)
-    check_ranks(config, simulation.ranks)
+    check_ranks(parts, simulation.ranks)
     machine = scaled(simulation, parts)
     parts.notes = simulation.notes(machine)
     claim = claimed(config, 0, simulation.ranks)

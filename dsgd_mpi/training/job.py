@@ -104,7 +104,7 @@ def run(config: Config | None, problem: UsageError | None = None) -> int:
             return UsageError.exit_code
         _, problem = attempted(on_gpu, parts, host)         # has a better word for kernels that differ
         if not problem:
-            own = agreement.about(config, parts.dataset, parts.kernels.name)
+            own = agreement.about(config, parts.dataset, parts.kernels.name, parts.algorithm.graphs())
             _, problem = attempted(agreement.check, host, own)
         if told(host, problem):
             return UsageError.exit_code
