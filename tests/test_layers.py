@@ -3,6 +3,7 @@
 import ast
 import io
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,18 +79,22 @@ def floor_of(room):
     return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
+@cache                                      # many rules look at each file
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imports_of(path):
     """Modules of ours without the package's name, and of others."""
+    found = []
     for node in ast.walk(tree_of(path)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name.removeprefix("dsgd_mpi.") in NAMES else node.module for name in inside]
-        yield from names
+        found += names
+    return found
 
 
 @every_module

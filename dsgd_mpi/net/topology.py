@@ -143,6 +143,13 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
             for rank in every]
 
 
+def period(graph: str, size: int) -> int | None:
+    """After how many steps `neighbours` are the same again; None if they never are."""
+    if base := BASE.fullmatch(graph):
+        return len(base_graph(size, int(base[1])))
+    return {"one-peer": max(1, (size - 1).bit_length()), "random": None}.get(graph, 1)
+
+
 @lru_cache(4)
 def erdos_renyi(size: int, seed: int) -> list[list[int]]:
     """Each pair of ranks has an edge with probability 2 ln n / n; the first such graph that is connected."""
