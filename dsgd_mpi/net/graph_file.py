@@ -192,7 +192,7 @@ def must_mix(graph: GraphFile, push: bool) -> None:
         if lost := [rank for rank in range(len(ways)) if rank not in depth]:
             first, last = (0, lost[0]) if ways is graph.rows else (lost[0], 0)
             raise ValueError(f"not connected: there is no way from node {first} to node {last}; add edges that join "
-                             f"them{', both to and fro' if graph.directed else ''}")
+                             f"them{', in both directions' if graph.directed else ''}")
     selfless = [rank for rank, row in enumerate(graph.rows) if sum(row.values()) > 1 - TOLERANCE]
     if push and selfless:
         raise ValueError(f"the weights of node {selfless[0]} sum to 1, expected less, since it must keep a part "

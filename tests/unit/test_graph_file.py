@@ -90,7 +90,7 @@ def test_what_is_no_graph_to_mix_on_is_told(file, text, told):
 
 
 @pytest.mark.parametrize(("text", "told"), [
-    ("directed\n0 1\n1 2", "no way from node 1 to node 0; add edges that join them, both to and fro"),
+    ("directed\n0 1\n1 2", "no way from node 1 to node 0; add edges that join them, in both directions"),
     ("directed\n0 1\n2 1\n1 0", "no way from node 0 to node 2"),
     ("directed\n0 1 1\n1 0 .5", "the weights of node 0 sum to 1, expected less, since it must keep a part of what"),
     ("directed\n0 1 .8\n0 2 .8\n1 0 .1\n2 0 .1", "or leave all out for equal shares")])
