@@ -87,6 +87,8 @@ def allowed(hint: typing.Any) -> str:
     """A field's type in words."""
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"``{choice}``" for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Annotated and typing.get_args(hint)[0] is str:
+        return limits_of(hint)
     if typing.get_origin(hint) is typing.Annotated:
         return f"{allowed(typing.get_args(hint)[0])}, {limits_of(hint)}"
     return {int: "integer", float: "number", bool: "true or false"}.get(hint, getattr(hint, "__name__", str(hint)))

@@ -143,6 +143,8 @@ class Config:
         "float16 on GPUs only, float64 on CPUs only.")
     threads: int = option("Machine", 0, "Threads per rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", limit=Most(4096))
+    ranks_per_node: int = option("Machine", 0, "Take so many ranks in a row for a node, to try methods of two levels "
+                                 "on one machine; of a simulated cluster, give its nodes so many; 0: as they are.")
 
     hang_timeout: float | None = option(
         "Machine", None, "End the job when ranks have waited that long for one that does not answer; 0: only say so.  "
@@ -356,10 +358,13 @@ def hints_of(cls: type) -> dict[str, Any]:
 def convert(kind: Any, text: str, what: str) -> Any:
     """`text` as int, float, bool, str, one of the strings of a Literal, or Annotated[number, its limits].
 
-    Limits are the minimum, and Most or Below if there is an upper one. No number is infinite or NaN.
+    Limits are the minimum, and Most or Below if there is an upper one. No number is infinite or NaN. Of Annotated[str,
+    read], where read is a function, read(text, what) is the value.
     """
     if typing.get_origin(kind) is typing.Annotated:
         number, least, *limits = typing.get_args(kind)
+        if callable(least):
+            return least(text, what)
         value = convert(number, text, what)
         if value < least or not all(limit.holds(value) for limit in limits):
             raise UsageError(f"{what}: expected {limits_of(kind)}, found {short(text.strip())}")
@@ -402,8 +407,10 @@ def delay(text: str) -> Delay:
 
 
 def limits_of(kind: Any) -> str:
-    """Of Annotated[number, its limits], in words."""
+    """Of Annotated[number, its limits], or [str, how it is read], in words."""
     _, least, *limits = typing.get_args(kind)
+    if callable(least):
+        return str(least)
     return " and ".join([f"at least {least}", *map(str, limits)])
 
 

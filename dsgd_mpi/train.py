@@ -5,13 +5,12 @@ This is the command line: it is read, and errors are reported, before NumPy or M
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -21,6 +20,9 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.files import allow_many
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.terminal import print_anything
+
+if TYPE_CHECKING:
+    from dsgd_mpi.algorithms import Algorithm
 
 
 def read_run(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -58,15 +60,31 @@ def as_word(value: Any) -> str:
               "Repeatable: later files win over earlier ones.")
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked without MPI, and exit.")
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML, and exit.")
+@click.option("--ranks", metavar="RANKS", type=click.IntRange(1, 1024), default=None, allow_from_autoenv=False,
+              help="With --algorithm list NAME: on how many ranks to show it.  [default: those of the job, or 8]")
+@click.option("--picture", metavar="FILE.png", default=None, allow_from_autoenv=False,
+              help="With --algorithm list NAME: draw its graph.")
+@click.argument("name", metavar="[NAME]", required=False)
 @click.pass_context
-def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options: Any) -> Config | None:
+def command(ctx: click.Context, /, dry_run: bool, print_config: bool, ranks: int | None, picture: str | None,
+            name: str | None, **options: Any) -> Config | None:
     """Train a residual network on all ranks of an MPI job, or in a single process.
 
     Each option is also read from the environment (--lr from DSGD_LR) and from a file (--config); the command line wins,
     then the environment, then the file.
+
+    --algorithm list NAME shows one algorithm, with the options that --set gives it: its formulas, whom each rank mixes
+    with, the spectral gap of that, and the bytes of a step of --model.
     """
     config = config_of(ctx, options)
-    if config.algorithm == "list":
+    if (ranks or picture or name) and (config.algorithm != "list" or not name):
+        flag = f"argument {name}" if name else "--ranks" if ranks else "--picture"
+        raise UsageError(f"{flag}: expected --algorithm list NAME, which shows one algorithm, found --algorithm "
+                         f"{config.algorithm}{'' if name else ' without a NAME'}; ranks are started by mpirun -n")
+    if name:
+        size = launched().size or 1
+        click.echo(shown(name, config, ranks or (size if size > 1 else 8), picture))
+    elif config.algorithm == "list":
         click.echo(catalogue())
     elif config.optimizer == "list":
         click.echo(optimizers())
@@ -74,9 +92,9 @@ def command(ctx: click.Context, /, dry_run: bool, print_config: bool, **options:
         click.echo(config.to_toml(), nl=False)
     elif dry_run:
         from dsgd_mpi.training.build import prepare
-        ranks = launched().size
-        prepare(config, ranks)
-        click.echo(f"configuration OK: {config.algorithm} on {ranks or 'any number of'} ranks, {config.model}, "
+        started = launched().size
+        prepare(config, started)
+        click.echo(f"configuration OK: {config.algorithm} on {started or 'any number of'} ranks, {config.model}, "
                    f"{config.data}")
     else:
         config.algorithm_options()
@@ -119,18 +137,30 @@ def given_by(ctx: click.Context, source: ParameterSource) -> list[str]:
 def catalogue() -> str:
     """All algorithms: what each does, its source, its options, what it sends and which model it offers."""
     from dsgd_mpi import algorithms
-    text = []
-    for name in algorithms.names():
-        found = algorithms.find(name)
-        options = " ".join(f"{item.name}={item.default}" for item in dataclasses.fields(found))  # type: ignore[arg-type]
-        ways = [" ".join(way) for way in algorithms.independent_ways(found)]
-        shared_out = "yes" if "" in ways else f"with {' or '.join(ways)}" if ways else "no"
-        text.append(f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n\n"
-                    f"    communication per step     {found.traffic}\n"
-                    f"    model evaluated and saved  {found.offers}\n"
-                    f"    moves, all-reduce being 1  {found.drift}\n"
-                    f"    --steps-total              {shared_out}\n")
-    return "\n".join(text)
+    return "\n".join(entry(name, algorithms.find(name)()) for name in algorithms.names())
+
+
+def entry(name: str, algorithm: Algorithm) -> str:
+    """One of them, with its options as they are."""
+    from dsgd_mpi import algorithms
+    found = type(algorithm)
+    options = " ".join(f"{key}={value}" for key, value in algorithm.options().items())
+    ways = [" ".join(way) for way in algorithms.independent_ways(found)]
+    shared_out = "yes" if "" in ways else f"with {' or '.join(ways)}" if ways else "no"
+    return (f"{name}   --set {options}\n\n{(sys.modules[found.__module__].__doc__ or '').strip()}\n\n"
+            f"    communication per step     {found.traffic}\n"
+            f"    model evaluated and saved  {found.offers}\n"
+            f"    moves, all-reduce being 1  {found.drift}\n"
+            f"    --steps-total              {shared_out}\n")
+
+
+def shown(name: str, config: Config, ranks: int, picture: str | None) -> str:
+    """One of them on so many ranks. Only rank 0 draws."""
+    from dsgd_mpi import algorithms
+    from dsgd_mpi.study.listing import described
+    algorithm = algorithms.build(name, config.algorithm_options())
+    found = described(algorithm, ranks, config, picture if launched().rank == 0 else None)
+    return f"{entry(name, algorithm)}\n{found}"
 
 
 def optimizers() -> str:

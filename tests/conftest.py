@@ -12,6 +12,7 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.machine import Machine
 from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host
 
@@ -25,9 +26,9 @@ class SimulatedWorld:
     def __init__(self, size):
         self.size, self.simulated = size, True
 
-    def run(self, main, costs=None):
-        """`main(host)` on every rank; the results in rank order."""
-        return Cluster(self.size, costs).run(main)
+    def run(self, main, costs=None, per_node=2):
+        """`main(host)` on every rank; the results in rank order. Without `costs` so many ranks are a node; 0: all."""
+        return Cluster(self.size, costs or Machine(ranks_per_node=per_node or self.size)).run(main)
 
 
 class MpiWorld:
@@ -35,10 +36,11 @@ class MpiWorld:
         from mpi4py import MPI
         self.comm, self.size, self.simulated = MPI.COMM_WORLD, MPI.COMM_WORLD.size, False
 
-    def run(self, main, costs=None):
+    def run(self, main, costs=None, per_node=2):
         """The same, every rank getting all results; an error on one rank is raised on all."""
         from dsgd_mpi.net.mpi.host import MpiHost
         host = MpiHost(self.comm)
+        host.ranks_per_node = per_node
         try:
             outcome = main(host), None
         except Exception as error:
@@ -57,8 +59,8 @@ class DeviceWorld:
     def __init__(self, world, over):
         self.world, self.size, self.simulated, self.over = world, world.size, False, over
 
-    def run(self, main, costs=None):
-        return self.world.run(lambda host: on_host(main(self.over(host, NumpyDevice()))), costs)
+    def run(self, main, costs=None, per_node=2):
+        return self.world.run(lambda host: on_host(main(self.over(host, NumpyDevice()))), costs, per_node)
 
 
 def pytest_addoption(parser):

@@ -3,6 +3,7 @@
 import ast
 import io
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "dsgd_mpi"
 FLOORS = [                                  # lowest first; a module is of the room with the longest prefix that fits
-    ("", "errors", "files", "arrays", "net.launch", "net.delays", "terminal"),
+    ("", "errors", "files", "arrays", "net.launch", "net.delays", "net.base_graph",
+     "terminal"),
+    ("net.graph_file",),
     ("config", "net.api", "net.topology", "net.places", "kernels.api", "optim.schedule"),
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
@@ -43,7 +46,7 @@ SIDEWAYS = {                                # what a room may import from its ow
 WORLDS = ("net.mpi", "net.simulated", "net.gpu")            # only these may know which of them they are in:
 CHOOSERS = ("net", "training.build", "training.job", "study", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
-           "greenlet": ("net.simulated",), "matplotlib": ("study",),
+           "greenlet": ("net.simulated",), "networkx": ("net.graph_file",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
            "pickle": ("data",)}             # of foreign files; what ranks send each other and keep is data alone
 ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default
@@ -76,18 +79,22 @@ def floor_of(room):
     return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
+@cache                                      # many rules look at each file
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imports_of(path):
     """Modules of ours without the package's name, and of others."""
+    found = []
     for node in ast.walk(tree_of(path)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name.removeprefix("dsgd_mpi.") in NAMES else node.module for name in inside]
-        yield from names
+        found += names
+    return found
 
 
 @every_module

@@ -12,6 +12,7 @@ from dsgd_mpi import config
 from dsgd_mpi.arrays.flat import Array, Hear, Layout
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
+from dsgd_mpi.net.graph_file import GraphFile
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.sgd import Sgd
 
@@ -69,7 +70,16 @@ class Algorithm:
         return not self.one_sided and not self.independent
 
     def options(self) -> dict[str, Any]:
-        return dataclasses.asdict(cast(Any, self))
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(cast(Any, self))}
+
+    def graphs(self) -> list[GraphFile]:
+        """Those that its options have read from files."""
+        return [value for value in self.options().values() if isinstance(value, GraphFile)]
+
+    def suits(self, size: int) -> None:
+        """UsageError if it cannot run on so many ranks."""
+        for graph in self.graphs():
+            graph.check(size)
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         """Collective, once. x is the same on all ranks, or comes from a checkpoint; then `keeps` are already set."""

@@ -4,8 +4,8 @@
 
 W_ij = 1 / (1 + max(d_i, d_j)) for neighbours of degrees d (Metropolis weights), W_ii the remainder to 1: symmetric and
 doubly stochastic, so mixing preserves the mean of all models; on the complete graph all weights are 1/n. On the graph
-"base-2" (Takezawa et al. 2023, arXiv:2305.11420) a rank meets one other a step, with weights such that models would be
-equal after at most 2 log2 n + 1 of them; on "one-peer" that holds for powers of 2, after log2 n.
+"base-K" (Takezawa et al. 2023, arXiv:2305.11420) a rank meets at most K - 1 others a step, with weights such that
+models would be equal after at most 2 log_K n + 2 of them; on "one-peer" that holds for powers of 2, after log2 n.
 Batch norm's moving averages move on from where mixing has put them: from x_i they could become negative where W_ii is
 small.
 """

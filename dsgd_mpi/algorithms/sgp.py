@@ -1,12 +1,13 @@
-"""Stochastic gradient push (SGP; Assran et al. 2019, arXiv:1811.10792): push-sum on the directed exponential graph.
+"""Stochastic gradient push (SGP; Assran et al. 2019, arXiv:1811.10792): push-sum on a directed graph.
 
     y_i <- y_i - eta v_i(z_i);  send (y_i, w_i) / 2 to k, keep half;  add what arrives;  z_i = y_i / w_i
 
-k = i + 1, i + 2, i + 4 ... in turn. Models are sent with a weight, so that one-way messages preserve the weighted mean
-(Kempe et al. 2003); it moves at the rate of all-reduce, whatever is under way. Batch norm's running statistics move at
-their own rate, whatever w is. Letters are added in the order of the steps at which they were sent, none before this
-rank has taken that step. A rank continues once only those of the last `overlap` steps are missing; without overlap,
-runs are deterministic.
+k = i + 1, i + 2, i + 4 ... in turn, on the exponential graph. On that of a file, whose edges may go one way, a rank
+sends a share along each edge at every step, and keeps the rest. Models are sent with a weight, so that one-way messages
+preserve the weighted mean (Kempe et al. 2003); it moves at the rate of all-reduce, whatever is under way. Batch norm's
+running statistics move at their own rate, whatever w is. Letters are added in the order of the steps at which they were
+sent, none before this rank has taken that step. A rank continues once only those of the last `overlap` steps are
+missing; without overlap, runs are deterministic.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from dsgd_mpi.algorithms import Algorithm, Gradient
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.letters import Letters
-from dsgd_mpi.net.topology import exponential_peer, exponential_sender
+from dsgd_mpi.net.topology import Push, senders, shares
 from dsgd_mpi.optim.api import Optimizer
 
 
 @dataclass
 class StochasticGradientPush(Algorithm):
+    graph: Push = "exponential"
     overlap: Annotated[int, 0] = 1          # how many of the last steps' letters may be outstanding
 
     keeps = "t", "w", "received"
     survives = True
-    traffic = "one model sent and, usually, one received"
+    traffic = "one model sent and, usually, one received; on a file's graph one along each edge"
     offers = "the weighted mean of all models, sum w x / sum w"
     variants = {}, {"overlap": 0}, {"overlap": 2}
-    received = 0                            # steps whose letter has been added
+    received = 0                            # letters that have been added
     w = 1.0                                 # this rank's weight; all weights, of ranks and letters, sum to n
 
     @property
@@ -47,27 +49,26 @@ class StochasticGradientPush(Algorithm):
 
     def start(self, net: Net, x: Array, optimizer: Optimizer) -> None:
         super().start(net, x, optimizer)
-        self.letters = Letters(net)
+        self.letters, (self.senders, self.heard) = Letters(net), senders(self.graph, net.size, net.rank)
 
     def step(self, x: Array, gradient: Gradient, lr: float) -> None:
         change = self.optimizer.change(x, gradient(x), lr)      # x is z
         x *= self.w                         # and now y, where the parameters have yet to move by the rest of it
         x[self.trained] += (1 - self.w) * change[self.trained]
-        peer = exponential_peer(self.t, self.net.rank, self.net.size)
+        kept, sent = shares(self.graph, self.net.size, self.t, self.net.rank)
         self.t += 1
-        if peer != self.net.rank:
-            x /= 2
-            self.w /= 2
-            self.net.post(x, peer, note=self.w)
-            self.add_letters(x, due=self.t - self.overlap)
+        x *= kept
+        self.w *= kept
+        for peer, times in sent.items():
+            self.net.post(x if times == 1 else times * x, peer, note=times * self.w)
+        self.add_letters(x, due=self.t - self.overlap)
         x /= self.w
 
     def add_letters(self, y: Array, due: int) -> None:
         """Those that have arrived, in order; waits for those of the steps before `due`."""
-        while self.received < self.t and self.net.size > 1:
-            sender = exponential_sender(self.received, self.net.rank, self.net.size)
-            letter = self.letters.next_from(sender, wait=self.received < due)
-            if letter is None:
+        while self.received < self.t * self.heard:
+            sender = self.senders[self.received % len(self.senders)]
+            if not (letter := self.letters.next_from(sender, wait=self.received < due * self.heard)):
                 return
             y += letter.array
             self.w += letter.note

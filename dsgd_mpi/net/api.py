@@ -139,7 +139,7 @@ class Net(Protocol):
         """Collective: x becomes the root's, in place, at full precision."""
 
     def nodes(self) -> list[list[int]]:
-        """Collective: the ranks of each node, those that can share memory; in order."""
+        """Collective: the ranks of each node, those that can share memory or are taken to; in order."""
 
     def group(self, ranks: Sequence[int]) -> Net:
         """Collective, once: a net of these ranks alone, which are numbered anew in the order of their old numbers.

@@ -14,17 +14,15 @@ BUCKET_BYTES = 4_000_000                    # of a gradient, averaged within the
 class Levels:
     """Collective to construct. `within`: this node's ranks; `first`: whether this rank is the first of them.
 
-    `between`: the first ranks of all nodes; where this rank is none, all that are none either. `per_node`: so many
-    ranks in a row are a node; 0: those that share memory.
+    `between`: the first ranks of all nodes; where this rank is none, all that are none either.
     """
 
-    def __init__(self, net: Net, per_node: int) -> None:
-        every = list(range(net.size))
-        nodes = [every[at : at + per_node] for at in every[::per_node]] if per_node else net.nodes()
+    def __init__(self, net: Net) -> None:
+        nodes = net.nodes()
         firsts = [node[0] for node in nodes]
         self.first = net.rank in firsts
         self.within = net.group(next(node for node in nodes if net.rank in node))
-        self.between = net.group(firsts if self.first else [rank for rank in every if rank not in firsts])
+        self.between = net.group(firsts if self.first else [rank for rank in range(net.size) if rank not in firsts])
 
     def gradient_of_node(self, gradient: Callable[..., Array]) -> Callable[..., Array]:
         """Collective to call, within the node: the mean of its ranks' gradients at the first one's x."""

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
-Static = Literal["ring", "torus", "exponential", "hypercube", "star", "line", "erdos-renyi", "complete"]
-Graph = Literal[Static, "random", "one-peer", "base-2"]     # and those that differ from step to step
+from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.base_graph import base_graph
+from dsgd_mpi.net.graph_file import SUFFIXES, GraphFile, read
+
+STATIC = "ring", "torus", "exponential", "hypercube", "star", "line", "erdos-renyi", "complete"
+NAMES = *STATIC, "random", "one-peer"       # these differ from step to step, as base-K does
+BASE = re.compile(r"base-([2-9]|[1-9]\d{1,5})")
+
+
+class OneOf(NamedTuple):
+    """The graphs that an option may name, or a file: how its text is read."""
+
+    names: tuple[str, ...]
+    base: bool = False                      # base-2, base-3, ... too
+    push: bool = False                      # in a file, edges may go one way
+
+    def __call__(self, text: str, what: str) -> str:
+        """UsageError, which begins with `what`, if it is none of them."""
+        if text in self.names or (self.base and BASE.fullmatch(text)):
+            return text
+        if text.endswith(SUFFIXES):
+            return read(text, what, self.push)
+        raise UsageError(f"{what}: expected {self}, found {text[:60]!r}")
+
+    def __str__(self) -> str:
+        base = ["base-K for a K from 2 on"] if self.base else []
+        return f"{', '.join([*self.names, *base])} or a file (FILE{', FILE'.join(SUFFIXES)})"
+
+
+Static = Annotated[str, OneOf(STATIC)]
+Graph = Annotated[str, OneOf(NAMES, base=True)]
+Push = Annotated[str, OneOf(("exponential",), push=True)]
 
 
 @lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
@@ -59,6 +90,24 @@ def exponential_sender(step: int, rank: int, size: int) -> int:
     return (rank - (1 << step % max(1, (size - 1).bit_length()))) % size
 
 
+def shares(graph: str, size: int, step: int, rank: int) -> tuple[float, dict[int, float]]:
+    """What share of all that it has a rank keeps at a step by push-sum; and to whom it sends how many times that.
+
+    "exponential", half of it to `exponential_peer`; or as a file says.
+    """
+    if isinstance(graph, GraphFile):
+        kept = 1 - sum(graph.rows[rank].values())
+        return kept, {peer: share / kept for peer, share in graph.rows[rank].items()}
+    return (0.5, {exponential_peer(step, rank, size): 1.0}) if size > 1 else (1.0, {})
+
+
+def senders(graph: str, size: int, rank: int) -> tuple[list[int], int]:
+    """Who sends to a rank by push-sum, step by step, until it begins anew; and how many do so at a step."""
+    if isinstance(graph, GraphFile):
+        return graph.senders[rank], len(graph.senders[rank])
+    return [exponential_sender(step, rank, size) for step in range((size - 1).bit_length())], min(1, size - 1)
+
+
 @lru_cache(16)
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     """For every rank, the ranks that it exchanges with at a step; symmetric, without itself. Not to be changed.
@@ -66,12 +115,12 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     "ring"; "line"; "star", rank 0 and all others; "torus", the most nearly square one of `size` ranks; "exponential",
     all ranks at distances 1, 2, 4, ...; "hypercube", ranks whose numbers differ in one bit; "one-peer", one such bit at
     a step, in turn; "random", two random matchings, new ones at each step; "erdos-renyi", a connected random graph of
-    mean degree 2 ln n; "base-2", see `base_2`; "complete".
+    mean degree 2 ln n; "base-K", see `base_graph`; "complete".
     """
     every, bits = range(size), [1 << power for power in range((size - 1).bit_length())]
-    if graph == "base-2":
-        rounds = base_2(size)
-        return [sorted(row) for row in rounds[step % len(rounds)]]
+    if base := BASE.fullmatch(graph):
+        rounds = base_graph(size, int(base[1]))
+        return [list(row) for row in rounds[step % len(rounds)]]
     if graph == "erdos-renyi":
         return erdos_renyi(size, seed)
     if graph == "random":
@@ -94,6 +143,13 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
             for rank in every]
 
 
+def period(graph: str, size: int) -> int | None:
+    """After how many steps `neighbours` are the same again; None if they never are."""
+    if base := BASE.fullmatch(graph):
+        return len(base_graph(size, int(base[1])))
+    return {"one-peer": max(1, (size - 1).bit_length()), "random": None}.get(graph, 1)
+
+
 @lru_cache(4)
 def erdos_renyi(size: int, seed: int) -> list[list[int]]:
     """Each pair of ranks has an edge with probability 2 ln n / n; the first such graph that is connected."""
@@ -108,43 +164,17 @@ def erdos_renyi(size: int, seed: int) -> list[list[int]]:
             return found
 
 
-@lru_cache(4)
-def base_2(size: int) -> list[list[dict[int, float]]]:
-    """The Base-(k+1) graph with k = 1 (Takezawa et al. 2023, arXiv:2305.11420): rounds, rank -> peer -> weight.
-
-    After all rounds, log2 n if n is a power of 2 and at most 2 log2 n + 1 else, every rank has the exact mean. The
-    ranks are split into groups by the powers of 2 that n is a sum of. Each group takes its mean, bit by bit. Then each
-    in turn, the largest first, exchanges with all smaller ones, by the weight that makes its mean, and theirs, that of
-    both; and takes its mean again.
-    """
-    groups, begin = [], 0
-    for power in reversed(range(size.bit_length())):
-        if size >> power & 1:
-            groups.append((begin, power))
-            begin += 1 << power
-    most = groups[0][1]
-    rounds: list[list[dict[int, float]]] = [[{} for _ in range(size)]
-                                            for _ in range(2 * most + 1 if len(groups) > 1 else max(1, most))]
-    for turn, (begin, power) in enumerate(groups):
-        end, last = begin + (1 << power), turn == len(groups) - 1
-        for first in [0] if last else [0, most + turn + 1]:
-            for bit in range(power):
-                for rank in range(begin, end):
-                    rounds[first + bit][rank][begin + (rank - begin ^ 1 << bit)] = 0.5
-        for rank, smaller in enumerate(range(end, size), start=begin):
-            rounds[most + turn][rank][smaller] = rounds[most + turn][smaller][rank] = (1 << power) / (size - begin)
-    return rounds
-
-
 def mixing_weights(graph: str, size: int, step: int, seed: int, rank: int, lazy: bool = False) -> dict[int, float]:
     """Row `rank` of W on `neighbours`, without its diagonal, the remainder to 1: neighbour -> weight.
 
     W_ij = 1 / (1 + max(d_i, d_j)) for degrees d (Metropolis): symmetric, doubly stochastic; 1/n on the complete graph.
-    "base-2" has weights of its own. `lazy`: half of that, so that no eigenvalue is negative.
+    "base-K" and a file have weights of their own. `lazy`: half of that, so that no eigenvalue is negative.
     """
     share = 0.5 if lazy else 1.0
-    if graph == "base-2":
-        rounds = base_2(size)
+    if base := BASE.fullmatch(graph):
+        rounds = base_graph(size, int(base[1]))
         return {peer: share * weight for peer, weight in rounds[step % len(rounds)][rank].items()}
+    if isinstance(graph, GraphFile):
+        return {peer: share * weight for peer, weight in graph.rows[rank].items()}
     every = neighbours(graph, size, step, seed)
     return {peer: share / (1 + max(len(every[rank]), len(every[peer]))) for peer in every[rank]}

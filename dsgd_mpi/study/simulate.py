@@ -108,7 +108,7 @@ def run(config: Config, simulation: Simulation) -> int:
     if idle and not config.steps:
         raise UsageError("--gradients none: expected --steps, the number to simulate, found none")
     parts = prepare(config, None if idle else simulation.ranks)
-    check_ranks(config, simulation.ranks)
+    check_ranks(parts, simulation.ranks)
     machine = scaled(simulation, parts)
     parts.notes = simulation.notes(machine)
     claim = claimed(config, 0, simulation.ranks)
@@ -142,6 +142,7 @@ def run(config: Config, simulation: Simulation) -> int:
 def scaled(simulation: Simulation, parts: Prepared) -> Machine:
     """The cluster on which this model, or the one that it stands for, is trained with this batch."""
     machine, config, graph = simulation.machine, parts.config, parts.graph
+    machine = replace(machine, ranks_per_node=config.ranks_per_node or machine.ranks_per_node)
     as_graph = models.graph(simulation.as_model, *models.usual(simulation.as_model)) if simulation.as_model else graph
     own, large = (Layout(each.trained, each.statistics).size for each in (graph, as_graph))
     elements = own if simulation.gradients == "real" else ELEMENTS

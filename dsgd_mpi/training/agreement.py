@@ -6,6 +6,7 @@ A launcher may start ranks with different command lines, and nodes may have diff
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dsgd_mpi.config import FIELDS, Config
 from dsgd_mpi.data import Dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
+from dsgd_mpi.net.graph_file import GraphFile
 from dsgd_mpi.net.places import ranks_named
 
 # what concerns a rank alone, or is done by rank 0 for all
@@ -24,11 +26,11 @@ MAY_DIFFER = {"threads", "log_every", "out", "time_left", "quiet"}
 SAMPLES = 16                                # images of the training set that are compared, evenly spaced
 
 
-def about(config: Config, dataset: Dataset, kernels: str) -> dict[str, str]:
+def about(config: Config, dataset: Dataset, kernels: str, graphs: Sequence[GraphFile] = ()) -> dict[str, str]:
     """What must be the same on all ranks, by the name under which the user knows it."""
     options = {flag(key): str(getattr(config, key)) for key in FIELDS if key not in MAY_DIFFER}
     return {**options, "kernels": kernels, "dsgd_mpi": f"{dsgd_mpi.__version__} ({sources()})",
-            "images": fingerprint(dataset)}
+            "images": fingerprint(dataset), "graph": ", ".join(f"{graph} ({graph.digest})" for graph in graphs)}
 
 
 def flag(key: str) -> str:

@@ -113,6 +113,9 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
     if config_.survive and rule:
         raise UsageError(f"--survive: expected --partition iid, found {rule}, by which the images of a rank that dies "
                          "are lost; use --no-survive, or --partition iid")
+    if config_.survive and algorithm.graphs():
+        raise UsageError(f"--survive: graph {algorithm.graphs()[0]}: expected one for any number of ranks, found a "
+                         "node for each; use a graph that has a name, or --no-survive")
     if config_.survive and config_.steps_total:
         raise UsageError("--survive: --steps-total counts in the memory of a rank, which is lost with it; use --steps")
     kernels = load(config_.kernels, config_.dtype, config_.device)
@@ -146,7 +149,7 @@ def checked(data: str) -> Dataset:
 
 def fit(parts: Prepared, ranks: int) -> None:
     """UsageError if these parts do not suit this number of ranks."""
-    check_ranks(parts.config, ranks)
+    check_ranks(parts, ranks)
     chosen, images = parts.config, parts.dataset.train
     workers = ranks - algorithms.serving(parts.algorithm, ranks)
     Batches(images, chosen.batch, 0, workers)
@@ -155,8 +158,10 @@ def fit(parts: Prepared, ranks: int) -> None:
         partition.check(images.labels, workers, rule, chosen.seed, chosen.batch, owner)
 
 
-def check_ranks(config_: Config, ranks: int) -> None:
-    """UsageError if one is named that this number of ranks does not have."""
+def check_ranks(parts: Prepared, ranks: int) -> None:
+    """UsageError if one is named that this number of ranks does not have, or a graph for another number."""
+    parts.algorithm.suits(ranks)
+    config_ = parts.config
     for delay in config_.slowed():
         if delay.ranks[-1] >= ranks:
             raise UsageError(f"--slow-rank: expected a rank from 0 to {ranks - 1}, found {delay.ranks[-1]}")
@@ -210,7 +215,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
     header = {"algorithm": chosen.algorithm, "seed": chosen.seed, "config": chosen.to_toml(),
               "shared_out": bool(chosen.steps_total) and workers > 1, "workers": workers,
-              "data": to_json(about_data(parts.dataset))}
+              "data": to_json(about_data(parts.dataset)),
+              "graph": " ".join(graph.digest for graph in parts.algorithm.graphs())}
     pace = paced(parts, host)
     faults = inject.Faults(inject.parse(chosen.inject), host.rank)
     return Training(

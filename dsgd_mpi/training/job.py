@@ -104,10 +104,11 @@ def run(config: Config | None, problem: UsageError | None = None) -> int:
             return UsageError.exit_code
         _, problem = attempted(on_gpu, parts, host)         # has a better word for kernels that differ
         if not problem:
-            own = agreement.about(config, parts.dataset, parts.kernels.name)
+            own = agreement.about(config, parts.dataset, parts.kernels.name, parts.algorithm.graphs())
             _, problem = attempted(agreement.check, host, own)
         if told(host, problem):
             return UsageError.exit_code
+        host.ranks_per_node = config.ranks_per_node
         net, problem = attempted(connect, parts, host)
         claim, problem = (None, problem) if problem else attempted(claimed, config, host.rank, host.size)
         if told(host, problem):
@@ -312,6 +313,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
         "MPI": machine["mpi"],
         **parts.notes,
         "ranks": f"{count} on {hosts} node{'s' if hosts > 1 else ''}"
+                 f"{f', taken for nodes of {config.ranks_per_node}' if config.ranks_per_node else ''}"
                  f"{f', {count - training.workers} of them only serving' if count > training.workers else ''}",
         "each rank": "; ".join(kinds),
         **gpus(ranks),

@@ -8,6 +8,7 @@
     batch                           accepted, but with --steps-total
     partition                       accepted; among other ranks the images are shared out anew, which is told
     data                            other data than before are refused, unless --data is on the command line
+    graph of a file                 another is refused, but for `--resume-as mean`; its digest tells them apart
     anything else                   accepted: the length, the rate, the seed, the machine ...
 
 The batch per rank and the peak rate are those of the configuration, whatever the number of ranks: with twice the ranks
@@ -71,6 +72,10 @@ def refusal(before: Mapping[str, Any], ranks_before: int, now: Mapping[str, Any]
     if shared_out and then.get("batch") != new.get("batch"):
         return (f"it counts steps of {then.get('batch')} images, but this run has --batch {new.get('batch')}; with "
                 "--steps-total it must stay as it is")
+    graph, other = (f"that of a file ({each['graph']})" if each.get("graph") else "no file's" for each in (before, now))
+    if graph != other and not consent.mean:
+        return (f"its graph was {graph}, but this run's is {other}; give it the same, or go on from the mean of the "
+                "models with --resume-as mean")
     was, found = data_of(before), data_of(now)
     if was and found and was != found and not consent.data:
         return (f"the run was trained on other data: {', '.join(differences(was, found))}; give it those, or accept "

@@ -4,7 +4,7 @@ All on simulated clusters, where who comes first is a matter of the costs that a
 """
 
 import itertools
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.net.simulated.machine import star
+from dsgd_mpi.net.topology import OneOf
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.quadratic import Quadratic, in_one_piece
 
@@ -269,12 +270,14 @@ def test_no_more_than_two_models_are_averaged_at_a_time():
 
 def pairs(name):
     """The algorithm's options with every pair of two that are not at their defaults."""
-    found, hints = algorithms.find(name), get_type_hints(algorithms.find(name))
+    found, hints = algorithms.find(name), get_type_hints(algorithms.find(name), include_extras=True)
     default = found().options()
     values = {key: {variant[key] for variant in found.variants if key in variant} for key in default}
     for key, hint in hints.items():
         if key in default and get_origin(hint) is Literal:
             values[key] |= set(get_args(hint))
+        elif key in default and get_origin(hint) is Annotated and isinstance(get_args(hint)[1], OneOf):
+            values[key] |= {*get_args(hint)[1].names, *(["base-2"] if get_args(hint)[1].base else [])}
         elif key in default and hint is bool:
             values[key] = {True, False}
     for one, other in itertools.combinations(default, 2):

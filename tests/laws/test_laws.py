@@ -2,9 +2,9 @@
 
 import copy
 import dataclasses
+import math
 import time
 from functools import reduce
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -35,11 +35,12 @@ from dsgd_mpi.algorithms.wagma import WaitAvoiding
 from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Done
+from dsgd_mpi.net.base_graph import base_graph, factors
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.fragments import Fragments
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
-from dsgd_mpi.net.topology import Graph, exponential_peer, matching, mixing_weights, neighbours, partition
+from dsgd_mpi.net.topology import NAMES, exponential_peer, matching, mixing_weights, neighbours, partition
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
@@ -375,24 +376,24 @@ def test_the_mean_of_nolocos_models_moves_as_if_all_met(world):
 
 @pytest.mark.parametrize("between", ["dpsgd", "local_sgd:period=3", "gossip:mode=push", "easgd:beta=0"])
 def test_on_one_node_two_levels_are_allreduce(world, between):
-    models = world.run(lambda host: at_rest(host, Hierarchical(between, ranks_per_node=world.size)))
+    models = world.run(lambda host: at_rest(host, Hierarchical(between)), per_node=world.size)
     assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
     assert all(np.array_equal(x, models[0]) for x in models)
 
 
 @pytest.mark.parametrize("between", ["dpsgd", "sgp:overlap=0", "diloco:period=3", "easgd"])
 def test_with_one_rank_a_node_two_levels_are_the_method_between_nodes(world, between):
-    names = Hierarchical(between, ranks_per_node=1), algorithms.parsed(between, "")
+    names = Hierarchical(between), algorithms.parsed(between, "")
     if not names[0].ordered and not world.simulated:
         return                              # who comes first is a matter of chance
-    nodes, alone = (world.run(lambda host, a=algorithm: at_rest(host, copy.copy(a))) for algorithm in names)
+    nodes, alone = (world.run(lambda host, a=algorithm: at_rest(host, copy.copy(a)), per_node=1) for algorithm in names)
     assert np.array_equal(nodes, alone)
 
 
 def test_nodes_of_equal_size_that_average_gradients_are_allreduce(world):
     if world.size % 2:
         return                              # each node counts as one, and one of them would be smaller
-    models = world.run(lambda host: at_rest(host, Hierarchical("allreduce", ranks_per_node=2)))
+    models = world.run(lambda host: at_rest(host, Hierarchical("allreduce")), per_node=2)
     assert np.allclose(models, models_of(world, Allreduce()), rtol=0, atol=1e-12)
 
 
@@ -857,12 +858,15 @@ def test_the_others_do_need_each_other(name, options):
 
 # topologies
 
-@given(st.sampled_from(get_args(Graph)), st.integers(1, 9), st.integers(0, 50))
+GRAPHS = *NAMES, "base-2", "base-3", "base-5"
+
+
+@given(st.sampled_from(GRAPHS), st.integers(1, 9), st.integers(0, 50))
 def test_mixing_weights_are_symmetric_and_doubly_stochastic(graph, size, step):
     w = matrix(graph, size, step)
     assert all(rank not in mixing_weights(graph, size, step, 0, rank) for rank in range(size))
     assert all(list(mixing_weights(graph, size, step, 0, rank)) == each
-               for rank, each in enumerate(neighbours(graph, size, step, 0)) if graph != "base-2")
+               for rank, each in enumerate(neighbours(graph, size, step, 0)))
     assert np.allclose(w, w.T)
     assert np.allclose(w.sum(0), 1)
     assert (w >= -1e-15).all()
@@ -884,18 +888,30 @@ def matrix(graph, size, step, seed=0):
     return w + np.diag(1 - w.sum(1))
 
 
-@pytest.mark.parametrize("size", [*range(1, 34), 48, 63, 64, 100])
-def test_pairs_with_the_right_weights_come_to_the_exact_mean(size):
-    """Base-(k+1), k = 1, for all sizes in as many rounds as its paper says; one bit at a time for powers of 2."""
-    log = size.bit_length() - 1
-    rounds = log if size == 1 << log else 2 * log + 1
-    for graph in ("base-2", "one-peer")[: 2 if size == 1 << log else 1]:
-        steps = [matrix(graph, size, step) for step in range(max(1, rounds))]
-        assert np.allclose(reduce(np.matmul, steps[::-1]), 1 / size, rtol=0, atol=1e-12)
-        assert all((np.count_nonzero(w, axis=1) <= 2).all() for w in steps)     # itself and one peer
+@pytest.mark.parametrize("base", [2, 3, 4, 5, 7, 12])
+def test_base_graphs_come_to_the_exact_mean_in_as_many_rounds_as_their_paper_says(base):
+    """Its theorem, and its lemma for numbers without a large prime factor; whom a rank meets, itself included."""
+    for size in [*range(1, 41), 48, 63, 64, 75, 100]:
+        graph = [matrix(f"base-{base}", size, step) for step in range(len(base_graph(size, base)))]
+        assert np.allclose(reduce(np.matmul, graph[::-1]), 1 / size, rtol=0, atol=1e-12)
+        assert all((np.count_nonzero(w, axis=1) <= base).all() for w in graph)
+        cubes = factors(size, base)
+        assert len(graph) <= max(1, 2 * math.log(size, base) + 2 if cubes is None else 2 * math.log(size, base + 1))
+        assert np.allclose(matrix(f"base-{base}", size, len(graph)), graph[0])      # and anew
 
 
-@pytest.mark.parametrize("graph", get_args(Graph))
+@pytest.mark.parametrize(("size", "base", "rounds"), [(5, 2, 5), (6, 2, 4), (6, 3, 2), (25, 2, 9), (25, 5, 2)])
+def test_base_graphs_are_as_long_as_those_of_their_authors(size, base, rounds):
+    assert len(base_graph(size, base)) == rounds
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 32])
+def test_one_bit_at_a_time_powers_of_2_come_to_the_exact_mean(size):
+    steps = [matrix("one-peer", size, step) for step in range(max(1, size.bit_length() - 1))]
+    assert np.allclose(reduce(np.matmul, steps[::-1]), 1 / size, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 16])
 def test_every_graph_joins_all_ranks_in_the_long_run(graph, size):
     spread = reduce(np.matmul, (matrix(graph, size, step, seed=size) for step in range(400)))

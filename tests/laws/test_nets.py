@@ -181,10 +181,11 @@ def test_a_group_of_a_group_and_16_bits_in_it(world):
 
 
 def test_every_rank_is_on_one_node(world):
-    nodes = world.run(lambda host: host.nodes())
-    assert all(each == nodes[0] for each in nodes)
-    assert sorted(rank for node in nodes[0] for rank in node) == list(range(world.size))
-    assert len(nodes[0]) in (1, world.size)     # one machine, or one that is simulated with a rank a node
+    for per_node in (0, 1, 2, world.size, world.size + 1):      # 0: as MPI finds them, one machine
+        nodes = world.run(lambda host: host.nodes(), per_node=per_node)
+        assert all(each == nodes[0] for each in nodes)
+        assert sorted(rank for node in nodes[0] for rank in node) == list(range(world.size))
+        assert len(nodes[0]) == -(-world.size // (per_node or world.size))
 
 
 def test_broadcast_and_allgather(world):

@@ -206,6 +206,19 @@ def test_a_step_of_128_ranks_with_resnet50_takes_as_long_as_by_hand(tmp_path, na
     assert summary["wall_s"] / 3 - 0.1036 == pytest.approx(by_hand(4 * 25_610_152), rel=0.01)
 
 
+def test_the_nodes_of_a_simulated_cluster_have_as_many_ranks_as_the_option_says(tmp_path):
+    """The run folder knows the cluster that it was; two levels send more where each node has a model to spread."""
+    sent = {}
+    for each in (1, 4):
+        done = CliRunner().invoke(simulate, [
+            "--cluster", "ethernet-10g", "--ranks", "8", "--gradients", "none", "--steps", "2", "--algorithm",
+            "hierarchical", "--ranks-per-node", str(each), "--out", str(tmp_path / f"{each}")], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert machines.read(tmp_path / f"{each}" / "cluster.toml").ranks_per_node == each
+        sent[each] = json.loads((tmp_path / f"{each}" / "summary.json").read_text())["bytes_sent"]
+    assert sent[4] > sent[1]
+
+
 def test_gradients_that_take_no_time_are_refused_in_one_line(tmp_path):
     (tmp_path / "own.toml").write_text('name = "own"\n[gradient]\nseconds = 0')
     done = CliRunner().invoke(simulate, ["--cluster", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")])

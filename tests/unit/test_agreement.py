@@ -6,6 +6,7 @@ import pytest
 from dsgd_mpi.config import FIELDS, Config
 from dsgd_mpi.data import Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.graph_file import read
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.training import agreement
 from tests.support.data_samples import dataset_file
@@ -33,6 +34,19 @@ def test_what_is_no_option_is_compared_too(what):
         own = agreement.about(Config(), DATA, "onednn")
         with pytest.raises(UsageError, match=rf"run: {what}: .* on rank 0, other on rank 1; start"):
             agreement.check(host, own if host.rank == 0 else own | {what: "other"})
+    Cluster(2).run(main)
+
+
+def test_a_graph_that_some_have_read_otherwise_is_named(tmp_path):
+    path, graphs = tmp_path / "own.edges", []
+    for text in ("0 1", "0 1 .3"):
+        path.write_text(text)
+        graphs.append([read(str(path), "", push=False)])
+
+    def main(host):
+        own = agreement.about(Config(), DATA, "onednn", graphs[host.rank])
+        with pytest.raises(UsageError, match=r"graph: .*own.edges \(\w+\) on rank 0, .*own.edges \(\w+\) on rank 1;"):
+            agreement.check(host, own)
     Cluster(2).run(main)
 
 

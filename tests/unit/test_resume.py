@@ -21,10 +21,10 @@ DATA = {"train": 60, "test": 20, "image": [8, 8, 1], "classes": 4, "mean": [0.25
 OLD, NEW = Course(32, 960, 32, 2), Course(64, 960, 64, 4)
 
 
-def header(data=None, shared_out=False, **options):
+def header(data=None, shared_out=False, graph="", **options):
     config = Config(**options)
     return {"algorithm": config.algorithm, "config": config.to_toml(), "shared_out": shared_out, "workers": 2,
-            "data": json.dumps({**DATA, **(data or {})})}
+            "graph": graph, "data": json.dumps({**DATA, **(data or {})})}
 
 
 @pytest.mark.parametrize(("before", "now", "ranks", "replicated", "reason"), [
@@ -38,6 +38,9 @@ def header(data=None, shared_out=False, **options):
     ({"shared_out": True}, {}, 2, True, "it counts the steps of all ranks together, but this run those of each rank"),
     ({}, {"data": {"mean": [0.3], "digest": "b"}}, 2, True, "trained on other data: mean 0.2500, now 0.3000; give it"),
     ({}, {"data": {"image": [8, 8, 3]}}, 2, True, "trained on other data: image 8x8x1, now 8x8x3; give it"),
+    ({}, {"graph": "1a2b"}, 2, True, "graph was no file's, but this run's is that of a file (1a2b); give it the"),
+    ({"graph": "1a2b"}, {"graph": "3c4d"}, 2, False, "of a file (1a2b), but this run's is that of a file (3c4d)"),
+    ({"graph": "1a2b"}, {"graph": "1a2b"}, 2, False, None),
     ({}, {"data": {"digest": "b"}}, 2, True, "other data: as many, but other images or labels; give it those, or")])
 def test_the_table_of_what_may_change(before, now, ranks, replicated, reason):
     found = refusal(header(**before), 2, header(**now), ranks, replicated, Consent())
@@ -45,7 +48,7 @@ def test_the_table_of_what_may_change(before, now, ranks, replicated, reason):
     assert not found or "\n" not in found
     if "data" in now:
         assert refusal(header(), 2, header(**now), ranks, replicated, Consent(data=True)) is None
-    if reason and "different models" in reason:
+    if reason and ("different models" in reason or "graph" in reason):
         assert refusal(header(), 2, header(**now), ranks, replicated, Consent(mean=True)) is None
 
 

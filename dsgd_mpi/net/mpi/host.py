@@ -96,6 +96,8 @@ class Waiting:
 class MpiHost:
     """This rank's end of the cluster: `Host` over an MPI communicator (by default the world)."""
 
+    ranks_per_node = 0                      # that many in a row are taken for a node; 0: those that share memory
+
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self.traffic = Traffic()
         self.watch: Any = None              # `training.watch.Watch`, if there is one
@@ -158,6 +160,8 @@ class MpiHost:
         return self._allgather(self.comm, item)
 
     def nodes(self) -> list[list[int]]:
+        if each := self.ranks_per_node:
+            return [list(range(first, min(first + each, self.size))) for first in range(0, self.size, each)]
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         first = self._allgather(self.comm, self._allgather(node, self.rank)[0])
         node.Free()
