@@ -41,6 +41,34 @@ def random_peer(step: int, rank: int, size: int, seed: int, itself: bool = False
     return int((rank + np.random.default_rng((seed, step, rank)).integers(0 if itself else 1, size)) % size)
 
 
+def random_peers(step: int, rank: int, size: int, seed: int, count: int) -> list[int]:
+    """So many of the other ranks, all if there are fewer: every such set is equally likely (Floyd's algorithm).
+
+    Drawn by this rank alone; a single one is `random_peer`.
+    """
+    draw, found = np.random.default_rng((seed, step, rank)), []
+    for most in range(max(size - count, 1), size):
+        further = int(draw.integers(1, most + 1))
+        found.append(most if further in found else further)
+    return [(rank + further) % size for further in found]
+
+
+@lru_cache(16)
+def audiences(step: int, size: int, seed: int, count: int, regular: bool = False) -> list[list[int]]:
+    """For every rank, the `random_peers` that it sends to at a step, `count` of them. Not to be changed.
+
+    `regular`: every rank hears from as many, too. All are put in a random order, a circle, and each sends to those who
+    follow it.
+    """
+    if not regular:
+        return [random_peers(step, rank, size, seed, count) for rank in range(size)]
+    order = np.random.default_rng((seed, step, 4)).permutation(size).tolist()
+    found: list[list[int]] = [[] for _ in range(size)]
+    for place, rank in enumerate(order):
+        found[rank] = [order[(place + further) % size] for further in range(1, min(count, size - 1) + 1)]
+    return found
+
+
 def chance(probability: float, *of: int) -> bool:
     """Whether something of that probability happens; a draw that depends on the numbers `of` alone."""
     return probability == 1 or np.random.default_rng(of).random() < probability

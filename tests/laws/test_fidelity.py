@@ -173,6 +173,8 @@ def expected_drift(name, options, size, jittered):
         return 1 - p / 2, 1 - p / 4
     if options.get("mode") == "push":
         return (1, 1.3) if options.get("order") == "combine-then-adapt" else (0.7, 0.87)
+    if options.get("wait") is False:        # of two peers: who hears from k is pulled back by k / (k + 1) of a step
+        return 0.6, 0.8
     if options.get("partner") == "independent":         # a model that was published, on average, half a step ago
         return 0.82, 0.85
     if name == "hierarchical" and "slow_momentum" in options.get("between", ""):
