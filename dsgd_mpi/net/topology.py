@@ -9,6 +9,7 @@ import numpy as np
 
 Static = Literal["ring", "torus", "exponential", "hypercube", "star", "line", "erdos-renyi", "complete"]
 Graph = Literal[Static, "random", "one-peer", "base-2"]     # and those that differ from step to step
+Tree = Literal["tree", "line", "star"]
 
 
 @lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
@@ -91,10 +92,10 @@ def exponential_sender(step: int, rank: int, size: int) -> int:
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     """For every rank, the ranks that it exchanges with at a step; symmetric, without itself. Not to be changed.
 
-    "ring"; "line"; "star", rank 0 and all others; "torus", the most nearly square one of `size` ranks; "exponential",
-    all ranks at distances 1, 2, 4, ...; "hypercube", ranks whose numbers differ in one bit; "one-peer", one such bit at
-    a step, in turn; "random", two random matchings, new ones at each step; "erdos-renyi", a connected random graph of
-    mean degree 2 ln n; "base-2", see `base_2`; "complete".
+    "ring"; "line"; "star", rank 0 and all others; "tree", rank r and 2 r, 2 r + 1; "torus", the most nearly square one
+    of `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...; "hypercube", ranks whose numbers differ in one
+    bit; "one-peer", one such bit at a step, in turn; "random", two random matchings, new ones at each step;
+    "erdos-renyi", a connected random graph of mean degree 2 ln n; "base-2", see `base_2`; "complete".
     """
     every, bits = range(size), [1 << power for power in range((size - 1).bit_length())]
     if graph == "base-2":
@@ -113,6 +114,9 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     if graph in ("hypercube", "one-peer"):
         now = bits[step % len(bits) :][:1] if graph == "one-peer" and bits else bits
         return [sorted(rank ^ bit for bit in now if rank ^ bit < size) for rank in every]
+    if graph == "tree":
+        return [sorted({rank // 2, *(child for child in (2 * rank, 2 * rank + 1) if child < size)} - {rank})
+                for rank in every]
     if graph == "star":
         return [[*range(1, size)], *([0] for _ in range(1, size))]
     if graph == "line":
@@ -120,6 +124,15 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     distances = {"ring": [1], "exponential": bits, "complete": list(range(1, size))}[graph]
     return [sorted({(rank + sign * distance) % size for distance in distances for sign in (1, -1)} - {rank})
             for rank in every]
+
+
+@lru_cache(4)
+def behind(tree: Tree, size: int) -> list[dict[int, int]]:
+    """For every rank of a tree, neighbour -> how many ranks are on that side of it. Not to be changed."""
+    every, below = neighbours(tree, size, 0, 0), [1] * size
+    for rank in reversed(range(1, size)):   # one neighbour of each has a lower number
+        below[every[rank][0]] += below[rank]
+    return [{peer: below[peer] if peer > rank else size - below[rank] for peer in every[rank]} for rank in range(size)]
 
 
 @lru_cache(4)

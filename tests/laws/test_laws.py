@@ -29,6 +29,7 @@ from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.qgm import QuasiGlobalMomentum
+from dsgd_mpi.algorithms.relay import Relay
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.sparta import Sparta
 from dsgd_mpi.algorithms.topk import TopK
@@ -42,7 +43,9 @@ from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.net.topology import (
     Graph,
+    Tree,
     audiences,
+    behind,
     exponential_peer,
     matching,
     mixing_weights,
@@ -50,6 +53,7 @@ from dsgd_mpi.net.topology import (
     partition,
     random_peer,
 )
+from tests.laws.test_fidelity import edges_between
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
@@ -611,6 +615,30 @@ def test_backup_without_backups_is_allreduce_over_the_workers(world):
     models = world.run(lambda host: train(host, Backup(backups=0), Quadratic(host.rank), 20)[0])
     alone = plain_sgd([Quadratic(rank).gradient for rank in range(1, world.size)], 20)
     assert np.allclose(models, alone, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(get_args(Tree)), st.integers(1, 9), st.integers(0, 10_000))
+def test_a_relay_counts_each_rank_once_as_old_as_it_is_far(tree, size, seed):
+    """By the distances on the tree; x at the start for what has not come yet."""
+    found = Cluster(size, delays(seed)).run(lambda host: train(host, Relay(tree), Quadratic(host.rank), 12)[0])
+    tasks, away = [Quadratic(rank) for rank in range(size)], edges_between(tree, size)
+    x = np.array([task.start() for task in tasks])
+    optimisers, stepped = [sgd_for(row) for row in x], [x.copy() for _ in range(size)]
+    for _ in range(12):
+        for row, task, sgd in zip(x, tasks, optimisers, strict=True):
+            sgd.update(row, task.gradient(row), 0.05)
+        stepped.insert(0, x.copy())         # the latest first
+        for rank in range(size):
+            x[rank] = np.mean([stepped[max(0, int(away[rank, other]) - 1)][other] for other in range(size)], 0)
+    assert np.allclose(found, x, rtol=0, atol=1e-12)
+
+
+@given(st.sampled_from(get_args(Tree)), st.integers(1, 40))
+def test_on_a_tree_all_others_are_behind_one_neighbour_or_another(tree, size):
+    assert [sum(sides.values()) for sides in behind(tree, size)] == [size - 1] * size
+    assert all(behind(tree, size)[peer][rank] == size - ranks
+               for rank, sides in enumerate(behind(tree, size)) for peer, ranks in sides.items())
 
 
 # mass: what averaging must keep, whatever is delayed
