@@ -40,6 +40,7 @@ class DecoupledMomentum(Algorithm):
 
     one_model = survives = gentle = True
     alone_is_sgd = may_skip_step = False
+    usual_lr = 1e-3
     traffic = "`largest` coefficients of each block of the momentum, with their indices, to each other rank"
     offers = "x, the same on all ranks"
     advised = ()                            # the bytes of its messages depend on the layers' shapes

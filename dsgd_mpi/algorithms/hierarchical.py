@@ -23,7 +23,8 @@ from dsgd_mpi.net.api import Net
 from dsgd_mpi.net.levels import Levels
 from dsgd_mpi.optim.api import Optimizer
 
-LIKE_INNER = "default_optimizer", "one_sided", "may_round", "may_skip_step", "updates_add_up", "alone_is_sgd"
+LIKE_INNER = ("default_optimizer", "one_sided", "may_round", "may_skip_step", "updates_add_up", "usual_lr",
+              "alone_is_sgd")
 
 
 @dataclass
