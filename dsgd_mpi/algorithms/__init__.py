@@ -53,6 +53,7 @@ class Algorithm:
     keeps: tuple[str, ...] = ("t",)         # attributes that a checkpoint holds besides x and the optimizer's state
     servers: int = 0                        # this many ranks, the first ones, only serve the others and have no data
     updates_add_up: bool = False            # n ranks move the model by the sum of their updates, not by the mean
+    usual_lr: float = 0.0                   # a rate that suits it, if its steps have a size of their own; else 0
     gentle: bool = False                    # it needs smaller rates than all-reduce, as what is delayed does
     independent: bool = False               # no step depends on another rank's: ranks may take different numbers
     alone_is_sgd: bool = True               # on a single rank it equals the plain optimizer, step by step

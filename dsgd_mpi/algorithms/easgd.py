@@ -8,8 +8,9 @@ Nobody waits. beta is the pull of all n workers together: the paper's alpha is b
 overshoot once n alpha exceeds 1. c takes part in the mean of all models without a gradient of its own: under a constant
 one it moves at n / (n + 1) of all-reduce's rate.
 
-`order="adapt-then-combine"`: the elastic pull comes after the step, and the next gradient is taken where it has led. So
-the first author of Jin et al. 2016 compared it, with one server, beta = 0.8 and tau = 1 or 10.
+`order="adapt-then-combine"`: the elastic pull comes after the step, and the next gradient is taken where it has led.
+The code of the first author of Jin et al. 2016 has the other order, the default, with one server, beta = 0.8, and
+tau = 1 or 10.
 """
 
 from __future__ import annotations

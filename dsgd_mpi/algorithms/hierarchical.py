@@ -21,11 +21,11 @@ from dsgd_mpi.algorithms import Algorithm, Gradient, parsed
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Net
-from dsgd_mpi.net.graph_file import GraphFile
 from dsgd_mpi.net.levels import Levels
 from dsgd_mpi.optim.api import Optimizer
 
-LIKE_INNER = "default_optimizer", "one_sided", "may_round", "may_skip_step", "updates_add_up", "alone_is_sgd"
+LIKE_INNER = ("default_optimizer", "one_sided", "may_round", "may_skip_step", "updates_add_up", "usual_lr",
+              "alone_is_sgd", "graphs")
 
 
 @dataclass
@@ -50,9 +50,6 @@ class Hierarchical(Algorithm):
     @property
     def ordered(self) -> bool:
         return self.inner.ordered
-
-    def graphs(self) -> list[GraphFile]:
-        return self.inner.graphs()
 
     def suits(self, size: int) -> None:
         pass                                # the number of nodes is known once it starts

@@ -15,16 +15,19 @@ class Sparse:
     def __init__(self, net: Net) -> None:
         self.net, self.letters = net, Letters(net)
 
-    def mean(self, u: Array, places: Array) -> None:
+    def mean(self, u: Array, places: Array, of_senders: bool = False) -> None:
         """Collective: u becomes the mean of all ranks' u, 0 but at each one's own `places`; bitwise equal on all.
 
-        `places`: int (k,), no index twice; k may differ from rank to rank.
+        `places`: int (k,), no index twice; k may differ from rank to rank. `of_senders`: each entry's mean is that over
+        the ranks among whose places it is, 0 if there are none.
         """
-        own = pack(u, places)
+        own, senders = pack(u, places), 0 * u
         u[:] = 0
         for packed in self.letters.from_all(own):   # in the same order everywhere
             add(packed, into=u)
-        u /= self.net.size
+            if of_senders:
+                senders[packed[: packed.size // 2]] += 1
+        u /= np.maximum(senders, 1) if of_senders else self.net.size
 
 
 def largest(u: Array, k: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class OneOf(NamedTuple):
 Static = Annotated[str, OneOf(STATIC)]
 Graph = Annotated[str, OneOf(NAMES, base=True)]
 Push = Annotated[str, OneOf(("exponential",), push=True)]
+Tree = Literal["tree", "line", "star"]
 
 
 @lru_cache(16)                              # on a simulated cluster all ranks ask for the same ones
@@ -70,6 +71,34 @@ def random_peer(step: int, rank: int, size: int, seed: int, itself: bool = False
     if size == 1:
         return rank
     return int((rank + np.random.default_rng((seed, step, rank)).integers(0 if itself else 1, size)) % size)
+
+
+def random_peers(step: int, rank: int, size: int, seed: int, count: int) -> list[int]:
+    """So many of the other ranks, all if there are fewer: every such set is equally likely (Floyd's algorithm).
+
+    Drawn by this rank alone; a single one is `random_peer`.
+    """
+    draw, found = np.random.default_rng((seed, step, rank)), []
+    for most in range(max(size - count, 1), size):
+        further = int(draw.integers(1, most + 1))
+        found.append(most if further in found else further)
+    return [(rank + further) % size for further in found]
+
+
+@lru_cache(16)
+def audiences(step: int, size: int, seed: int, count: int, regular: bool = False) -> list[list[int]]:
+    """For every rank, the `random_peers` that it sends to at a step, `count` of them. Not to be changed.
+
+    `regular`: every rank hears from as many, too. All are put in a random order, a circle, and each sends to those who
+    follow it.
+    """
+    if not regular:
+        return [random_peers(step, rank, size, seed, count) for rank in range(size)]
+    order = np.random.default_rng((seed, step, 4)).permutation(size).tolist()
+    found: list[list[int]] = [[] for _ in range(size)]
+    for place, rank in enumerate(order):
+        found[rank] = [order[(place + further) % size] for further in range(1, min(count, size - 1) + 1)]
+    return found
 
 
 def chance(probability: float, *of: int) -> bool:
@@ -112,10 +141,10 @@ def senders(graph: str, size: int, rank: int) -> tuple[list[int], int]:
 def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     """For every rank, the ranks that it exchanges with at a step; symmetric, without itself. Not to be changed.
 
-    "ring"; "line"; "star", rank 0 and all others; "torus", the most nearly square one of `size` ranks; "exponential",
-    all ranks at distances 1, 2, 4, ...; "hypercube", ranks whose numbers differ in one bit; "one-peer", one such bit at
-    a step, in turn; "random", two random matchings, new ones at each step; "erdos-renyi", a connected random graph of
-    mean degree 2 ln n; "base-K", see `base_graph`; "complete".
+    "ring"; "line"; "star", rank 0 and all others; "tree", rank r and 2 r, 2 r + 1; "torus", the most nearly square one
+    of `size` ranks; "exponential", all ranks at distances 1, 2, 4, ...; "hypercube", ranks whose numbers differ in one
+    bit; "one-peer", one such bit at a step, in turn; "random", two random matchings, new ones at each step;
+    "erdos-renyi", a connected random graph of mean degree 2 ln n; "base-K", see `base_graph`; "complete".
     """
     every, bits = range(size), [1 << power for power in range((size - 1).bit_length())]
     if base := BASE.fullmatch(graph):
@@ -134,6 +163,9 @@ def neighbours(graph: str, size: int, step: int, seed: int) -> list[list[int]]:
     if graph in ("hypercube", "one-peer"):
         now = bits[step % len(bits) :][:1] if graph == "one-peer" and bits else bits
         return [sorted(rank ^ bit for bit in now if rank ^ bit < size) for rank in every]
+    if graph == "tree":
+        return [sorted({rank // 2, *(child for child in (2 * rank, 2 * rank + 1) if child < size)} - {rank})
+                for rank in every]
     if graph == "star":
         return [[*range(1, size)], *([0] for _ in range(1, size))]
     if graph == "line":
@@ -148,6 +180,15 @@ def period(graph: str, size: int) -> int | None:
     if base := BASE.fullmatch(graph):
         return len(base_graph(size, int(base[1])))
     return {"one-peer": max(1, (size - 1).bit_length()), "random": None}.get(graph, 1)
+
+
+@lru_cache(4)
+def behind(tree: Tree, size: int) -> list[dict[int, int]]:
+    """For every rank of a tree, neighbour -> how many ranks are on that side of it. Not to be changed."""
+    every, below = neighbours(tree, size, 0, 0), [1] * size
+    for rank in reversed(range(1, size)):   # one neighbour of each has a lower number
+        below[every[rank][0]] += below[rank]
+    return [{peer: below[peer] if peer > rank else size - below[rank] for peer in every[rank]} for rank in range(size)]
 
 
 @lru_cache(4)

@@ -276,10 +276,11 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
         log.warning("--warmup %g is longer than half of the run: shortened to %d of %d steps", chosen.warmup, warmup,
                     steps)
     epochs = chosen.milestone_epochs()
-    usual = parts.optimizer.usual_lr
+    own = parts.algorithm.usual_lr
+    usual, what = (own, chosen.algorithm) if own else (parts.optimizer.usual_lr, parts.optimizer.name)
     if usual and chosen.lr >= FAR * usual and host.rank == 0 and warn:
-        log.warning("--lr %g is far above what suits %s, about %g; give --lr %g, or --optimizer sgd", chosen.lr,
-                    parts.optimizer.name, usual, usual)
+        log.warning("--lr %g is far above what suits %s, about %g; give --lr %g%s", chosen.lr, what, usual, usual,
+                    "" if own else ", or --optimizer sgd")
     milestones = epochs and tuple(each * epoch for each in epochs)
     schedule = Schedule(chosen.lr, chosen.schedule, steps, warmup, milestones, chosen.lr / course.workers, course.units)
     return {"batches": batches, "course": course, "steps": course.reaches(steps), "schedule": schedule,

@@ -15,7 +15,7 @@ from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.net.simulated.machine import star
-from dsgd_mpi.net.topology import OneOf
+from dsgd_mpi.net.topology import OneOf, neighbours
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.quadratic import Quadratic, in_one_piece
 
@@ -150,6 +150,16 @@ def outer_drift(algorithm):
     return sum(moved(element, 24) - moved(element, 48) for element in range(3)) / 3 / 24
 
 
+def edges_between(tree, size):
+    """Of every two ranks, (size, size)."""
+    within, found = np.eye(size), np.zeros((size, size))
+    one = within + [[peer in row for peer in range(size)] for row in neighbours(tree, size, 0, 0)]
+    for _ in range(size):
+        found += within == 0
+        within = np.minimum(within @ one, 1)
+    return found
+
+
 def expected_drift(name, options, size, jittered):
     """The least and the most; 1 unless the docstring of the algorithm says why not."""
     workers = size - options.get("servers", 0)
@@ -169,11 +179,16 @@ def expected_drift(name, options, size, jittered):
         return speed * (1 - algorithm.outer_momentum**4 / (1 - algorithm.outer_momentum) / 3), speed
     if name == "wagma":
         return 0.75, 1
+    if name == "relay":
+        ages = np.maximum(edges_between(options.get("tree", "tree"), size) - 1, 0)
+        return (1 / (1 + ages.mean()),) * 2
     if name == "gosgd":
         p = options.get("probability", 1.0)
         return 1 - p / 2, 1 - p / 4
     if options.get("mode") == "push":
         return (1, 1.3) if options.get("order") == "combine-then-adapt" else (0.7, 0.87)
+    if options.get("wait") is False:        # of two peers: who hears from k is pulled back by k / (k + 1) of a step
+        return 0.6, 0.8
     if options.get("partner") == "independent":         # a model that was published, on average, half a step ago
         return 0.82, 0.85
     if name == "hierarchical" and "slow_momentum" in options.get("between", ""):

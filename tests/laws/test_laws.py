@@ -5,6 +5,7 @@ import dataclasses
 import math
 import time
 from functools import reduce
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dsgd_mpi.algorithms.choco import Choco
 from dsgd_mpi.algorithms.diloco import DiLoCo
 from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.easgd import Elastic
+from dsgd_mpi.algorithms.epidemic import Epidemic
 from dsgd_mpi.algorithms.gosgd import GossipPush
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.algorithms.gradient_tracking import GradientTracking
@@ -28,6 +30,7 @@ from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.noloco import NoLoCo
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.algorithms.qgm import QuasiGlobalMomentum
+from dsgd_mpi.algorithms.relay import Relay
 from dsgd_mpi.algorithms.sgp import StochasticGradientPush
 from dsgd_mpi.algorithms.sparta import Sparta
 from dsgd_mpi.algorithms.topk import TopK
@@ -40,7 +43,19 @@ from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.fragments import Fragments
 from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
-from dsgd_mpi.net.topology import NAMES, exponential_peer, matching, mixing_weights, neighbours, partition
+from dsgd_mpi.net.topology import (
+    NAMES,
+    Tree,
+    audiences,
+    behind,
+    exponential_peer,
+    matching,
+    mixing_weights,
+    neighbours,
+    partition,
+    random_peer,
+)
+from tests.laws.test_fidelity import edges_between
 from tests.support.quadratic import Quadratic, go_on, on, optimizer_for, sgd_for, train
 
 ALL = [pytest.param(name, options, id=f"{name}-{options or 'default'}")
@@ -441,6 +456,47 @@ def test_sparta_draws_each_element_as_often_as_it_is_told():
     assert np.allclose(counts, 400, rtol=0, atol=5 * (2000 * 0.2 * 0.8) ** 0.5)
 
 
+def test_epidemic_learning_that_sends_to_all_is_allreduce(world):
+    assert np.allclose(models_of(world, Epidemic(peers=99)), models_of(world, Allreduce()), rtol=0, atol=1e-12)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_epidemic_learning_by_one_letter_that_nobody_waits_for_is_push_gossip(size, seed):
+    epidemic, gossip = ([*Cluster(size, delays(seed)).run(lambda host, a=algorithm: at_rest(host, copy.copy(a)))]
+                        for algorithm in (Epidemic(peers=1, wait=False, seed=seed), Gossip("push", seed=seed)))
+    assert np.array_equal(epidemic, gossip)
+
+
+@pytest.mark.parametrize("sample", ["local", "oracle"])
+def test_epidemic_learning_keeps_the_mean_by_an_oracle_and_else_in_expectation(sample):
+    """A step of 4 ranks without gradients, over again with new draws: n times what the mean moves by."""
+    starts = np.random.default_rng(2).normal(size=(4, 12))
+    moved = np.array([sum(Cluster(4).run(lambda host, seed=seed: train(
+        host, Epidemic(sample=sample, seed=seed), Quadratic(host.rank, size=12), 1, lr=0.0, x=starts[host.rank].copy()
+    )[0] - starts[host.rank])) for seed in range(100)])
+    assert np.abs(moved.mean(0)).max() < 4 * 0.1 * max(1e-12, moved.std(0).max())
+    assert (moved.std(0).max() < 1e-12) == (sample == "oracle")
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 50), st.booleans())
+def test_an_audience_is_of_others_and_as_many_as_are_asked_for(size, count, step, regular):
+    found = audiences(step, size, 3, count, regular)
+    for rank, audience in enumerate(found):
+        assert len(set(audience)) == len(audience) == min(count, size - 1)
+        assert set(audience) <= {*range(size)} - {rank}
+        assert not regular or sum(rank in other for other in found) == len(audience)
+        assert regular or count > 1 or audience == [random_peer(step, rank, size, 3)][: size - 1]
+
+
+@pytest.mark.parametrize("regular", [False, True])
+def test_every_set_of_ranks_is_as_often_an_audience(regular):
+    drawn = [tuple(sorted(audiences(step, 5, 0, 2, regular)[3])) for step in range(1200)]
+    counts = [drawn.count(pair) for pair in {*drawn}]
+    assert len(counts) == 6
+    assert np.allclose(counts, 200, rtol=0, atol=5 * (1200 / 6 * 5 / 6) ** 0.5)
+
+
 def test_asynchronous_local_sgd_of_one_rank_is_diloco(world):
     if world.size > 1:
         return                              # who comes when matters to more
@@ -563,6 +619,30 @@ def test_backup_without_backups_is_allreduce_over_the_workers(world):
     assert np.allclose(models, alone, rtol=0, atol=1e-12)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(get_args(Tree)), st.integers(1, 9), st.integers(0, 10_000))
+def test_a_relay_counts_each_rank_once_as_old_as_it_is_far(tree, size, seed):
+    """By the distances on the tree; x at the start for what has not come yet."""
+    found = Cluster(size, delays(seed)).run(lambda host: train(host, Relay(tree), Quadratic(host.rank), 12)[0])
+    tasks, away = [Quadratic(rank) for rank in range(size)], edges_between(tree, size)
+    x = np.array([task.start() for task in tasks])
+    optimisers, stepped = [sgd_for(row) for row in x], [x.copy() for _ in range(size)]
+    for _ in range(12):
+        for row, task, sgd in zip(x, tasks, optimisers, strict=True):
+            sgd.update(row, task.gradient(row), 0.05)
+        stepped.insert(0, x.copy())         # the latest first
+        for rank in range(size):
+            x[rank] = np.mean([stepped[max(0, int(away[rank, other]) - 1)][other] for other in range(size)], 0)
+    assert np.allclose(found, x, rtol=0, atol=1e-12)
+
+
+@given(st.sampled_from(get_args(Tree)), st.integers(1, 40))
+def test_on_a_tree_all_others_are_behind_one_neighbour_or_another(tree, size):
+    assert [sum(sides.values()) for sides in behind(tree, size)] == [size - 1] * size
+    assert all(behind(tree, size)[peer][rank] == size - ranks
+               for rank, sides in enumerate(behind(tree, size)) for peer, ranks in sides.items())
+
+
 # mass: what averaging must keep, whatever is delayed
 
 def delays(draw_seed):
@@ -619,6 +699,7 @@ KEEPS = {
     "easgd": (Elastic(period=1), model_and_centre),
     "local_sgd": (Local(period=3), whole_model),
     "sparta": (Sparta(share=0.3), whole_model),
+    "epidemic oracle": (Epidemic(sample="oracle"), whole_model),
 }
 
 
@@ -704,7 +785,8 @@ def test_sgp_adds_in_time_and_in_order(size, overlap, seed):
     (StochasticGradientPush(), True), (ParameterServer(max_staleness=2), True),
     (Gossip("push"), False), (Gossip(partner="independent"), False), (GossipPush(), False),
     (ParameterServer(), False), (Elastic(), False), (AsynchronousDecentralised(), False),
-    (WaitAvoiding(period=50), False), (AsynchronousLocal(), False)], ids=lambda value: str(value))
+    (WaitAvoiding(period=50), False), (AsynchronousLocal(), False), (Epidemic(), True),
+    (Epidemic(wait=False), False)], ids=lambda value: str(value))
 def test_only_the_asynchronous_do_not_wait_for_a_slow_rank(algorithm, waits, world):
     if not world.simulated or world.size == 1:
         return                              # real clocks are never this exact

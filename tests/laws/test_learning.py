@@ -27,7 +27,7 @@ def accuracy_after(name):
         x, given = start.copy(), iter(range(10 * STEPS))
         optimizer = optim.find(algorithm.default_optimizer)().start(model.layout, x)
         algorithm.start(host, x, optimizer)
-        rate = 3 * optimizer.usual_lr or LR
+        rate = 3 * (algorithm.usual_lr or optimizer.usual_lr) or LR
         schedule = Schedule(rate / (RANKS if algorithm.updates_add_up else 1), "cosine", STEPS, STEPS // 5)
 
         def compute(x):

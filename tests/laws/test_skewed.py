@@ -9,6 +9,7 @@ import pytest
 from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.gradient_tracking import GradientTracking
 from dsgd_mpi.algorithms.qgm import QuasiGlobalMomentum
+from dsgd_mpi.algorithms.relay import Relay
 from dsgd_mpi.net.simulated.host import Cluster
 from tests.support.quadratic import Skewed, sgd_for, train
 
@@ -26,6 +27,12 @@ def distance(size, algorithm, lr=0.1, momentum=0.9, steps=1000):
 def test_gradient_tracking_reaches_the_minimum_at_a_constant_rate(size, variant, graph, momentum):
     """On a ring of 4, W has the eigenvalue -1/3, which D2 as such does not bear."""
     assert distance(size, lambda: GradientTracking(variant, graph), momentum=momentum) < 1e-8
+
+
+@pytest.mark.parametrize(("tree", "momentum"), [("tree", 0.9), ("line", 0.9), ("star", 0.0)])
+def test_a_relay_along_a_tree_reaches_the_minimum_at_a_constant_rate(tree, momentum):
+    assert distance(5, lambda: Relay(tree), momentum=momentum, steps=400) < 1e-7
+    assert distance(5, lambda: Decentralised("line"), momentum=momentum, steps=100) > 0.5
 
 
 @pytest.mark.soak

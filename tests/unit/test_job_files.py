@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dsgd_mpi import algorithms
-from dsgd_mpi.config import read_toml, tomllib
+from dsgd_mpi import algorithms, optim
+from dsgd_mpi.config import build, read_toml, tomllib
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.nn import models
 from dsgd_mpi.study.grid import grid, points
@@ -57,6 +57,32 @@ def test_a_model_and_an_algorithm_make_a_run_that_there_can_be(model, algorithm)
     assert values["algorithm"] == algorithm.stem
     for key, value in {**read_toml(model), **read_toml(algorithm)}.items():
         assert key == "set" or values[key] == value
+
+
+OF_THE_PAPER = {path.stem: path for path in sorted((ROOT / "jobs" / "paper").glob("*.toml"))}
+TASKS = ("imagenet", "cifar10", "fashion_mnist")
+METHODS = {"allreduce": "allreduce", "easgd": "easgd", "gossip_pull": "gossip", "gossip_push": "gossip",
+           "parameter_server": "parameter_server"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_and_a_method_of_the_paper_make_a_run_that_there_can_be(task, method):
+    values = resolved(*(OF_THE_PAPER[name] for name in (task, method, "straggler")))
+    assert values["algorithm"] == METHODS[method]
+    algorithms.build(values["algorithm"], values["set"])
+    build(optim.find(values["optimizer"]), values["set_optimizer"], values["optimizer"])
+    assert (values["batch"], values["lr"], values["slow_rank"]) == (32, 0.1, "0:uniform:0:0.3")
+    assert read_toml(OF_THE_PAPER[task]).keys() == read_toml(OF_THE_PAPER["imagenet"]).keys()
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_each_setting_of_the_paper_says_where_it_comes_from(name):
+    assert name in (*TASKS, *METHODS, "straggler")
+    head, *lines = [line for line in OF_THE_PAPER[name].read_text().splitlines() if line]
+    assert "Jin et al. 2016" in head or "jobs/paper/imagenet.toml" in head
+    for line in lines:
+        assert line.startswith(("#", "[", " " * 28 + "#")) or line.partition("  # ")[2][:4] in ("CODE", "OURS"), line
 
 
 @pytest.mark.parametrize(("model", "ranks"), [("resnet20_cifar10", 8), ("resnet50_imagenet", 128)])

@@ -10,7 +10,7 @@ from dsgd_mpi.net.simulated.host import Cluster
 from dsgd_mpi.optim.lars import Lars
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import build
-from dsgd_mpi.training.build import assemble, optimizer_of, prepare
+from dsgd_mpi.training.build import assemble, optimizer_of, paced, prepare
 from dsgd_mpi.training.folder import same_run
 from tests.support.emulation.emulated import Emulated
 
@@ -30,6 +30,14 @@ def test_a_rate_that_is_sgds_is_remarked_upon_where_the_optimizer_is_another(opt
     Cluster(2).run(lambda host: assemble(parts, host, tmp_path) and None)
     told = [record.message for record in caplog.records]
     assert told == ["--lr 0.2 is far above what suits adamw, about 0.001; give --lr 0.001, or --optimizer sgd"] * warned
+
+
+@pytest.mark.parametrize(("options", "warned"), [({}, True), ({"lr": 0.003}, False), ({"optimizer": "adamw"}, True)])
+def test_a_rate_is_remarked_upon_where_an_algorithm_s_steps_have_a_size_of_their_own(options, warned, caplog):
+    parts = prepare(Config("demo", batch=2, kernels="reference", **options), 1)
+    paced(parts, Cluster(1).hosts[0])
+    told = [record.message for record in caplog.records]
+    assert told == ["--lr 0.2 is far above what suits demo, about 0.001; give --lr 0.001"] * warned
 
 
 @pytest.mark.parametrize(("there", "same"), [
