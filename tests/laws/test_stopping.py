@@ -64,10 +64,6 @@ def train(name, options, tasks, x0, lr, steps):
     return np.array(models), answers[0]
 
 
-def test_every_method_is_known_by_where_it_stops():
-    assert {name for name, _ in EXACT + INEXACT + NOISY} == set(algorithms.names())
-
-
 @pytest.mark.parametrize(("name", "options"), EXACT, ids=str)
 def test_an_exact_method_reaches_the_minimum_at_a_constant_rate(name, options):
     algorithm, tasks = algorithms.find(name)(**options), [Task(rank) for rank in range(RANKS)]
