@@ -1,0 +1,39 @@
+"""The benchmarks that judge the methods by what is not ours are themselves right."""
+
+import numpy as np
+import pytest
+
+from benchmarks.learning import logistic
+from benchmarks.learning.logistic import Logistic
+
+
+@pytest.fixture
+def task():
+    draw = np.random.default_rng(1)
+    return Logistic(draw.normal(size=(60, 5)).astype("float32"), draw.integers(0, 4, 60), 0.1)
+
+
+def test_the_gradient_is_that_of_the_loss(task):
+    draw = np.random.default_rng(2)
+    x, d, batch = draw.normal(size=20), draw.normal(size=20), np.arange(7, 30)
+
+    def loss(step):
+        return task.loss_and_gradient(x + step * d, batch)[0]
+    assert task.gradient(x, batch) @ d == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5)
+
+
+@pytest.mark.parametrize("name", ["allreduce", "backup"])
+def test_a_curve_ends_near_the_optimum_whoever_has_which_images(task, name):
+    minimum = task.start()
+    for _ in range(300):
+        minimum = minimum - 0.5 * task.loss_and_gradient(minimum)[1]
+    losses = logistic.curve(task, name, 0.02, 4, 100, 5, "dirichlet:1", 0)
+    assert len(losses) == len(logistic.looks(100))
+    assert losses[0] - task.loss(minimum) > 5 * (losses[-1] - task.loss(minimum)) > 0
+
+
+def test_every_image_is_some_worker_s_and_comes_once_a_pass(task):
+    own = logistic.shares(task, 3, "dirichlet:0.5", 0)
+    assert sorted(np.concatenate(own)) == list(range(60))
+    drawn = logistic.batches(own[0], 5, 0, 0)
+    assert sorted(np.concatenate([next(drawn) for _ in range(4)])) == sorted(own[0])
