@@ -31,7 +31,7 @@ from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.study.style import COLOURS, MARKERS, STYLE, canvas
 
-LOOKS = 14                                  # points of a curve
+LOOKS = 9                                   # points of a curve
 PANEL = 6                                   # curves in a panel, besides all-reduce
 NAME = "logistic-fashion-mnist-12k-{ranks}"
 BASE = "allreduce"
@@ -153,7 +153,7 @@ def curve(task: Logistic, name: str, rate: float, ranks: int, steps: int, batch:
 @click.command()
 @click.option("--ranks", default=16, show_default=True)
 @click.option("--partition", "rule", default="dirichlet:0.1", show_default=True)
-@click.option("--steps", default=200, show_default=True)
+@click.option("--steps", default=100, show_default=True)
 @click.option("--batch", default=50, show_default=True, help="Images per rank.")
 @click.option("--l2", default=0.01, show_default=True)
 @click.option("--rates", default="0.005,0.02,0.08", show_default=True, help="Comma-separated.")
