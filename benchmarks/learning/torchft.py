@@ -58,13 +58,13 @@ class Task:
         return g
 
 
-def ours(case: Case) -> list[list[float]]:
-    """Each rank's loss before each step."""
+def ours(case: Case, ahead: int | None = None) -> list[list[float]]:
+    """Each rank's loss before each step; its schedule is `ahead` by so many steps, the delay by default."""
     def main(host: SimulatedHost) -> list[float]:
         algorithm, task, found = algorithms.find(case.algorithm)(**case.options), Task(host.rank), []
         x = task.start.copy()
         optimizer = optim.find(case.optimizer)(weight_decay=0.0).start(Layout({"x": x.shape}), x)
-        algorithm.t = case.options.get("delay", 0)      # it sends at its turn, torchft before
+        algorithm.t = case.options.get("delay", 0) if ahead is None else ahead
         algorithm.start(host, x, optimizer)
         for _ in range(STEPS):
             found.append(task.loss(x))

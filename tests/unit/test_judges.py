@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.learning import logistic
+from benchmarks.learning import logistic, torchft
 from benchmarks.learning.logistic import Logistic
 
 
@@ -37,3 +37,18 @@ def test_every_image_is_some_worker_s_and_comes_once_a_pass(task):
     assert sorted(np.concatenate(own)) == list(range(60))
     drawn = logistic.batches(own[0], 5, 0, 0)
     assert sorted(np.concatenate([next(drawn) for _ in range(4)])) == sorted(own[0])
+
+
+@pytest.mark.parametrize("name", torchft.CASES)
+def test_all_losses_are_those_of_torchft(name):
+    """Which runs elsewhere, on PyTorch: benchmarks.learning.torchft has saved them."""
+    assert np.allclose(torchft.ours(torchft.CASES[name]), torchft.recorded()[name], rtol=0, atol=1e-9)
+
+
+def test_torchft_has_a_fragment_arrive_at_its_turn_and_ours_sends_it_then():
+    """All that differs, and only with a delay."""
+    name = "diloco, 2 fragments, delayed"
+    theirs, later = np.array(torchft.recorded()[name]), np.array(torchft.ours(torchft.CASES[name], ahead=0))
+    turn = torchft.CASES[name].options["period"] // 2       # of the first fragment
+    assert np.allclose(later[:, :turn], theirs[:, :turn], rtol=0, atol=1e-9)
+    assert (np.abs(later - theirs)[:, turn] > 0.1).all()
