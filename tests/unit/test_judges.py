@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import table
 from benchmarks.learning import logistic, torchft
 from benchmarks.learning.logistic import Logistic
 
@@ -37,6 +38,17 @@ def test_every_image_is_some_worker_s_and_comes_once_a_pass(task):
     assert sorted(np.concatenate(own)) == list(range(60))
     drawn = logistic.batches(own[0], 5, 0, 0)
     assert sorted(np.concatenate([next(drawn) for _ in range(4)])) == sorted(own[0])
+
+
+def test_the_table_has_each_method_at_its_best_rate_the_nearest_first(monkeypatch):
+    curves = {"gossip": {"0.1": [1.0, 0.4], "0.2": [1.0, 0.3]}, "allreduce": {"0.1": [1.0, 0.1], "0.2": [1.0, 0.2]}}
+    result = {"ranks": 4, "partition": "iid", "batch": 5, "steps": 2, "rates": "0.1,0.2", "curves": curves}
+    monkeypatch.setattr(table, "files", lambda kind: [result])
+    task = "4 ranks, iid, 5 images a rank, 2 steps"
+    assert [line.strip(" *-") for line in table.logistic().splitlines()][-10:] == [
+        task, "allreduce", "0.1 of 0.1, 0.2", "1.00e-01", "1.0", task, "gossip", "0.2 of 0.1, 0.2", "3.00e-01", "3.0"]
+    monkeypatch.setattr(table, "files", lambda kind: [])
+    assert table.logistic() == ""           # and its title is left out
 
 
 @pytest.mark.parametrize("name", torchft.CASES)
