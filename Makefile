@@ -117,5 +117,5 @@ $(VENV)/docs: $(READY)
 # PyTorch is not in the other environments: it takes 1 GB, and is only needed for comparison.
 .venv-bench/ready: pyproject.toml
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable .
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchft==0.2.0 scipy --editable '.[plot]'
 	touch $@

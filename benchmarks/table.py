@@ -14,7 +14,8 @@ from benchmarks.shared.cases import CASES, OURS
 from benchmarks.shared.contest import quartiles, ratio, summary
 from benchmarks.shared.provenance import RESULTS
 
-KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire", "feeding")
+KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire", "feeding", "logistic",
+         "torchft")
 TARGET = {"fashion-mnist": 0.85, "cifar10": 0.55}           # test accuracy
 HEAD = """\
 Results of the benchmarks
@@ -166,6 +167,20 @@ def convergence_rows(result: dict[str, Any]) -> Iterable[list[str]]:
                own_models(runs), f"{TARGET[result['data']]:.0%}", steps + reached, seconds]
 
 
+def logistic() -> str:
+    """A line for each method, those first that end nearest to the optimum."""
+    def rows(result: dict[str, Any]) -> Iterable[list[str]]:
+        task = "{ranks} ranks, {partition}, {batch} images a rank, {steps} steps".format(**result)
+        ends = {name: min((losses[-1], lr) for lr, losses in of_rates.items())
+                for name, of_rates in result["curves"].items()}
+        for name, (off, lr) in sorted(ends.items(), key=lambda each: each[1]):
+            yield [task, name, f"{lr} of {result['rates'].replace(',', ', ')}", f"{off:.2e}",
+                   f"{off / ends['allreduce'][0]:.1f}" if "allreduce" in ends else ""]
+    head = ["task", "method", "best rate", "f(answer) - f*", "times all-reduce's"]
+    found = [row for result in files("logistic") for row in rows(result)]
+    return rst(found, head) if found else ""
+
+
 def at_best_rate(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """The runs at the rate whose mean accuracy is highest, among the rates with most seeds; that rate, of all tried.
 
@@ -205,12 +220,13 @@ def origin() -> str:
 
 
 TABLES = {"Machines and commits": origin, "Whole steps": steps, "Shares of a step": shares, "Waiting threads": waiting,
-          "Stragglers": straggler, "Learning": convergence, "16 bits on the wire": wire, "Feeding a GPU": feeding,
-          "Layers": layers}
+          "Stragglers": straggler, "Learning": convergence, "Distance from a known optimum": logistic,
+          "16 bits on the wire": wire, "Feeding a GPU": feeding, "Layers": layers}
 
 
 def page() -> str:
-    sections = (f"{title}\n{'-' * len(title)}\n\n{table()}" for title, table in TABLES.items())
+    tables = {title: table() for title, table in TABLES.items()}
+    sections = (f"{title}\n{'-' * len(title)}\n\n{text}" for title, text in tables.items() if text)
     return "\n".join([HEAD, *sections])
 
 

@@ -18,7 +18,7 @@ from benchmarks.shared import tree
 from dsgd_mpi.arrays.strict import to_json
 
 RESULTS = Path(os.environ.get("DSGD_RESULTS") or tree.ROOT / "benchmarks" / "results")
-PACKAGES = ("numpy", "mpi4py", "mpich", "torch", "onednn-cpu-gomp", "cupy-cuda12x", "cupy-cuda13x",
+PACKAGES = ("numpy", "scipy", "mpi4py", "mpich", "torch", "torchft", "onednn-cpu-gomp", "cupy-cuda12x", "cupy-cuda13x",
             "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend")
 
 

@@ -13,7 +13,7 @@ from benchmarks.cpu import layers as cpu_layers
 from benchmarks.cpu import share, step, waiting
 from benchmarks.gpu import feeding, first, once
 from benchmarks.gpu import step as gpu_step
-from benchmarks.learning import convergence
+from benchmarks.learning import convergence, logistic, torchft
 from benchmarks.net import straggler, wire
 from benchmarks.shared import provenance
 from benchmarks.shared.cases import OURS, Case
@@ -22,7 +22,8 @@ from tests.support import ROOT, contestants
 
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
-PROGRAMS = (step, cpu_layers, share, waiting, gpu_step, feeding, straggler, wire, convergence)
+PROGRAMS = (step, cpu_layers, share, waiting, gpu_step, feeding, straggler, wire, convergence,
+            logistic, torchft)
 
 
 def test_no_figure_of_the_tables_is_typed_by_hand():
