@@ -80,12 +80,14 @@ class Run:
               "a table, and as name: value lines.")
 @click.option("--speeds", metavar="FILE|FOLDER", type=click.Path(path_type=Path), help="With --study: another study "
               "that times the same algorithms; draw what the first one's runs would take on its clusters.")
+@click.option("--target", metavar="ACCURACY", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="With --study: another accuracy than its file's whose time is compared.")
 @click.option("--to", metavar="FOLDER", type=click.Path(path_type=Path),
               help="Where to write.  [default: the run folder if it is one run, else the current folder]")
 @click.option("--over", type=click.Choice(list(OVER)), default="epochs", show_default=True,
               help="What the left panels are drawn over: images-applied leaves out those whose gradients were dropped.")
-def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, speeds: Path | None, to: Path | None,
-         over: str) -> None:
+def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, speeds: Path | None,
+         target: float | None, to: Path | None, over: str) -> None:
     """Draw the curves of one run or several: training loss and test accuracy, over epochs or images and over time.
 
     Runs on several numbers of ranks are drawn once more: images/s and efficiency against ranks.
@@ -97,11 +99,12 @@ def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, speeds: Path 
     images_per_s (mean, least, most of equal runs) and efficiency.
     """
     require_matplotlib()
-    if bool(runs) == bool(study) or ((extrap or speeds) and not study):
-        raise UsageError("expected run folders, or a study by --study, which --extrap and --speeds go with; found "
-                         f"{'both' if runs and study else 'no study' if extrap or speeds else 'neither'}")
+    of_study = extrap or speeds or target
+    if bool(runs) == bool(study) or (of_study and not study):
+        raise UsageError("expected run folders, or a study by --study, which --extrap, --speeds and --target go with; "
+                         f"found {'both' if runs and study else 'no study' if of_study else 'neither'}")
     if study:
-        plot_study(study, to, extrap, speeds)
+        plot_study(study, to, extrap, speeds, target)
         return
     found = [read(folder) for folder in run_folders(runs)]
     drawn = [run for run in found if run.losses or run.accuracies]
@@ -124,9 +127,10 @@ def plot(runs: tuple[Path, ...], study: Path | None, extrap: bool, speeds: Path 
     Console(soft_wrap=True, markup=False, highlight=False).print(overview(drawn))
 
 
-def plot_study(path: Path, to: Path | None, extrap: bool, speeds: Path | None) -> None:
+def plot_study(path: Path, to: Path | None, extrap: bool, speeds: Path | None, target: float | None) -> None:
     """Of a file, or of a folder with results, which holds a copy of its file."""
     made, found = results_of(path)
+    made.target = target or made.target
     timed = results_of(speeds)[1] if speeds else None
     to = to or made.results
     try:

@@ -58,18 +58,21 @@ Execute = Callable[[Cell, Path], int]       # a run in this folder, and its exit
 @click.option("--status", "mode", flag_value="status", help="Print which cells are done, failed and missing, and exit.")
 @click.option("--table", "mode", flag_value="table", help="Print what the results say, and exit.")
 @click.option("--plot", "mode", flag_value="plot", help="Draw what the results say, and exit; `plot --study` does too.")
+@click.option("--target", metavar="ACCURACY", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="With --table or --plot: another accuracy than the file's whose time is compared.")
 @click.option("--to", type=click.Path(path_type=Path), metavar="FOLDER", help="Where --plot writes.  [default: the "
               "folder of the results]")
 @click.option("--sbatch", metavar="OPTIONS", default="", help="Options of sbatch, e.g. '--nodes=2 --time=1:00:00'.")
 @click.option("--checkpoints", is_flag=True, help="Keep the checkpoints of finished cells: they are large.")
 def study(file: Path, executor: str | None, jobs: int | None, out: Path | None, runs: Path | None, dry_run: bool,
-          mode: str | None, to: Path | None, sbatch: str, checkpoints: bool) -> None:
+          mode: str | None, target: float | None, to: Path | None, sbatch: str, checkpoints: bool) -> None:
     """Run a study: each combination of its axes, for several seeds, at the best rate of a list.
 
     Cells that have a result are not run again. Repeat the command after an interruption, or on another machine with the
     same results. `dsgd_mpi/study/plan.py` and jobs/studies show what a file may say.
     """
     made = read(file, executor or "")
+    made.target = target or made.target
     if out:
         made.results = out
     folder = runs or Path("runs/studies") / made.name

@@ -360,6 +360,10 @@ def test_the_table_says_mean_spread_and_count(tmp_path):
     assert "simulated" in table.title
     assert next(iter(table.columns[5].cells)) == "50 +- 14%"
     assert next(iter(table.columns[8].cells)).endswith("(1 of 2)")
+    words = [str(tmp_path / "s.toml"), "--out", str(found.results), "--table", "--target", "0.35"]
+    other = CliRunner().invoke(study, words, env={"COLUMNS": "250"}).output
+    assert "epochs to 35%" in other
+    assert "(1 of 2)" not in other
     assert [digits(1234.5678, 12.3), digits(0.123456, 0.00234), digits(5, 0)] == ["1,235", "0.1235", "5.0"]
 
 
