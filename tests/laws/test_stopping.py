@@ -22,12 +22,12 @@ EXACT = [
     ("powersgd", {"rank": 1}),              # what it leaves out of the mean gradient is linear in the ranks' own
     ("gradient_tracking", {}), ("gradient_tracking", {"variant": "d2"}),
     ("parameter_server", {}),               # in step: all read the same model
-    ("hierarchical", {"between": "dpsgd", "ranks_per_node": RANKS}),
+    ("hierarchical", {"between": "allreduce"}),
     ("local_sgd", {"period": 1}), ("diloco", {"period": 1, "outer_lr": 1.0, "outer_momentum": 0.0}),
     ("sparta", {"share": 1.0}), ("wagma", {"period": 1}), ("qgm", {"graph": "complete"})]
 INEXACT = [
     ("dpsgd", {}), ("qgm", {}), ("choco", {"share": 0.5, "gamma": 0.8}), ("sgp", {}), ("gossip", {}), ("adpsgd", {}),
-    ("hierarchical", {"ranks_per_node": 1}), ("wagma", {"period": 3}), ("sparta", {"share": 0.3}),
+    ("hierarchical", {}), ("wagma", {"period": 3}), ("sparta", {"share": 0.3}),
     ("local_sgd", {"period": 4}), ("diloco", {"period": 4, "outer_momentum": 0.5}),
     ("noloco", {"period": 1, "pull": 1.0, "outer_lr": 1.0, "outer_momentum": 0.0}),
     ("async_local", {"period": 2, "outer_momentum": 0.5}), ("easgd", {"period": 1, "beta": 1.5}),
