@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsgd_mpi.data import convert
+from dsgd_mpi.data import convert, making
 from dsgd_mpi.data.formats import Content, data_folder, open_dataset, write
 
 PATH = click.Path(path_type=Path)
@@ -23,8 +23,8 @@ def data() -> None:
     """Make data files and check them.
 
     A data file is HDF5: train/images and test/images (uint8, images x height x width x channels), train/labels and
-    test/labels (integers), and the attributes classes, mean, std, source and licence. The set fashion-mnist-12k comes
-    with the package.
+    test/labels (integers), and the attributes classes, mean, std, source and licence. Of large sets it is the index,
+    and the images are in the folder beside it. The set fashion-mnist-12k comes with the package.
     """
 
 
@@ -53,6 +53,10 @@ def cifar10(folder: Path, to: Path | None) -> None:
     a licence, so no copy of it comes with this program.
     """
     _write(to or data_folder() / "cifar10.h5", convert.cifar10(folder))
+
+
+for command in (making.imagenet, making.folder, making.synthetic):
+    data.add_command(command)
 
 
 @data.command("subset")

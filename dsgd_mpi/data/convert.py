@@ -43,7 +43,7 @@ def fashion_mnist(folder: str | Path, as_is: bool = False) -> Content:
 
     MNIST, KMNIST and others have files of the same names: only those that were published are taken, unless `as_is`.
     """
-    folder = _idx_folder(_folder(folder))
+    folder = _idx_folder(folder_of(folder))
     digests: dict[str, str] = {}
     (x, y), (test_x, test_y) = ((_idx(folder, f"{part}-images-idx3-ubyte", 3, digests)[..., None],
                                  _idx(folder, f"{part}-labels-idx1-ubyte", 1, digests)) for part in ("train", "t10k"))
@@ -83,7 +83,7 @@ def _idx(folder: Path, name: str, dimensions: int, digests: dict[str, str]) -> A
     """
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
-        raise UsageError(f"{folder}: expected {name} or {name}.gz, found {_listing(folder)}; "
+        raise UsageError(f"{folder}: expected {name} or {name}.gz, found {listing(folder)}; "
                          "give the folder that the four files are in")
     content = _read(path, _unpacked)
     header = 4 + 4 * dimensions
@@ -139,7 +139,7 @@ class _Layout(NamedTuple):
 
 def cifar10(folder: str | Path) -> Content:
     """50,000 + 10,000 images (32, 32, 3) from Python pickles, binary files or PNG strips; a subfolder is found too."""
-    folder, layout = _find_layout(_folder(folder))
+    folder, layout = _find_layout(folder_of(folder))
     missing = [name for name in (*layout.train, layout.test, *layout.extra) if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder}: expected {', '.join((*layout.train, layout.test, *layout.extra))}, found no "
@@ -172,7 +172,7 @@ def _find_layout(folder: Path) -> tuple[Path, _Layout]:
             if any((place / name).is_file() for name in (*layout.train, layout.test)):
                 return place, layout
     names = ", ".join(layout.train[0] for layout in _LAYOUTS)
-    raise UsageError(f"{folder}: expected one of {names} in it or in a subfolder, found {_listing(folder)}; "
+    raise UsageError(f"{folder}: expected one of {names} in it or in a subfolder, found {listing(folder)}; "
                      "give the folder that the archive was unpacked to")
 
 
@@ -304,7 +304,7 @@ def _balanced(part: str, labels: Array, count: int, classes: int, rng: np.random
     return np.sort(np.concatenate(chosen))
 
 
-def _folder(path: str | Path) -> Path:
+def folder_of(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise UsageError(f"{path}: expected a folder, found {'a file' if path.exists() else 'nothing'}; "
@@ -314,6 +314,6 @@ def _folder(path: str | Path) -> Path:
     return path
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
     names = sorted(p.name for p in folder.iterdir())
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "an empty folder"

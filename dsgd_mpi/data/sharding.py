@@ -224,7 +224,8 @@ def _write_index(path: Path, plan: Plan, shards: list[_Shard]) -> Made:
         if not labels[part]:
             raise UsageError(f"{path}: expected {part} images, found none that can be read, but "
                              f"{'; '.join(skipped[:3])}; give other images")
-    lines = [*plan.remarks, *(f"{count} images are {remark}" for remark, count in sorted(remarks.items()))]
+    lines = [*plan.remarks, *(f"{count} {'image is' if count == 1 else 'images are'} {remark}"
+                               for remark, count in sorted(remarks.items()))]
     mean, std = tally.moments()
     text = h5py.string_dtype()
     try:

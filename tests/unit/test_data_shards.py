@@ -275,7 +275,7 @@ def test_a_broken_image_is_skipped_told_and_taken_once_it_is_mended(tmp_path):
     chosen = order(TRAIN)[25]
     BROKEN.update({f"train {chosen}", "test 3"})
     found = sharding.make(tmp_path / "set.h5", plan(), 2)
-    assert (found.train, found.test, found.remarks) == (59, 19, ["1 images are grey"])
+    assert (found.train, found.test, found.remarks) == (59, 19, ["1 image is grey"])
     assert found.skipped == [f"train train {chosen}: half a picture", "test test 3: half a picture"]
     check(tmp_path / "set.h5")
     with Dataset(tmp_path / "set.h5") as dataset:
