@@ -120,6 +120,22 @@ class Dataset:
                 remarks.append(f"{self.path}: {black[part]} of {len(split)} {part}/images are black, every byte is 0")
         return remarks
 
+    def told(self, what: str) -> list[str]:
+        """What its conversion told, a line each: of `remarks`, or of images that were `skipped`."""
+        with reading(self.path, what):
+            found = self._file.get(what)
+            return [str(line) for line in found.asstr()[()]] if isinstance(found, h5py.Dataset) else []
+
+    @property
+    def kind(self) -> str:
+        images = self._images["train"]
+        return "JPEG" if isinstance(images, Shards) and images.jpeg else "pixels"
+
+    def files(self) -> list[Path]:
+        """All that its content is in; more than one file if it is sharded."""
+        shards = [each for each in self._images.values() if isinstance(each, Shards)]
+        return [self.path, *(each.file_of(number) for each in shards for number in range(len(each.names)))]
+
     def touch(self) -> None:
         """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""
         with reading(self.path):

@@ -9,6 +9,7 @@ does: published accuracies of ImageNet are of images read so.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from dsgd_mpi.errors import UsageError
 
 LONGEST = 8                                 # times as long as wide: of longer images only the middle is scaled
 QUALITY = 95                                # of JPEG made of what is no RGB or grey JPEG
+TILE, TEXT, GAP = 96, 16, 6                 # pixels of a contact sheet: an image at least, a line of text, between two
 ORIENTATION = 0x0112                        # in EXIF
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
@@ -105,6 +107,27 @@ def encoded(image: Any, quality: int = QUALITY) -> bytes:
     """JPEG of a Pillow image in RGB."""
     made = io.BytesIO()
     image.save(made, "JPEG", quality=quality, subsampling=0)
+    return made.getvalue()
+
+
+def contact_sheet(images: Array, names: Sequence[str]) -> bytes:
+    """A PNG of images uint8 (N, H, W, C), C being 1 or 3, in rows, each with its name below, enlarged if small."""
+    from PIL import Image, ImageDraw, ImageFont
+    height, width = images.shape[1:3]
+    scale = max(1, -(-TILE // max(height, width)))
+    across, down = max(scale * width, TILE) + GAP, scale * height + TEXT + GAP
+    columns = int(np.ceil(np.sqrt(len(images) * down / across)))
+    sheet = Image.new("RGB", (columns * across + GAP, -(-len(images) // columns) * down + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT - 4)
+    for place, (image, name) in enumerate(zip(images, names, strict=True)):
+        left, top = place % columns * across + GAP, place // columns * down + GAP
+        tile = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+        sheet.paste(tile.resize((scale * width, scale * height), Image.Resampling.NEAREST), (left, top))
+        while name and draw.textlength(name, font) > across - GAP:
+            name = name.rstrip("…")[:-1].rstrip() + "…" if len(name) > 1 else ""
+        draw.text((left, top + scale * height), name, "black", font)
+    made = io.BytesIO()
+    sheet.save(made, "PNG")
     return made.getvalue()
 
 

@@ -223,7 +223,7 @@ AMISS = {
     "no devkit": (lacking("ILSVRC2012_devkit_t12"), "from class folders, LOC_val_solution.csv, .* found neither"),
     "no meta": (lacking(f"ILSVRC2012_devkit_t12/data/{layouts.META}"), "expected the classes of the validation .*"
                 "found ILSVRC2012_validation_ground_truth.txt, whose numbers only meta.mat tells the synsets of"),
-    "meta": (lambda folder: put(folder / "ILSVRC2012_devkit_t12/data/meta.mat", b"x"), "expected the devkit's meta.mat"),
+    "meta": (lambda folder: put(folder / "ILSVRC2012_devkit_t12/data/meta.mat", b"x"), "the devkit's meta.mat"),
     "short": (lambda folder: put(folder / "ILSVRC2012_devkit_t12/data" / layouts.TRUTH, "3\n1\n"),
               "expected a class for each of the validation images in .*, found 2 for image 4"),
     "number": (lambda folder: put(folder / "ILSVRC2012_devkit_t12/data" / layouts.TRUTH, "9\n1\n1\n1\n"), "found no 9"),
