@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsgd_mpi.arrays.hdf5 import place
-from dsgd_mpi.data import convert, making, pictures
+from dsgd_mpi.data import convert, making, pictures, small
 from dsgd_mpi.data.formats import Content, Dataset, data_folder, open_dataset, write
 from dsgd_mpi.errors import UsageError
 
@@ -56,6 +56,43 @@ def cifar10(folder: Path, to: Path | None) -> None:
     a licence, so no copy of it comes with this program.
     """
     _write(to or data_folder() / "cifar10.h5", convert.cifar10(folder))
+
+
+@data.command("cifar100")
+@click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the files are.")
+@to_option
+def cifar100(folder: Path, to: Path | None) -> None:
+    """Convert CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels in 100 classes.
+
+    FOLDER holds, or has a subfolder that holds, the unpacked "python" or "binary" archive of
+    https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
+    _write(to or data_folder() / "cifar100.h5", small.cifar100(folder))
+
+
+@data.command("mnist")
+@click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the four idx files are.")
+@click.option("--as-is", is_flag=True, help="Take the files though they are not MNIST as published.")
+@to_option
+def mnist(folder: Path, as_is: bool, to: Path | None) -> None:
+    """Convert MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels of the digits 0 to 9.
+
+    Fashion-MNIST, KMNIST and others have files of the same names, which are told apart by their mean.
+    """
+    _write(to or data_folder() / "mnist.h5", small.mnist(folder, as_is))
+
+
+@data.command("npz")
+@click.option("--from", "source", type=PATH, required=True, metavar="FILE", help="The .npz file.")
+@click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who read the file.")
+@click.option("--to", type=PATH, required=True, help="File to write, *.h5.")
+def npz(source: Path, licence: str, to: Path) -> None:
+    """Convert arrays in NumPy's .npz: x_train, y_train, x_test and y_test, as Keras names them.
+
+    Or train_images, train_labels, test_images and test_labels, as MedMNIST does. Images are uint8 (N, H, W) or
+    (N, H, W, C), labels integers (N,) or (N, 1) from 0. Names of the classes may be in `classes`.
+    """
+    _write(to, small.npz(source, licence))
 
 
 for command in (making.imagenet, making.folder, making.synthetic):

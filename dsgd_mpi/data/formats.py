@@ -32,7 +32,7 @@ from dsgd_mpi.errors import UsageError
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
 CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
 ATTRIBUTE_BYTES, ATTRIBUTE_OF_A_NAME = 60_000, 16       # HDF5 has 64 KB for one, and takes 16 bytes for a reference
-CONVERTED = ("fashion-mnist", "cifar10", "imagenet")      # made by `data NAME --from FOLDER`
+CONVERTED = ("fashion-mnist", "cifar10", "cifar100", "mnist", "imagenet")       # made by `data NAME --from FOLDER`
 SHOWN = 3                                   # classes in a message
 NAMES = ("fashion-mnist-12k", *CONVERTED)
 

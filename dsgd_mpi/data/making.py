@@ -124,10 +124,10 @@ def _drawn(shape: tuple[int, int, int], jpeg: bool, item: Drawn) -> Picture:
     height, width, channels = shape
     pattern = np.random.default_rng((1, item.label)).integers(64, 192, (8, 8, channels), np.uint8)
     rng = np.random.default_rng((2, *item.name.encode()))
-    noise = rng.integers(0, 128, (-(-height // 4), -(-width // 4), channels))
+    noise = rng.integers(0, 64, (-(-height // 4), -(-width // 4), channels))
     rows, columns = np.arange(height), np.arange(width)
     of_class = pattern[(rows * 8 // height)[:, None], columns * 8 // width].astype(int)
-    pixels = np.clip(of_class + noise[(rows // 4)[:, None], columns // 4] - 64, 0, 255).astype(np.uint8)
+    pixels = np.clip(of_class + noise[(rows // 4)[:, None], columns // 4] - 32, 0, 255).astype(np.uint8)
     if not jpeg:
         return Picture(pixels, b"", (height, width), ())
     from PIL import Image
