@@ -182,6 +182,6 @@ def shown(total: int) -> Iterator[Callable[[int], Any]]:
         if now - last >= PLAIN_S and done > kept:
             last = now
             left = (now - begun) / (done - kept) * (total - done)
-            click.echo(f"{done:,} of {total:,} images, about {left / 60:.0f} min left", err=True)
+            click.echo(f"{done:,} of {total:,} images, about {-(-left // 60):.0f} min left", err=True)
 
     yield tick

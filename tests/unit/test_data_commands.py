@@ -12,7 +12,7 @@ from PIL import Image
 from dsgd_mpi.data import sharding
 from dsgd_mpi.data.commands import data
 from dsgd_mpi.data.formats import check, open_dataset
-from tests.support import data_samples
+from tests.support import ROOT, data_samples
 from tests.support.data_samples import dataset_file
 from tests.unit.test_data_convert import idx
 
@@ -114,7 +114,7 @@ def test_help_needs_neither_mpi_nor_data():
     code = "import sys\nfrom dsgd_mpi.data.commands import data\nassert 'mpi4py' not in sys.modules\ndata(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("cifar10", "fashion-mnist", "subset", "verify"):
+    for command in ("cifar10", "fashion-mnist", "imagenet", "show", "subset", "verify"):
         assert command in done.stdout
 
 
@@ -148,3 +148,8 @@ def test_a_contact_sheet_has_the_images_and_names(tmp_path, side, channels):
     refused = run("show", path, "--picture", tmp_path / "no" / "grid.png")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "choose another path by --picture" in refused.stderr
+
+
+def test_the_manual_has_every_command():
+    manual = (ROOT / "docs" / "data.rst").read_text()
+    assert not [name for name in data.commands if f"data {name}" not in manual and f"``{name}``" not in manual]
