@@ -72,32 +72,37 @@ def imagenet(folder: Path, labels: Path | None = None) -> Found:
 
 
 def class_folders(folder: Path, test_share: float = 0) -> Found:
-    """One folder for each class, in train/ and val/ or test/, or right there, where `test_share` are test images.
+    """One folder for each class, in train/ and val/ or test/, or right there.
 
-    Of each class that share, at least one image, is chosen at random, always the same. UsageError.
+    Where there are no test images, that share of each class, at least one image, is chosen at random, always the same.
+    UsageError.
     """
     folder_of(folder)
     train = folder / "train" if (folder / "train").is_dir() else folder
     test = next((place for name in ("val", "test", "validation", "valid") if (place := folder / name).is_dir()), None)
+    if train != folder and test and test_share:
+        raise UsageError(f"{folder}: expected --test-share only where there are no test images, found {test}; leave "
+                         "out one of them")
     by_class = _by_class(train)
     classes = sorted(by_class)
+    names = [sources.printable(name) for name in classes]
     if len(classes) < 2:
         raise UsageError(f"{train}: expected a folder of images for each class, found {', '.join(classes) or 'none'}; "
                          "give the folder above those of the classes")
-    if train != folder and test and not test_share:
+    if train != folder and test:
         tested = _by_class(test)
         if strange := sorted(set(tested) - set(classes)):
             raise UsageError(f"{test}: expected the classes of {train}, found {strange[0]} too; add its training "
                              "images or remove it")
         tested = {name: items for name, items in tested.items() if items}
-        return Found(_labelled(by_class, classes, train), _labelled(tested, classes, test), classes)
+        return Found(_labelled(by_class, classes, train), _labelled(tested, classes, test), names)
     if not 0 < test_share < 1:
         raise UsageError(f"{folder}: expected train/ and val/ or test/ in it, found {listing(folder)}; give the share "
                          "of the images that become test images, as --test-share 0.1")
     parts: tuple[list[Item], list[Item]] = [], []
     for item in _chosen(_labelled(by_class, classes, train), test_share, train, classes):
         parts[item[0]].append(item[1])
-    return Found(parts[0], parts[1], classes)
+    return Found(parts[0], parts[1], names)
 
 
 def _chosen(items: list[Item], share: float, where: Path, classes: list[str]) -> list[tuple[int, Item]]:

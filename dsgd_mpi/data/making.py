@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dsgd_mpi.data import layouts, pictures
 from dsgd_mpi.data.formats import data_folder
 from dsgd_mpi.data.pictures import Picture
-from dsgd_mpi.data.sharding import Plan, make
-from dsgd_mpi.data.sources import Item
+from dsgd_mpi.data.sharding import Plan, check_target, make
+from dsgd_mpi.data.sources import Item, printable
 from dsgd_mpi.errors import UsageError
 
 PATH = click.Path(path_type=Path)
@@ -46,7 +46,7 @@ def options(command: Command) -> Command:
 
 
 workers_option = click.option("--workers", type=click.IntRange(1, 1024), default=lambda: len(os.sched_getaffinity(0)),
-                              show_default="this machine's cores", help="Threads; each takes some 300 MB.")
+                              show_default="this machine's cores", help="Threads; each takes some 400 MB.")
 
 
 @click.command("imagenet")
@@ -83,7 +83,7 @@ def folder(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test
     Without these two, FOLDER holds the folders of the classes, and --test-share says how much of each is for testing.
     """
     _pictures(to, partial(layouts.class_folders, folder, test_share or 0), size, jpeg, workers, strict,
-              str(folder.absolute()), licence)
+              printable(folder.absolute()), licence)
 
 
 class Drawn(NamedTuple):
@@ -138,6 +138,7 @@ def _drawn(shape: tuple[int, int, int], jpeg: bool, item: Drawn) -> Picture:
 def _pictures(to: Path, find: Callable[[], layouts.Found], size: int, jpeg: bool, workers: int, strict: bool,
               source: str, licence: str) -> None:
     pictures.check_decoder(to) if jpeg else pictures.check_pillow(f"{to}: converting pictures")
+    check_target(to)                        # to find the pictures may take minutes
     found = find()
 
     def picture(item: Item) -> Picture:

@@ -86,7 +86,7 @@ def picture(content: bytes, name: str, size: int, jpeg: bool) -> Picture:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             remarks = _remarks(image, name, size)
-            as_it_is = jpeg and image.format == "JPEG" and image.mode in ("RGB", "L")
+            as_it_is = jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
             rgb = _rgb(image)
     except Broken:
         raise

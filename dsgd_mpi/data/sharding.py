@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import threading
 import warnings
 from collections import Counter
@@ -32,6 +34,7 @@ from dsgd_mpi.data.storage import reading
 from dsgd_mpi.errors import UsageError
 
 SHARD_BYTES = 128 << 20                     # a thread has one or two in memory; ImageNet becomes some 1,000 files
+SHARD = re.compile(r"(train|test)-\d{5,}\.h5|\..*\.part")              # names in the folder of the shards
 SHUFFLE_SEED = 0                            # of the order in which training images are stored
 
 
@@ -87,15 +90,8 @@ def make(path: Path, plan: Plan, workers: int, strict: bool = False, tick: Calla
 
     With `strict`, a broken image ends it. UsageError if anything does; the shards that are whole stay.
     """
-    prepare(path)
-    if path.exists():
-        raise UsageError(f"{path}: expected no such file yet, found one; remove it to convert again, which keeps what "
-                         f"is whole in {path.with_suffix('')}, or choose another path by --to")
-    folder, digest = path.with_suffix(""), plan.digest()
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another path by --to") from None
+    check_target(path)
+    digest = plan.digest()
     shards = list(_cut(plan, path))
     missing = [shard for shard in shards if not _kept(shard, digest)]
     tick(len(plan) - sum(len(shard.items) for shard in missing))
@@ -103,6 +99,23 @@ def make(path: Path, plan: Plan, workers: int, strict: bool = False, tick: Calla
         warnings.simplefilter("ignore")     # Pillow's, of what is told in a line
         _write_all(missing, plan, digest, workers, strict, tick)
     return _write_index(path, plan, shards)
+
+
+def check_target(path: Path) -> None:
+    """That an index may be written there, and its shards to the folder beside it, which is made. UsageError."""
+    prepare(path)
+    folder = path.with_suffix("")
+    if path.exists():
+        raise UsageError(f"{path}: expected no such file yet, found one; remove it to convert again, which keeps what "
+                         f"is whole in {folder}, or choose another path by --to")
+    try:
+        folder.mkdir(exist_ok=True)
+        others = sorted(name for name in os.listdir(folder) if not SHARD.fullmatch(name))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another path by --to") from None
+    if others:                              # it may be that of the pictures themselves
+        raise UsageError(f"{folder}: expected an empty folder for the shards, or what is whole of them, found "
+                         f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; choose another path by --to")
 
 
 def _cut(plan: Plan, path: Path) -> Iterator[_Shard]:

@@ -13,6 +13,7 @@ from dsgd_mpi.data.check import statistics
 from dsgd_mpi.data.convert import CIFAR10_IMAGE, NOT_PUBLISHED, folder_of, from_planes, idx_files, listing, read_file
 from dsgd_mpi.data.formats import Content
 from dsgd_mpi.data.pickles import array, load, text
+from dsgd_mpi.data.sources import printable
 from dsgd_mpi.errors import UsageError
 
 DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -133,7 +134,7 @@ def npz(path: Path, licence: str) -> Content:
     if len(classes) <= highest:
         raise UsageError(f"{path}: expected names for {highest + 1} classes, found {len(classes)} in classes; add the "
                          "others")
-    return Content(train, test, classes, str(path.absolute()), licence)
+    return Content(train, test, classes, printable(path.absolute()), licence)
 
 
 def _arrays(path: Path) -> dict[str, Array]:

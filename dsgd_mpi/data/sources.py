@@ -46,6 +46,11 @@ class Item(NamedTuple):
         return picture(self.content(), self.name, size, jpeg)
 
 
+def printable(path: Path | str) -> str:
+    """A name that may be stored and shown: bytes in it that are no UTF-8 become \\xff."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def is_picture(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
 
@@ -57,13 +62,17 @@ def folders(folder: Path) -> list[Path]:
 
 def in_folder(folder: Path, label: int = -1) -> list[Item]:
     """The pictures in a folder and those below it, by name."""
-    found = []
+    found, seen = [], set()                 # a link may lead to a folder above it
     for above, below, names in os.walk(folder, onerror=_cannot, followlinks=True):
+        if (real := os.path.realpath(above)) in seen:
+            below[:] = []
+            continue
+        seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(filter(is_picture, names)):
             path = os.path.join(above, name)
             if os.path.isfile(path):
-                found.append(Item(path, path, 0, os.path.getsize(path), label))
+                found.append(Item(printable(path), path, 0, os.path.getsize(path), label))
     return found
 
 
@@ -83,7 +92,7 @@ def members(item: Item) -> Iterator[Item]:
                     if member.offset_data + member.size > end:
                         raise tarfile.ReadError("unexpected end of data")
                     if member.isreg():
-                        yield Item(f"{item.name}/{member.name}", item.path, member.offset_data, member.size)
+                        yield Item(f"{item.name}/{printable(member.name)}", item.path, member.offset_data, member.size)
                 file.seek(tar.offset)       # blocks of zeros: else a file cut between members would pass for a smaller
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("no blocks of zeros at its end")
@@ -96,7 +105,7 @@ def members(item: Item) -> Iterator[Item]:
 
 
 def of_file(path: Path) -> Item:
-    return Item(str(path), str(path), 0, path.stat().st_size)
+    return Item(printable(path), str(path), 0, path.stat().st_size)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -373,6 +373,9 @@ def test_a_share_of_each_class_becomes_test_images(tmp_path):
     assert layouts.class_folders(tmp_path / "x", 0.2) == found
     with pytest.raises(UsageError, match=r"share of the images that become test images, as --test-share 0\.1"):
         layouts.class_folders(tmp_path / "x")
+    classes_folder(tmp_path / "both", {})
+    with pytest.raises(UsageError, match=r"expected --test-share only where there are no .*, found .*both/val"):
+        layouts.class_folders(tmp_path / "both", 0.2)
     (tmp_path / "x" / "dog" / "1.jpg").unlink()
     with pytest.raises(UsageError, match="x/dog: expected at least 2 images"):
         layouts.class_folders(tmp_path / "x", 0.2)
@@ -382,6 +385,7 @@ def test_a_share_of_each_class_becomes_test_images(tmp_path):
     (lambda folder: shutil.rmtree(folder), "expected a folder, found nothing"),
     (lambda folder: shutil.rmtree(folder / "train" / "cat"), "expected a folder of images for each class, found dog"),
     (lambda folder: put(folder / "val" / "cow" / "1.jpg", b"x"), "val: expected the classes of .*train, found cow too"),
+    (lambda folder: shutil.rmtree(folder / "val"), "expected train/ and val/ or test/ in it, found train; give"),
     (lambda folder: (folder / "train" / "cow").mkdir(), "expected images of each class, found none in cow"),
 ])
 def test_what_is_amiss_with_class_folders_is_one_line(tmp_path, act, message):
@@ -390,6 +394,37 @@ def test_what_is_amiss_with_class_folders_is_one_line(tmp_path, act, message):
     with pytest.raises(UsageError, match=message) as told:
         layouts.class_folders(tmp_path / "x")
     assert "\n" not in str(told.value)
+
+
+def test_pictures_are_safe_from_their_conversion(tmp_path):
+    """The folder beside pets.h5 is pets."""
+    classes_folder(tmp_path / "pets", {})
+    before = sorted(tmp_path.rglob("*"))
+    refused = run("folder", "--from", tmp_path / "pets", "--to", tmp_path / "pets.h5")
+    assert refused.exit_code == 2
+    assert refused.stderr == (f"Error: {tmp_path}/pets: expected an empty folder for the shards, or what is whole of "
+                              "them, found train, val; choose another path by --to\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_that_goes_round_is_followed_once(tmp_path):
+    classes_folder(tmp_path, {})
+    (tmp_path / "train" / "cat" / "again").symlink_to(tmp_path / "train" / "cat")
+    assert len(layouts.class_folders(tmp_path).train) == 2
+
+
+def test_names_that_are_no_utf8_are_told_and_stored(tmp_path):
+    classes_folder(tmp_path / "x", {})
+    for part in (b"train", b"val"):
+        (tmp_path / "x" / os.fsdecode(part) / "dog").rename(tmp_path / "x" / os.fsdecode(part) / os.fsdecode(b"d\xff"))
+    with open(os.fsencode(tmp_path / "x" / "train" / "cat") + b"/\xff.jpg", "wb") as file:
+        file.write(b"hello")
+    done = run("folder", "--from", tmp_path / "x", "--to", tmp_path / "y.h5", "--size", 8)
+    assert done.exit_code == 0, done.output
+    assert "no picture that Pillow knows" in done.stderr
+    told = run("info", tmp_path / "y.h5").stdout
+    assert "cat/\\xff.jpg: no picture that Pillow knows" in told
+    assert "in 2 classes: cat, d\\xff" in told
 
 
 def test_a_made_up_set_is_made_of_any_shape(tmp_path):

@@ -50,7 +50,7 @@ def read(split, indices):
 
 
 @KINDS
-@pytest.mark.parametrize("most_open", [1, 64])
+@pytest.mark.parametrize("most_open", [1, 16])
 def test_a_sharded_set_is_read_like_an_array(tmp_path, monkeypatch, jpeg, most_open):
     monkeypatch.setattr(shards, "MOST_OPEN", most_open)
     path = made(tmp_path, jpeg)
