@@ -14,6 +14,7 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import blocks
+from dsgd_mpi.data.shards import Shards, is_sharded
 from dsgd_mpi.data.storage import check_reachable, check_written, reading
 from dsgd_mpi.errors import UsageError
 
@@ -25,26 +26,42 @@ SAMPLE_S = 0.5                              # chunks may be large, and disks slo
 DEVIATIONS = 5                              # of a sample's mean by chance: once in a million
 
 
-def check_layout(file: h5py.File, path: Path) -> dict[str, Array]:
+def check_layout(file: h5py.File, path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """All but the images themselves: datasets, shapes, types, labels, attributes. Cheap enough for every open.
 
-    Returns the labels of each part, integers (N,).
+    Returns the images of each part, an HDF5 dataset or Shards, and its labels, integers (N,).
     """
-    for part in PARTS:
-        _check_images_shape(file, f"{part}/images", path)
-    train, test = file["train/images"].shape[1:], file["test/images"].shape[1:]
+    images: dict[str, Any]
+    if is_sharded(file):
+        images = {part: Shards(file, part, path) for part in PARTS}
+    else:
+        for part in PARTS:
+            _check_images_shape(file, f"{part}/images", path)
+        images = {part: file[f"{part}/images"] for part in PARTS}
+    train, test = (images[part].shape[1:] for part in PARTS)
     if train != test:
         raise UsageError(f"{path}: expected train and test images of one shape, found {train} and {test}; "
                          "crop or scale one of them")
-    missing = {"classes", "mean", "std", "source", "licence"} - set(file.attrs)
+    found = {*file.attrs, *(["classes"] if "classes" in file else [])}
+    missing = {"classes", "mean", "std", "source", "licence"} - found
     if missing:
         raise UsageError(f"{path}: expected the attributes classes, mean, std, source and licence of the file, "
                          f"found no {', '.join(sorted(missing))}; set it with h5py: file.attrs[...] = ...")
-    classes = _checked_classes(file.attrs["classes"], path)
-    labels = {part: _checked_labels(file, part, classes, path) for part in PARTS}
+    classes = _checked_classes(class_names(file), path)
+    labels = {part: _checked_labels(file, part, len(images[part]), classes, path) for part in PARTS}
     for name in ("mean", "std"):
         _check_statistic(file.attrs[name], name, train[-1], path)
-    return labels
+    return images, labels
+
+
+def class_names(file: h5py.File) -> Any:
+    """As found: an attribute, or a dataset, since an attribute has no room for more than 64 KB."""
+    if "classes" in file.attrs:
+        return file.attrs["classes"]
+    found = file["classes"]
+    if not isinstance(found, h5py.Dataset):
+        return []
+    return found.asstr()[()] if h5py.check_string_dtype(found.dtype) else found[()]
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
@@ -110,9 +127,8 @@ def _checked_classes(found: Any, path: Path) -> list[str]:
     return list(names)
 
 
-def _checked_labels(file: h5py.File, part: str, classes: list[str], path: Path) -> Array:
+def _checked_labels(file: h5py.File, part: str, images: int, classes: list[str], path: Path) -> Array:
     labels = _dataset(file, f"{part}/labels", path)
-    images = file[f"{part}/images"]
     expected = f"{path}: expected {part}/labels as integers, one per image, found {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and labels.shape[1] == 1:
         raise UsageError(f"{expected}, a column; `labels[:, 0]`")
@@ -120,9 +136,9 @@ def _checked_labels(file: h5py.File, part: str, classes: list[str], path: Path) 
         raise UsageError(f"{expected}; one-hot labels become integers by `np.argmax(labels, axis=1)`")
     if labels.ndim != 1:
         raise UsageError(f"{expected}; give each image the number of its class, counted from 0")
-    if len(labels) != len(images):
+    if len(labels) != images:
         raise UsageError(f"{path}: expected as many labels as images, found {len(labels)} {part}/labels for "
-                         f"{len(images)} {part}/images; convert it again")
+                         f"{images} {part}/images; convert it again")
     if labels.dtype.kind not in "iufbO":
         raise UsageError(f"{expected}; give each image the number of its class, counted from 0")
     check_written(labels, path)
@@ -169,36 +185,39 @@ def _check_statistic(value: Any, name: str, channels: int, path: Path) -> None:
                          f" `file.attrs.update({name}=(images[()] / 255).{name}((0, 1, 2)))`")
 
 
-def check_images(file: h5py.File, path: Path, thorough: bool = True) -> dict[str, int]:
+def check_images(file: h5py.File, images: dict[str, Any], path: Path, thorough: bool = True) -> dict[str, int]:
     """Reads the images: all are stored, checksums match, mean and std are those of the training images. UsageError.
 
     Unless `thorough`, of a large set a sample, for a second: the first, the last and some at random. Where the sample's
     mean or std are further off than chance allows, all are read and decide, so that what passes the one check does not
     fail the other by chance. Returns how many images of each part are black, if all were read.
     """
-    check_stored(file, path, thorough)
-    train, test = file["train/images"], file["test/images"]
+    check_stored(file, images, path, thorough)
+    train, test = (images[part] for part in PARTS)
     if not thorough and train.size + test.size > WHOLE_BYTES:
         _sampled(test, file.attrs, path, LEAST_SAMPLE)      # for what cannot be read; it need not be as train/images
         if _sampled(train, file.attrs, path, SAMPLE):
             return {}
-    tallies = {part: _tallied(file[f"{part}/images"], path) for part in PARTS}
+    tallies = {part: _tallied(images[part], path) for part in PARTS}
     _check_moments(tallies["train"], len(train), file.attrs, path)
     return {part: tally.black for part, tally in tallies.items()}
 
 
-def check_stored(file: h5py.File, path: Path, thorough: bool = False) -> None:
+def check_stored(file: h5py.File, images: dict[str, Any], path: Path, thorough: bool = False) -> None:
     """That all images and labels were written, and are there. UsageError."""
     for part in PARTS:
-        for name in ("images", "labels"):
-            with reading(path, f"{part}/{name}"):
-                check_written(file[f"{part}/{name}"], path, thorough)
+        if isinstance(images[part], Shards):
+            images[part].check_stored(thorough)
+        for found in (file.get(f"{part}/images"), file[f"{part}/labels"]):
+            if found is not None:
+                with reading(path, found.name[1:]):
+                    check_written(found, path, thorough)
 
 
-def _tallied(images: h5py.Dataset, path: Path) -> Tally:
+def _tallied(images: Any, path: Path) -> Tally:
     tally = Tally(images.shape[-1])
-    for rows in blocks(images):
-        tally.add(_read(images, rows, path))
+    for rows in images.rows() if isinstance(images, Shards) else (_read(images, rows, path) for rows in blocks(images)):
+        tally.add(rows)
     return tally
 
 
@@ -218,7 +237,7 @@ def _check_moments(tally: Tally, count: int, attributes: Any, path: Path) -> Non
                              f"{value.round(4)}, found {np.round(attributes[name], 4)}; {way_out}")
 
 
-def _sampled(images: h5py.Dataset, attributes: Any, path: Path, count: int) -> bool:
+def _sampled(images: Any, attributes: Any, path: Path, count: int) -> bool:
     """Whether the first, the last and up to `count` images may be of a set with that mean and std."""
     mean, std = np.asarray(attributes["mean"], float), np.asarray(attributes["std"], float)
     end = time.monotonic() + SAMPLE_S
@@ -236,7 +255,7 @@ def _sampled(images: h5py.Dataset, attributes: Any, path: Path, count: int) -> b
     return bool(np.all(np.abs(sample.mean(axis=0)) <= likely + DEVIATIONS * chance))
 
 
-def _read(dataset: h5py.Dataset, rows: Any, path: Path) -> Array:
+def _read(dataset: Any, rows: Any, path: Path) -> Array:
     where = f"[{rows.start}:{rows.stop}]" if isinstance(rows, slice) else f"[{rows}]" if isinstance(rows, int) else ""
     with reading(path, f"{dataset.name[1:]}{where}"):
         return np.asarray(dataset[rows])

@@ -10,9 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsgd_mpi.data import convert
-from dsgd_mpi.data.formats import Content, data_folder, open_dataset, write
+from dsgd_mpi.arrays.hdf5 import place
+from dsgd_mpi.data import convert, making, pictures, small
+from dsgd_mpi.data.formats import Content, Dataset, data_folder, open_dataset, write
+from dsgd_mpi.errors import UsageError
 
+SHOWN = 6                                   # classes in a line
 PATH = click.Path(path_type=Path)
 to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in $DSGD_DATA_DIR or "
                          "~/.cache/dsgd_mpi, where training finds it by name]")
@@ -23,8 +26,8 @@ def data() -> None:
     """Make data files and check them.
 
     A data file is HDF5: train/images and test/images (uint8, images x height x width x channels), train/labels and
-    test/labels (integers), and the attributes classes, mean, std, source and licence. The set fashion-mnist-12k comes
-    with the package.
+    test/labels (integers), and the attributes classes, mean, std, source and licence. Of large sets it is the index,
+    and the images are in the folder beside it. The set fashion-mnist-12k comes with the package.
     """
 
 
@@ -53,6 +56,47 @@ def cifar10(folder: Path, to: Path | None) -> None:
     a licence, so no copy of it comes with this program.
     """
     _write(to or data_folder() / "cifar10.h5", convert.cifar10(folder))
+
+
+@data.command("cifar100")
+@click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the files are.")
+@to_option
+def cifar100(folder: Path, to: Path | None) -> None:
+    """Convert CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels in 100 classes.
+
+    FOLDER holds, or has a subfolder that holds, the unpacked "python" or "binary" archive of
+    https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
+    _write(to or data_folder() / "cifar100.h5", small.cifar100(folder))
+
+
+@data.command("mnist")
+@click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the four idx files are.")
+@click.option("--as-is", is_flag=True, help="Take the files though they are not MNIST as published.")
+@to_option
+def mnist(folder: Path, as_is: bool, to: Path | None) -> None:
+    """Convert MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels of the digits 0 to 9.
+
+    Fashion-MNIST, KMNIST and others have files of the same names, which are told apart by their mean.
+    """
+    _write(to or data_folder() / "mnist.h5", small.mnist(folder, as_is))
+
+
+@data.command("npz")
+@click.option("--from", "source", type=PATH, required=True, metavar="FILE", help="The .npz file.")
+@click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who read the file.")
+@click.option("--to", type=PATH, required=True, help="File to write, *.h5.")
+def npz(source: Path, licence: str, to: Path) -> None:
+    """Convert arrays in NumPy's .npz: x_train, y_train, x_test and y_test, as Keras names them.
+
+    Or train_images, train_labels, test_images and test_labels, as MedMNIST does. Images are uint8 (N, H, W) or
+    (N, H, W, C), labels integers (N,) or (N, 1) from 0. Names of the classes may be in `classes`.
+    """
+    _write(to, small.npz(source, licence))
+
+
+for command in (making.imagenet, making.folder, making.synthetic):
+    data.add_command(command)
 
 
 @data.command("subset")
@@ -87,11 +131,60 @@ def verify(name: str) -> None:
         table.add_row("images", str(len(dataset.train)), str(len(dataset.test)))
         console = Console(soft_wrap=True)
         console.print(table)
-        height, width, channels = dataset.image
-        click.echo(f"image   {height} x {width} x {channels}, uint8\n"
-                   f"mean    {_numbers(dataset.mean)}\nstd     {_numbers(dataset.std)}\n"
-                   f"source  {dataset.source}\nlicence {dataset.licence}\n"
-                   "passed: datasets, shapes, types, labels, attributes, checksums, mean and std")
+        _describe(dataset)
+        click.echo("passed: datasets, shapes, types, labels, attributes, checksums, mean and std")
+
+
+@data.command("info")
+@click.argument("name")
+def info(name: str) -> None:
+    """Show what a data file, given by NAME or path, says of itself, without reading its images."""
+    with open_dataset(name) as dataset:
+        click.echo(f"file    {dataset.path}\nimages  {len(dataset.train):,} training and {len(dataset.test):,} test "
+                   f"images in {len(dataset.classes):,} classes: {_some(dataset.classes)}")
+        _describe(dataset)
+        files = dataset.files()
+        size = sum(path.stat().st_size for path in files if path.exists())
+        click.echo(f"stored  {dataset.kind}, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}")
+        for what, lines in (("remark ", dataset.told("remarks")), ("no use ", dataset.told("skipped"))):
+            for line in lines:
+                click.echo(f"{what} {line}")
+
+
+@data.command("show")
+@click.argument("name")
+@click.option("--picture", type=PATH, required=True, metavar="FILE", help="PNG to write.")
+@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Which images.")
+@click.option("--images", default=48, show_default=True, type=click.IntRange(1, 1000), help="How many.")
+@click.option("--seed", default=0, show_default=True, help="Decides which.")
+def show(name: str, picture: Path, part: str, images: int, seed: int) -> None:
+    """Make a contact sheet of some images with the names of their classes, to be looked at."""
+    pictures.check_pillow(f"{picture}: a contact sheet")
+    with open_dataset(name) as dataset:
+        split = dataset.train if part == "train" else dataset.test
+        if dataset.image[2] not in (1, 3):
+            raise UsageError(f"{dataset.path}: expected images of 1 or 3 channels to show, found {dataset.image[2]}; "
+                             "data info tells what can be said of others")
+        chosen = np.sort(np.random.default_rng(seed).choice(len(split), min(images, len(split)), replace=False))
+        found = np.empty((len(chosen), *dataset.image), np.uint8)
+        split.read(chosen, found)
+        sheet = pictures.contact_sheet(found, [dataset.classes[label] for label in split.labels[chosen]])
+    try:
+        place(picture, sheet, lambda part: None)
+    except OSError as error:
+        raise UsageError(f"{error}; choose another path by --picture") from None
+    click.echo(f"{picture}: {len(chosen)} of {len(split)} {part} images of {dataset.path}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= SHOWN else [*names[:SHOWN - 1], "...", names[-1]])
+
+
+def _describe(dataset: Dataset) -> None:
+    height, width, channels = dataset.image
+    click.echo(f"image   {height} x {width} x {channels}, uint8\n"
+               f"mean    {_numbers(dataset.mean)}\nstd     {_numbers(dataset.std)}\n"
+               f"source  {dataset.source}\nlicence {dataset.licence}")
 
 
 def _write(path: Path, content: Content, **options: Any) -> None:

@@ -43,17 +43,8 @@ def fashion_mnist(folder: str | Path, as_is: bool = False) -> Content:
 
     MNIST, KMNIST and others have files of the same names: only those that were published are taken, unless `as_is`.
     """
-    folder = _idx_folder(_folder(folder))
     digests: dict[str, str] = {}
-    (x, y), (test_x, test_y) = ((_idx(folder, f"{part}-images-idx3-ubyte", 3, digests)[..., None],
-                                 _idx(folder, f"{part}-labels-idx1-ubyte", 1, digests)) for part in ("train", "t10k"))
-    for part, images, labels in (("train", x, y), ("t10k", test_x, test_y)):
-        if len(images) != len(labels):
-            raise UsageError(f"{folder}: expected as many labels as images, found {len(labels)} for {len(images)} in "
-                             f"the files {part}-*; take both from one set")
-        if labels.max() >= len(FASHION_MNIST_CLASSES):
-            raise UsageError(f"{folder}: expected labels from 0 to {len(FASHION_MNIST_CLASSES) - 1} in "
-                             f"{part}-labels-idx1-ubyte, found {labels.min()} to {labels.max()}; that is another set")
+    folder, (x, y), (test_x, test_y) = idx_files(folder, len(FASHION_MNIST_CLASSES), digests)
     others = [name for name, digest in digests.items() if digest != FASHION_MNIST[name]]
     mean, std = (float(value[0]) for value in statistics(x))
     found = f"{len(x)} + {len(test_x)} images with mean {mean:.4f} and std {std:.4f}"
@@ -69,9 +60,30 @@ def fashion_mnist(folder: str | Path, as_is: bool = False) -> Content:
                    f"{folder}: not Fashion-MNIST as published, {found}" if others else "")
 
 
+def idx_files(folder: str | Path, classes: int, digests: dict[str, str]
+              ) -> tuple[Path, tuple[Array, Array], tuple[Array, Array]]:
+    """The folder that the four files are in, and images (N, 28, 28, 1) and labels (N,) of both parts. UsageError.
+
+    Each file's SHA-256, unpacked, is added to `digests`.
+    """
+    folder = _idx_folder(folder_of(folder))
+    parts = []
+    for part in ("train", "t10k"):
+        images = _idx(folder, f"{part}-images-idx3-ubyte", 3, digests)[..., None]
+        labels = _idx(folder, f"{part}-labels-idx1-ubyte", 1, digests)
+        if len(images) != len(labels):
+            raise UsageError(f"{folder}: expected as many labels as images, found {len(labels)} for {len(images)} in "
+                             f"the files {part}-*; take both from one set")
+        if labels.max() >= classes:
+            raise UsageError(f"{folder}: expected labels from 0 to {classes - 1} in {part}-labels-idx1-ubyte, found "
+                             f"{labels.min()} to {labels.max()}; that is another set")
+        parts.append((images, labels))
+    return folder, parts[0], parts[1]
+
+
 def _idx_folder(folder: Path) -> Path:
     """Where the files are: there, or where torchvision puts them."""
-    places = (folder, folder / "raw", folder / "FashionMNIST" / "raw")
+    places = (folder, folder / "raw", folder / "FashionMNIST" / "raw", folder / "MNIST" / "raw")
     return next((place for place in places for name in FASHION_MNIST
                  if (place / name).is_file() or (place / f"{name}.gz").is_file()), folder)
 
@@ -83,9 +95,9 @@ def _idx(folder: Path, name: str, dimensions: int, digests: dict[str, str]) -> A
     """
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
-        raise UsageError(f"{folder}: expected {name} or {name}.gz, found {_listing(folder)}; "
+        raise UsageError(f"{folder}: expected {name} or {name}.gz, found {listing(folder)}; "
                          "give the folder that the four files are in")
-    content = _read(path, _unpacked)
+    content = read_file(path, _unpacked)
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if content[:4] != magic:
@@ -101,7 +113,7 @@ def _idx(folder: Path, name: str, dimensions: int, digests: dict[str, str]) -> A
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _read(path: Path, read: Callable[[Path], Read]) -> Read:
+def read_file(path: Path, read: Callable[[Path], Read]) -> Read:
     try:
         return read(path)
     except PermissionError as error:
@@ -139,7 +151,7 @@ class _Layout(NamedTuple):
 
 def cifar10(folder: str | Path) -> Content:
     """50,000 + 10,000 images (32, 32, 3) from Python pickles, binary files or PNG strips; a subfolder is found too."""
-    folder, layout = _find_layout(_folder(folder))
+    folder, layout = _find_layout(folder_of(folder))
     missing = [name for name in (*layout.train, layout.test, *layout.extra) if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder}: expected {', '.join((*layout.train, layout.test, *layout.extra))}, found no "
@@ -172,12 +184,12 @@ def _find_layout(folder: Path) -> tuple[Path, _Layout]:
             if any((place / name).is_file() for name in (*layout.train, layout.test)):
                 return place, layout
     names = ", ".join(layout.train[0] for layout in _LAYOUTS)
-    raise UsageError(f"{folder}: expected one of {names} in it or in a subfolder, found {_listing(folder)}; "
+    raise UsageError(f"{folder}: expected one of {names} in it or in a subfolder, found {listing(folder)}; "
                      "give the folder that the archive was unpacked to")
 
 
 def _cifar10_file(path: Path, layout: _Layout) -> tuple[Array, Array]:
-    images, found = _read(path, layout.read)
+    images, found = read_file(path, layout.read)
     labels = _labels(found, path)
     if len(images) != CIFAR10_BATCH or len(labels) != CIFAR10_BATCH:
         raise UsageError(f"{path}: expected {CIFAR10_BATCH} images and as many labels, found {len(images)} and "
@@ -203,7 +215,7 @@ def _labels(found: Any, path: Path) -> Array:
     return found.astype(np.uint8)
 
 
-def _from_planes(planes: Array) -> Array:
+def from_planes(planes: Array) -> Array:
     return planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
@@ -214,7 +226,7 @@ def _read_binary(path: Path) -> tuple[Array, Array]:
         raise UsageError(f"{path}: expected records of {record} bytes, a label and an image, found {len(content)} "
                          f"bytes, {len(content) % record} too many; download it again")
     records = content.reshape(-1, record)
-    return _from_planes(records[:, 1:]), records[:, 0]
+    return from_planes(records[:, 1:]), records[:, 0]
 
 
 def _read_pickle(path: Path) -> tuple[Array, Any]:
@@ -235,7 +247,7 @@ def _read_pickle(path: Path) -> tuple[Array, Any]:
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(data), CIFAR10_IMAGE):
         kind = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise UsageError(f"{path}: expected data as uint8 (N, {CIFAR10_IMAGE}), found {kind}; download it again")
-    return _from_planes(data), content["labels"]
+    return from_planes(data), content["labels"]
 
 
 def _read_png(path: Path) -> tuple[Array, Any]:
@@ -304,7 +316,7 @@ def _balanced(part: str, labels: Array, count: int, classes: int, rng: np.random
     return np.sort(np.concatenate(chosen))
 
 
-def _folder(path: str | Path) -> Path:
+def folder_of(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise UsageError(f"{path}: expected a folder, found {'a file' if path.exists() else 'nothing'}; "
@@ -314,6 +326,6 @@ def _folder(path: str | Path) -> Path:
     return path
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
     names = sorted(p.name for p in folder.iterdir())
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "an empty folder"

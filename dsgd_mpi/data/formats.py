@@ -1,8 +1,10 @@
-"""Labelled images in one HDF5 file, which every process opens independently.
+"""Labelled images in one HDF5 file, or behind one (`shards`), which every process opens independently.
 
     train/images, test/images   uint8 (N, H, W, C)
     train/labels, test/labels   integers (N,), 0 <= label < number of classes
     attributes of the file      classes (names), mean and std (per channel, of train/images / 255), source, licence
+
+`classes` may be a dataset instead, as it must be where the names take more than 64 KB.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ import numpy as np
 from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
-from dsgd_mpi.data.check import check_images, check_layout, check_stored, empty_classes, statistics
+from dsgd_mpi.data.check import check_images, check_layout, check_stored, class_names, empty_classes, statistics
+from dsgd_mpi.data.shards import Shards, check_as_long, read_runs
 from dsgd_mpi.data.storage import cause, reading
 from dsgd_mpi.data.trial import tried
 from dsgd_mpi.errors import UsageError
 
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
 CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
-CONVERTED = ("fashion-mnist", "cifar10")    # made by `data NAME --from FOLDER`
+ATTRIBUTE_BYTES, ATTRIBUTE_OF_A_NAME = 60_000, 16       # HDF5 has 64 KB for one, and takes 16 bytes for a reference
+CONVERTED = ("fashion-mnist", "cifar10", "cifar100", "mnist", "imagenet")       # made by `data NAME --from FOLDER`
 SHOWN = 3                                   # classes in a message
 NAMES = ("fashion-mnist-12k", *CONVERTED)
 
@@ -37,8 +40,8 @@ NAMES = ("fashion-mnist-12k", *CONVERTED)
 class Split:
     """The train or the test images with their labels, int64 (N,), and the mean and std that normalise them.
 
-    `images` is an array, which stays as it is, or an HDF5 dataset, which is read into memory when first used unless it
-    is larger than `MEMORY_BYTES`. `image` is the shape (H, W, C) of one image.
+    `images` is an array, which stays as it is, an HDF5 dataset, which is read into memory when first used unless it is
+    larger than `MEMORY_BYTES`, or `Shards`. `image` is the shape (H, W, C) of one image.
     """
 
     def __init__(self, images: Any, labels: Array, mean: Array, std: Array) -> None:
@@ -55,14 +58,17 @@ class Split:
 
         From a file, consecutive ones are read by one call. UsageError says why the file cannot be read.
         """
+        if isinstance(self._images, Shards):
+            self._images.read(indices, out)
+            return
         try:
             if isinstance(self._images, h5py.Dataset) and self._images.size <= MEMORY_BYTES:
                 whole = self._images[()]
-                _check_as_long(self._images.file)
+                check_as_long(self._images.file)
                 self._images = whole
             if isinstance(self._images, h5py.Dataset):
-                _read_runs(self._images, indices, out)
-                _check_as_long(self._images.file)
+                read_runs(self._images, indices, out)
+                check_as_long(self._images.file)
             else:
                 np.take(self._images, indices, axis=0, out=out, mode="clip")    # the other modes make a second copy
         except Exception as error:          # h5py may raise anything
@@ -70,21 +76,6 @@ class Split:
                 raise
             path = Path(self._images.file.filename)
             raise UsageError(f"{path}: {cause(error, path, self._images.name[1:])}") from error
-
-
-def _check_as_long(file: h5py.File) -> None:
-    """OSError if a file is shorter than when it was opened: HDF5 has handed out zeros for what is gone."""
-    size, opened = os.fstat(file.id.get_vfd_handle()).st_size, file.id.get_filesize()
-    if size < opened:
-        raise OSError(f"eof = {size}, stored_eof = {opened}")
-
-
-def _read_runs(images: h5py.Dataset, indices: Array, out: Array) -> None:
-    # HDF5's own selection of scattered images is a hundred times slower than reading them one by one
-    bounds = [*np.flatnonzero(np.diff(indices, prepend=-2) != 1), len(indices)]
-    for start, stop in pairwise(bounds):
-        first = int(indices[start])
-        images.read_direct(out, np.s_[first:first + stop - start], np.s_[start:stop])
 
 
 class Dataset:
@@ -96,15 +87,16 @@ class Dataset:
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
         self.name = name or self.path.stem
+        self._images: dict[str, Any] = {}
         self._file = _open(self.path)
         try:
             with reading(self.path):
-                labels = check_layout(self._file, self.path)
+                self._images, labels = check_layout(self._file, self.path)
                 attributes = self._file.attrs
-                self.classes = [str(name) for name in attributes["classes"]]
+                self.classes = [str(name) for name in class_names(self._file)]
                 self.mean, self.std = np.array(attributes["mean"], float), np.array(attributes["std"], float)
                 self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
-                self.train, self.test = (Split(self._file[f"{part}/images"], labels[part], self.mean, self.std)
+                self.train, self.test = (Split(self._images[part], labels[part], self.mean, self.std)
                                          for part in ("train", "test"))
         except BaseException:
             self.close()
@@ -117,7 +109,7 @@ class Dataset:
         Returns what is strange but no error, a line each: classes without images, and black images.
         """
         with reading(self.path):
-            black = check_images(self._file, self.path, thorough)
+            black = check_images(self._file, self._images, self.path, thorough)
         remarks = []
         for part, split in (("train", self.train), ("test", self.test)):
             if empty := empty_classes(split.labels, self.classes):
@@ -128,15 +120,33 @@ class Dataset:
                 remarks.append(f"{self.path}: {black[part]} of {len(split)} {part}/images are black, every byte is 0")
         return remarks
 
+    def told(self, what: str) -> list[str]:
+        """What its conversion told, a line each: of `remarks`, or of images that were `skipped`."""
+        with reading(self.path, what):
+            found = self._file.get(what)
+            return [str(line) for line in found.asstr()[()]] if isinstance(found, h5py.Dataset) else []
+
+    @property
+    def kind(self) -> str:
+        images = self._images["train"]
+        return "JPEG" if isinstance(images, Shards) and images.jpeg else "pixels"
+
+    def files(self) -> list[Path]:
+        """All that its content is in; more than one file if it is sharded."""
+        shards = [each for each in self._images.values() if isinstance(each, Shards)]
+        return [self.path, *(each.file_of(number) for each in shards for number in range(len(each.names)))]
+
     def touch(self) -> None:
         """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""
         with reading(self.path):
-            check_stored(self._file, self.path)
-            for part in ("train", "test"):
-                images = self._file[f"{part}/images"]
-                images[0], images[-1]
+            check_stored(self._file, self._images, self.path)
+            for images in self._images.values():
+                images[0], images[len(images) - 1]
 
     def close(self) -> None:
+        for images in self._images.values():
+            if isinstance(images, Shards):
+                images.close()
         self._file.close()
 
     def __enter__(self) -> Dataset:
@@ -236,21 +246,34 @@ def write(path: str | Path, content: Content, compression: str | None = None, **
     `compression` is None or "gzip", which is smaller and read ten times slower. UsageError if it cannot be written.
     """
     path = Path(path)
-    if path.suffix not in (".h5", ".hdf5"):
-        raise UsageError(f"{path}: expected a path that ends in .h5")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); choose another path by --to") from None
+    prepare(path)
     try:
         with atomic(path, verify=lambda file: _check_all(file, path)) as file:
             for part, (images, labels) in (("train", content.train), ("test", content.test)):
                 _write_split(file, part, images, labels, compression)
             mean, std = statistics(content.train[0])
             file.attrs.update(mean=mean, std=std, source=content.source, licence=content.licence, **notes)
-            file.attrs.create("classes", list(content.classes), dtype=h5py.string_dtype())
+            write_classes(file, content.classes)
     except OSError as error:
         raise UsageError(f"{error}; free some space or choose another path by --to") from error
+
+
+def prepare(path: Path) -> None:
+    """Makes the folder that a data file is to be written to. UsageError."""
+    if path.suffix not in (".h5", ".hdf5"):
+        raise UsageError(f"{path}: expected a path that ends in .h5")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); choose another path by --to") from None
+
+
+def write_classes(file: h5py.File, names: Sequence[str]) -> None:
+    """As an attribute where they find room in one, as a dataset where not."""
+    if sum(ATTRIBUTE_OF_A_NAME + len(name.encode()) for name in names) < ATTRIBUTE_BYTES:
+        file.attrs.create("classes", list(names), dtype=h5py.string_dtype())
+    else:
+        file.create_dataset("classes", data=list(names), dtype=h5py.string_dtype())
 
 
 def _write_split(file: h5py.File, part: str, images: Array, labels: Array, compression: str | None) -> None:
@@ -262,5 +285,4 @@ def _write_split(file: h5py.File, part: str, images: Array, labels: Array, compr
 
 
 def _check_all(file: h5py.File, path: Path) -> None:
-    check_layout(file, path)
-    check_images(file, path)
+    check_images(file, check_layout(file, path)[0], path)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from dsgd_mpi.arrays.flat import Array
+from dsgd_mpi.data import pictures, sharding
 from dsgd_mpi.data.formats import Content, Split, write
+from dsgd_mpi.data.pictures import Broken, Picture
 
 MEAN, STD = np.array([0.2, 0.3, 0.4]), np.array([0.5, 0.6, 0.7])
 
@@ -31,3 +35,38 @@ def dataset_file(folder: Path, **kw: int) -> Path:
 def split(count: int, side: int = 8, channels: int = 3) -> Split:
     """A split in which image i has label i."""
     return Split(images(count, side, channels), np.arange(count), MEAN[:channels], STD[:channels])
+
+
+class Pixels(NamedTuple):
+    """An image that is already there, as an item of a sharded set."""
+
+    name: str
+    label: int
+    values: Array
+    size: int = 1
+
+    def picture(self, jpeg: bool = False) -> Picture:
+        if self.name in BROKEN:
+            raise Broken("half a picture")
+        if not jpeg:
+            return Picture(self.values, b"", self.values.shape[:2], ("grey",) if self.name == "train 0" else ())
+        stored = pictures.encoded(Image.fromarray(self.values))
+        return Picture(pictures.decoded(stored, len(self.values)), stored, self.values.shape[:2], ())
+
+
+BROKEN: set[str] = set()                    # names
+
+
+def plan(jpeg: bool = False, made: Content | None = None) -> sharding.Plan:
+    """Of the same images as `content`, with as many as five in a shard (`small_shards`)."""
+    made = made or content()
+    items = {part: [Pixels(f"{part} {i}", int(label), values)
+                    for i, (values, label) in enumerate(zip(*getattr(made, part), strict=True))]
+             for part in ("train", "test")}
+    return sharding.Plan(items["train"], items["test"], made.classes, made.source, made.licence,
+                         made.train[0].shape[1:], lambda item: item.picture(jpeg), jpeg)
+
+
+def order(count: int) -> Array:
+    """Which training image is stored where."""
+    return np.random.default_rng(sharding.SHUFFLE_SEED).permutation(count)

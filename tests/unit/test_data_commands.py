@@ -4,11 +4,15 @@ import subprocess
 import sys
 
 import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
+from dsgd_mpi.data import sharding
 from dsgd_mpi.data.commands import data
 from dsgd_mpi.data.formats import check, open_dataset
+from tests.support import ROOT, data_samples
 from tests.support.data_samples import dataset_file
 from tests.unit.test_data_convert import idx
 
@@ -110,5 +114,42 @@ def test_help_needs_neither_mpi_nor_data():
     code = "import sys\nfrom dsgd_mpi.data.commands import data\nassert 'mpi4py' not in sys.modules\ndata(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("cifar10", "fashion-mnist", "subset", "verify"):
+    for command in ("cifar10", "fashion-mnist", "imagenet", "show", "subset", "verify"):
         assert command in done.stdout
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_info_tells_what_a_file_says_of_itself(tmp_path, sharded, monkeypatch):
+    path = dataset_file(tmp_path)
+    if sharded:
+        monkeypatch.setattr(data_samples, "BROKEN", {"train 3"})
+        path = tmp_path / "many.h5"
+        sharding.make(path, data_samples.plan(), 1)
+    told = run("info", path)
+    assert told.exit_code == 0
+    lines = told.stdout.splitlines()
+    assert lines[:3] == [f"file    {path}", f"images  {60 - sharded} training and 20 test images in 4 classes: north, "
+                         "east, south, west", "image   8 x 8 x 3, uint8"]
+    assert lines[-3 if sharded else -1].startswith("stored  pixels, 0.")
+    assert lines[-3 if sharded else -1].endswith(" MB in 3 files" if sharded else " MB in 1 file")
+    assert not sharded or lines[-2:] == ["remark  1 image is grey", "no use  train train 3: half a picture"]
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 3), (8, 1), (130, 3)])
+def test_a_contact_sheet_has_the_images_and_names(tmp_path, side, channels):
+    path, picture = dataset_file(tmp_path, train=20, test=8, side=side, channels=channels), tmp_path / "grid.png"
+    done = run("show", path, "--picture", picture, "--images", 7)
+    assert done.stdout == f"{picture}: 7 of 20 train images of {path}\n"
+    sheet = np.asarray(Image.open(picture))
+    pixels, scale = data_samples.content(20, 8, side=side, channels=channels).train[0], max(1, -(-96 // side))
+    corner = sheet[6:6 + scale * side:scale, 6:6 + scale * side:scale, :]
+    assert any((corner == image).all() for image in pixels)
+    assert (sheet[6 + scale * side:6 + scale * side + 16, 6:102] < 128).any()            # a name
+    refused = run("show", path, "--picture", tmp_path / "no" / "grid.png")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "choose another path by --picture" in refused.stderr
+
+
+def test_the_manual_has_every_command():
+    manual = (ROOT / "docs" / "data.rst").read_text()
+    assert not [name for name in data.commands if f"data {name}" not in manual and f"``{name}``" not in manual]

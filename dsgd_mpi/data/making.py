@@ -1,0 +1,188 @@
+"""`data imagenet`, `data folder` and `data synthetic`: sharded sets, made by threads, with a bar and the time left."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dsgd_mpi.data import layouts, pictures
+from dsgd_mpi.data.formats import data_folder
+from dsgd_mpi.data.pictures import Picture
+from dsgd_mpi.data.sharding import Plan, check_target, make
+from dsgd_mpi.data.sources import Item, printable
+from dsgd_mpi.errors import UsageError
+
+PATH = click.Path(path_type=Path)
+PLAIN_S = 60.0                              # between two lines where there is no terminal
+SHOWN = 20                                  # images that were skipped; `data info` lists all
+SYNTHETIC_IMAGES = 10_000
+Command = Callable[..., None]
+
+
+def options(command: Command) -> Command:
+    """Those of all that makes sharded sets of pictures."""
+    for option in reversed((
+            click.option("--from", "folder", type=PATH, required=True, metavar="FOLDER", help="Where the images are."),
+            click.option("--size", default=256, show_default=True, type=click.IntRange(1, 4096), help="Pixels: the "
+                         "shorter side is scaled to it, and the middle of the longer is taken."),
+            click.option("--jpeg", is_flag=True, help="Store JPEG files as they are; each is decoded, to --size, when "
+                         "it is read, by simplejpeg."),
+            workers_option,
+            click.option("--strict", is_flag=True, help="Stop at a broken image; otherwise such are listed and left "
+                         "out."))):
+        command = option(command)
+    return command
+
+
+workers_option = click.option("--workers", type=click.IntRange(1, 1024), default=lambda: len(os.sched_getaffinity(0)),
+                              show_default="this machine's cores", help="Threads; each takes some 400 MB.")
+
+
+@click.command("imagenet")
+@options
+@click.option("--labels", type=PATH, metavar="FILE", help="A line for each validation image, its name and its synset.")
+@click.option("--to", type=PATH, help="Index to write, *.h5; the shards go to a folder beside it.  [default: "
+              "imagenet.h5 in $DSGD_DATA_DIR or ~/.cache/dsgd_mpi, where training finds it by name]")
+def imagenet(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, labels: Path | None, to: Path | None
+             ) -> None:
+    """Convert ILSVRC2012 as published: 1,281,167 + 50,000 photographs in 1000 classes.
+
+    FOLDER holds the training images: ILSVRC2012_img_train.tar, or train/ with a folder or a tar file for each synset;
+    and the validation images: ILSVRC2012_img_val.tar, or val/ with the images or with a folder for each synset. Where
+    there are none such, what tells their classes: LOC_val_solution.csv, --labels FILE, or
+    ILSVRC2012_validation_ground_truth.txt and meta.mat, unpacked or in ILSVRC2012_devkit_t12.tar.gz. The unpacked
+    archive of Kaggle is found too. Run again after a kill, it goes on where it was.
+    """
+    find = partial(layouts.imagenet, folder, labels)
+    _pictures(to or data_folder() / "imagenet.h5", find, size, jpeg, workers, strict,
+              "ILSVRC2012, https://image-net.org, Russakovsky et al. 2015 (arXiv:1409.0575)",
+              "for non-commercial research and education only, https://image-net.org/download")
+
+
+@click.command("folder")
+@options
+@click.option("--test-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+              help="Share of the images of each class that become test images, where there is no val/ or test/ folder.")
+@click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who read the file.")
+@click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder beside it.")
+def folder(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test_share: float | None, licence: str,
+           to: Path) -> None:
+    """Convert pictures in one folder for each class, in train/ and in val/ or test/ of FOLDER.
+
+    Without these two, FOLDER holds the folders of the classes, and --test-share says how much of each is for testing.
+    """
+    _pictures(to, partial(layouts.class_folders, folder, test_share or 0), size, jpeg, workers, strict,
+              printable(folder.absolute()), licence)
+
+
+class Drawn(NamedTuple):
+    """An image that is made up, as an item."""
+
+    name: str
+    label: int
+    size: int
+
+
+@click.command("synthetic")
+@click.argument("what", metavar="HxWxC:CLASSES[:IMAGES]")
+@click.option("--jpeg", is_flag=True, help="Store JPEG: only of square images of 3 channels.")
+@workers_option
+@click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder beside it.")
+def synthetic(what: str, jpeg: bool, workers: int, to: Path) -> None:
+    """Make up images, such as 224x224x3:1000: a pattern for each class, in noise. For trying things out.
+
+    IMAGES training images, 10,000 by default, and a tenth of that for testing.
+    """
+    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d):(\d{1,6})(?::(\d{1,9}))?", what)
+    numbers = [int(number or SYNTHETIC_IMAGES) for number in found.groups()] if found else [0]
+    if 0 in numbers or numbers[3] > numbers[4] or (jpeg and (numbers[0] != numbers[1] or numbers[2] != 3)):
+        square = " with --jpeg, square and of 3 channels," if jpeg else ""
+        raise UsageError(f"expected HxWxC:CLASSES[:IMAGES]{square} with no more classes than images, found {what}; "
+                         "for instance 224x224x3:1000:10000")
+    height, width, channels, classes, images = numbers
+    if jpeg:
+        pictures.check_decoder(f"{to}")
+    items = [[Drawn(f"{part} {i}", i % classes, height * width // 3) for i in range(count)]
+             for part, count in (("train", images), ("test", max(1, images // 10)))]
+    plan = Plan(items[0], items[1], [f"pattern {i}" for i in range(classes)], f"made up, {what}", "none needed",
+                (height, width, channels), partial(_drawn, (height, width, channels), jpeg), jpeg)
+    _make(to, plan, workers, False)
+
+
+def _drawn(shape: tuple[int, int, int], jpeg: bool, item: Drawn) -> Picture:
+    height, width, channels = shape
+    pattern = np.random.default_rng((1, item.label)).integers(64, 192, (8, 8, channels), np.uint8)
+    rng = np.random.default_rng((2, *item.name.encode()))
+    noise = rng.integers(0, 64, (-(-height // 4), -(-width // 4), channels))
+    rows, columns = np.arange(height), np.arange(width)
+    of_class = pattern[(rows * 8 // height)[:, None], columns * 8 // width].astype(int)
+    pixels = np.clip(of_class + noise[(rows // 4)[:, None], columns // 4] - 32, 0, 255).astype(np.uint8)
+    if not jpeg:
+        return Picture(pixels, b"", (height, width), ())
+    from PIL import Image
+    stored = pictures.encoded(Image.fromarray(pixels), 75)
+    return Picture(pictures.decoded(stored, height), stored, (height, width), ())
+
+
+def _pictures(to: Path, find: Callable[[], layouts.Found], size: int, jpeg: bool, workers: int, strict: bool,
+              source: str, licence: str) -> None:
+    pictures.check_decoder(to) if jpeg else pictures.check_pillow(f"{to}: converting pictures")
+    check_target(to)                        # to find the pictures may take minutes
+    found = find()
+
+    def picture(item: Item) -> Picture:
+        return item.picture(size, jpeg)
+
+    _make(to, Plan(found.train, found.test, found.classes, source, licence, (size, size, 3), picture, jpeg,
+                   found.remarks), workers, strict)
+
+
+def _make(to: Path, plan: Plan, workers: int, strict: bool) -> None:
+    with shown(len(plan)) as tick:
+        made = make(to, plan, workers, strict, tick)
+    for remark in made.remarks:
+        click.echo(f"Warning: {remark}", err=True)
+    for image in made.skipped[:SHOWN]:
+        click.echo(f"Warning: left out {image}", err=True)
+    if len(made.skipped) > SHOWN:
+        click.echo(f"Warning: left out {len(made.skipped) - SHOWN} more; `data info {to}` lists all", err=True)
+    shards = list(to.with_suffix("").glob("*.h5"))
+    size = sum(path.stat().st_size for path in shards)
+    click.echo(f"{to}: {made.train} training and {made.test} test images in {len(shards)} shards, {size / 1e6:.1f} MB")
+
+
+@contextmanager
+def shown(total: int) -> Iterator[Callable[[int], Any]]:
+    """What is called with each number of images that were done; shows a bar, or a line now and then, on stderr."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Progress(TextColumn("images"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), console=console
+                      ) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    begun = last = time.monotonic()
+    done = kept = 0
+
+    def tick(count: int) -> None:
+        nonlocal last, done, kept
+        kept = kept or count if done == 0 else kept         # by an earlier run: no measure of speed
+        done += count
+        now = time.monotonic()
+        if now - last >= PLAIN_S and done > kept:
+            last = now
+            left = (now - begun) / (done - kept) * (total - done)
+            click.echo(f"{done:,} of {total:,} images, about {-(-left // 60):.0f} min left", err=True)
+
+    yield tick
