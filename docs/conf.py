@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from sphinx.application import Sphinx
+
 from dsgd_mpi import __version__
 
 project = "dsgd_mpi"
@@ -22,3 +24,10 @@ autodoc_typehints_format = "short"
 autodoc_type_aliases = {"Array": "Array"}
 autodoc_preserve_defaults = True
 exclude_patterns = ["_build"]
+
+
+def setup(app: Sphinx) -> None:
+    """The README's pictures are named from where it lies, and shown in a page of this folder."""
+    def from_here(app: Sphinx, path: Path, page: str, content: list[str]) -> None:
+        content[0] = content[0].replace(".. image:: docs/", ".. image:: ")
+    app.connect("include-read", from_here)

@@ -165,8 +165,8 @@ def target(study: Study, outcomes: list[Outcome]) -> Any:
     axes.set_ylabel(f"{'simulated ' if outcomes[0].group.cell.place else ''}seconds to {study.target:.0%}")
     for ranks, _ in crossings(study, outcomes):     # times fall with ranks, so there is room above, to the right
         axes.axvline(ranks, color=COLOURS[6], linewidth=0.8, linestyle=":")
-        axes.annotate(f" they cross at {ranks:.0f}", (ranks, 0.98), xycoords=("data", "axes fraction"), va="top",
-                      fontsize="small")
+        axes.annotate(f" synchronous and\n asynchronous cross at {ranks:.0f}", (ranks, 0.98), va="top",
+                      xycoords=("data", "axes fraction"), fontsize="small")
     legend(figure, axes)
     return figure
 
