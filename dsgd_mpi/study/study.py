@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -131,6 +132,15 @@ def check(study_: Study) -> None:
 
 # running
 
+@cache
+def commit() -> str | None:
+    """Of the checkout that this program is run from, with a + if files in it were changed; None outside of one."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    with suppress(OSError):
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
+    return None
+
+
 def carry_out(study_: Study, folder: Path, jobs: int | None, sbatch: str, checkpoints: bool) -> int:
     """The exit status: 1 if a cell failed, 75 if it was interrupted. UsageError."""
     try:
@@ -215,7 +225,7 @@ def one(study_: Study, cell: Cell, folder: Path, execute: Execute, children: Chi
         why = last_line(folder / "log") or f"exit status {status}"
         (folder / "failed").write_text(f"{why}\n", encoding="utf-8")
         return why
-    write(study_, cell, {**content, "took_s": round(time.perf_counter() - start, 1)})
+    write(study_, cell, {**content, "took_s": round(time.perf_counter() - start, 1), "commit": commit()})
     for each in () if checkpoints else folder.glob("checkpoint-*"):
         shutil.rmtree(each, ignore_errors=True)
     return ""

@@ -16,7 +16,7 @@ from dsgd_mpi.study import axes, elsewhere, figures
 from dsgd_mpi.study.plan import read
 from dsgd_mpi.study.plot import plot
 from dsgd_mpi.study.results import Result, gather, load, outcomes, reader, thinned
-from dsgd_mpi.study.study import check, counted, run_all, study
+from dsgd_mpi.study.study import check, commit, counted, run_all, study
 from dsgd_mpi.study.table import digits, row_of, table_of
 from tests.support import ROOT
 from tests.support.data_samples import dataset_file
@@ -382,6 +382,8 @@ def test_a_study_of_one_simulated_cell_from_the_command_line(tmp_path):
     assert "1 of 1 cells have a result in runs/studies/s" in done.stdout
     content = json.loads(next((tmp_path / "runs/studies/s").glob("*.json")).read_text())
     assert content["summary"]["simulated"]
+    assert content["commit"] == commit()
+    assert re.fullmatch(r"[0-9a-f]{7,40}\+?", content["commit"] or "0" * 7)
     assert content["summary"]["steps"] == 3
     assert len(content["rows"]) == 1
 
