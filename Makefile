@@ -46,7 +46,7 @@ train: $(READY)         ## train resnet8 on the built-in images with 2 ranks: ab
 USUAL := not soak and not slurm and not gpu
 # 5: what ARGS selects is in the other half
 test: $(READY)          ## all tests, serial and under MPI: three files at a time, and then those that must be alone
-	$(BIN)/python -m pytest -m '$(USUAL) and not alone' -n 3 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m '$(USUAL) and not alone' -n 3 --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m '$(USUAL) and alone' $(ARGS) || [ $$? = 5 ]
 
 test-slurm: $(READY)    ## the batch scripts at full size, 128 ranks, in a private SLURM: root, Debian

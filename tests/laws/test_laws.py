@@ -345,7 +345,7 @@ def test_fragments_divide_the_bytes_of_a_step(world):
             sent.append(host.traffic.bytes_sent - before)
         return max(sent), sum(sent)
     whole, quarters = (world.run(lambda host, f=fragments: main(host, f)) for fragments in (1, 4))
-    assert quarters == [(most / 4, total) for most, total in whole]
+    np.testing.assert_allclose(quarters, [(most / 4, total) for most, total in whole], rtol=0, atol=8)   # a byte a mean
 
 
 def test_a_fragment_that_was_under_way_when_ranks_died_never_arrives():

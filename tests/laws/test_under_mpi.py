@@ -7,7 +7,7 @@ from tests.support.jobs import run
 LAWS, NETS = "tests/laws/test_laws.py", "tests/laws/test_nets.py"
 
 
-@pytest.mark.parametrize("ranks", [1, *(pytest.param(ranks, marks=pytest.mark.soak) for ranks in (2, 4)), 5])
+@pytest.mark.parametrize("ranks", [1, 3, *(pytest.param(ranks, marks=pytest.mark.soak) for ranks in (2, 4, 5))])
 def test_the_laws_hold_on_mpi(ranks):
     status, output, errors = run("-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", LAWS, NETS, "-k",
                                  "not simulated and not staged and not direct", ranks=ranks, limit_s=240)
@@ -16,7 +16,9 @@ def test_the_laws_hold_on_mpi(ranks):
 
 
 @pytest.mark.parametrize(("ranks", "files", "worlds"), [
-    (2, (LAWS, NETS), "staged"), (4, (NETS,), "staged or direct")])
+    (2, (NETS,), "staged or direct"),
+    pytest.param(2, (LAWS,), "staged", marks=pytest.mark.soak),
+    pytest.param(4, (NETS,), "staged or direct", marks=pytest.mark.soak)])
 def test_the_laws_hold_for_arrays_on_a_device(ranks, files, worlds):
     status, output, errors = run("-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", *files, "-k", worlds,
                                  ranks=ranks, limit_s=240)
