@@ -137,7 +137,7 @@ def commit() -> str | None:
     """Of the checkout that this program is run from, with a + if files in it were changed; None outside of one."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     with suppress(OSError):
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
+        return subprocess.run(words, capture_output=True, encoding="utf-8").stdout.strip() or None
     return None
 
 
