@@ -47,12 +47,26 @@ def trained(model, images, labels, steps, lr=0.01):
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize(("name", "image", "n"), [("resnet20", (32, 32, 3), 16), ("resnet50", (64, 64, 3), 8)])
-def test_ten_steps_give_the_losses_of_the_reference(name, image, n, dtype):
-    k, (images, labels) = loaded("cudnn", dtype), batch(image, n)
-    found, expected = (trained(resnet(name, 10, image, n, kernels), images, labels, 10)
+def test_ten_steps_give_the_losses_of_the_reference(dtype):
+    k, (images, labels) = loaded("cudnn", dtype), batch((32, 32, 3), 16)
+    found, expected = (trained(resnet("resnet20", 10, (32, 32, 3), 16, kernels), images, labels, 10)
                        for kernels in (k, loaded("reference", "float32")))
-    print(name, dtype, np.abs(np.subtract(found, expected)).max())
+    print(dtype, np.abs(np.subtract(found, expected)).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE[dtype] * expected[0])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_each_of_ten_steps_of_a_resnet50_has_the_loss_of_the_reference(cupy, dtype):
+    """Each from the reference's weights: left alone, oneDNN and the reference, too, part by a tenth in two steps."""
+    k, image, n = loaded("cudnn", dtype), (64, 64, 3), 8
+    model, exact = (resnet("resnet50", 10, image, n, kernels) for kernels in (k, loaded("reference", "float32")))
+    sgd, losses = Sgd().start(exact.layout, exact.flat, exact.kernels), []
+    for _ in range(10):
+        model.flat[:] = cupy.asarray(exact.flat)
+        losses.append([each.loss_and_gradient(*batch(image, n)) for each in (model, exact)])
+        sgd.update(exact.flat, exact.flat_gradient, 3e-4)
+    found, expected = np.transpose(losses)
+    print(dtype, np.abs(found - expected).max(), expected)
     np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE[dtype] * expected[0])
 
 
@@ -69,7 +83,7 @@ def test_replayed_graphs_equal_eager_launches_to_the_bit(name, dtype):
     outcomes.append((model.plans[8].loss.get(), to_numpy(model.flat_gradient)))
     for loss, gradient in outcomes:
         assert loss == outcomes[0][0]
-        assert np.array_equal(gradient, outcomes[0][1])
+        assert np.array_equal(gradient.view("uint32"), outcomes[0][1].view("uint32"))   # with float16 there are NaNs
 
 
 @pytest.mark.parametrize("optimizer", [Sgd, AdamW])
@@ -135,18 +149,22 @@ def test_a_stretch_that_is_handed_out_can_be_copied_from_another_stream_behind_a
         assert np.array_equal(to_numpy(copies), to_numpy(model.flat_gradient))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_our_own_convolutions_serve_where_cudnn_does_not(dtype):
-    gradients = []
-    for own in (False, True):
-        k = loaded("cudnn", dtype)
-        if own:
-            k.__dict__["plans"] = None      # as where the library is missing
-        model = resnet("resnet18", 10, (64, 64, 3), 4, k)
-        model.loss_and_gradient(*batch((64, 64, 3), 4))
-        gradients.append(to_numpy(model.flat_gradient))
-    error = np.linalg.norm(gradients[0] - gradients[1]) / np.linalg.norm(gradients[0])
-    assert error < {"float32": 1e-3, "bfloat16": 0.1}[dtype]
+def test_our_own_convolutions_serve_where_cudnn_does_not():
+    """In 16 bits two roundings are far apart in so deep a network, but neither is farther from float32."""
+    gradients = {}
+    for dtype in ("float32", "bfloat16"):
+        for own in (False, True):
+            k = loaded("cudnn", dtype)
+            if own:
+                k.__dict__["plans"] = None  # as where the library is missing
+            model = resnet("resnet18", 10, (64, 64, 3), 4, k)
+            model.loss_and_gradient(*batch((64, 64, 3), 4))
+            gradients[dtype, own] = to_numpy(model.flat_gradient)
+    exact = gradients["float32", False]
+    errors = {key: np.linalg.norm(found - exact) / np.linalg.norm(exact) for key, found in gradients.items()}
+    print(errors)
+    assert errors["float32", True] < 1e-3
+    assert errors["bfloat16", True] < 1.2 * errors["bfloat16", False] < 0.5
 
 
 def test_cudnn_serves_every_convolution_of_a_resnet50(caplog):
@@ -182,7 +200,7 @@ def test_two_ranks_on_one_gpu_give_the_losses_of_two_cpu_ranks(tmp_path):
     losses = {}
     for device in ("cpu", "gpu"):
         shared = ["--share-gpu"] if device == "gpu" else []
-        status, _, errors = train("--device", device, *shared, "--steps", 20, "--batch", 16, "--log-every", 1,
+        status, _, errors = train("--device", device, *shared, "--steps", 10, "--batch", 16, "--log-every", 1,
                                   "--lr", 0.05, "--out", tmp_path / device, ranks=2, limit_s=300)
         assert status == 0, errors
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()

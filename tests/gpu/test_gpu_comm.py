@@ -1,10 +1,13 @@
 """Messages from a GPU, on one: staged equals host memory to the bit, GPU-aware MPI where there is one, NCCL."""
 
+import shutil
+import subprocess
 import textwrap
 
 import pytest
 
 from dsgd_mpi.kernels.gpu.device import problem
+from dsgd_mpi.net.gpu.cuda import find
 from tests.support.jobs import run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(problem() is not None, reason=f"no GPU can be used: {problem()}")]
@@ -74,7 +77,6 @@ PROGRAM = """
     me, last = host.rank, host.size - 1
     try:
         net = connected(host, sys.argv[1], share=True)
-        cupy.cuda.Stream(non_blocking=True).use()       # as the kernels have it
         lines = check()
     except UsageError as error:
         lines = ["refused", error.message]
@@ -125,3 +127,10 @@ def test_nccl_is_refused_for_two_ranks_on_one_gpu(start):
     way, reason = start("nccl", 2)
     assert way == "refused"
     assert "--gpu-comm nccl: " in reason
+
+
+def test_a_gpu_has_the_uuid_that_nvidia_smi_tells():
+    if not shutil.which("nvidia-smi"):
+        pytest.skip("there is no nvidia-smi")
+    told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    assert f"UUID: {find(0)['uuid']})" in told

@@ -22,7 +22,9 @@ PROGRAM = """
     from tests.support import fake_cupy
     fake_cupy.install()
     from dsgd_mpi.kernels.gpu import device
+    from dsgd_mpi.net.gpu import cuda
     device.problem = lambda: None
+    cuda.identity = lambda index: "of the fake"
     {fault}
     if not {tuned}:
         from dsgd_mpi.kernels.gpu.tools import Tools

@@ -319,7 +319,7 @@ class Device:
         return self
 
 
-PROPERTIES = {"name": b"a fake", "multiProcessorCount": 4, "uuid": bytes(16), "totalGlobalMem": 1 << 34}
+PROPERTIES = {"name": b"a fake", "multiProcessorCount": 4, "totalGlobalMem": 1 << 34}
 
 
 def install():

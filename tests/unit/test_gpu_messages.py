@@ -1,5 +1,6 @@
 """The host side of messages from GPUs, without one: who gets which, what is trusted, what waits for what."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu.device import passed
 from dsgd_mpi.net.gpu import aware
 from dsgd_mpi.net.gpu.aware import alone, command, refusal
-from dsgd_mpi.net.gpu.cuda import uuid
+from dsgd_mpi.net.gpu.cuda import identity
 from dsgd_mpi.net.gpu.nccl import NcclHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.places import gpu_of, ranges, refuse
@@ -68,8 +69,37 @@ def test_who_waits_for_a_gpu_that_has_failed_hears_of_it(monkeypatch):
         passed(SimpleNamespace(ptr=7))
 
 
-def test_a_uuid_reads_as_nvidia_smi_writes_it():
-    assert uuid(bytes(range(16)) + b"beyond") == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+class Driver:
+    """libcuda of a machine with `count` GPUs."""
+
+    def __init__(self, count, raw):
+        self.count, self.raw = count, raw
+
+    def cuInit(self, flags):
+        return 0
+
+    def cuDeviceGet(self, device, index):
+        device._obj.value = index
+        return 0 if index < self.count else 101
+
+    def cuDeviceGetUuid_v2(self, into, device):
+        assert device.value == self.count - 1
+        into.raw = self.raw
+        return 0
+
+
+@pytest.mark.parametrize("raw", [bytes(range(16)), bytes(range(1, 17)), bytes(16)])    # zeros end no UUID
+def test_a_uuid_reads_as_nvidia_smi_writes_it(monkeypatch, raw):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(4, raw))
+    digits = raw.hex()
+    assert f"GPU-{identity(3)}" == "GPU-" + "-".join(
+        [digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]])
+
+
+def test_a_driver_that_does_not_tell_the_uuid_is_reported_with_its_error(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(4, bytes(16)))
+    with pytest.raises(RuntimeError, match=r"GPU 4's UUID \(CUDA error 101\)"):
+        identity(4)
 
 
 # what is trusted

@@ -1,5 +1,6 @@
 """How arrays on GPUs travel: what `--gpu-comm` chooses, and what it says of its choice."""
 
+import json
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -84,6 +85,14 @@ def library(monkeypatch, **names):
         monkeypatch.setitem(sys.modules, name, each)
 
 
+NAME = bytes([0, 127, 128, 255])            # CuPy gives bytes since version 14
+
+
+def as_json(item):
+    """What the ranks of `allgather` send is."""
+    return json.loads(json.dumps([item, None]))
+
+
 def raising(error):
     def call(*arguments):
         raise error
@@ -105,8 +114,8 @@ def test_the_library_that_is_found_is_named_by_its_version(monkeypatch):
     ("connecting the GPUs", {"NcclCommunicator": raising(KeyError(7))}),    # an error newer than CuPy's names
     ("averaging", {"NcclCommunicator": lambda *_: SimpleNamespace(allReduce=raising(KeyError(7)))})])
 def test_what_fails_in_nccl_is_told_in_one_line_with_a_way_out(monkeypatch, what, broken):
-    library(monkeypatch, **{"get_unique_id": lambda: (1,), "NcclCommunicator": None, **broken})
-    host = SimpleNamespace(rank=0, size=2, allgather=lambda item: [item, None])
+    library(monkeypatch, **{"get_unique_id": lambda: NAME, "NcclCommunicator": None, **broken})
+    host = SimpleNamespace(rank=0, size=2, allgather=as_json)
     x = SimpleNamespace(data=SimpleNamespace(ptr=1), size=4, dtype=SimpleNamespace(name="float32"))
     with pytest.raises(RuntimeError, match=f"^NCCL failed while {what} .*; NCCL_DEBUG=INFO .*staged") as told:
         nccl.Nccl(host).average(x, SimpleNamespace(ptr=9))
@@ -115,12 +124,12 @@ def test_what_fails_in_nccl_is_told_in_one_line_with_a_way_out(monkeypatch, what
 
 def test_the_mean_is_enqueued_on_the_stream_that_is_named(monkeypatch):
     calls = []
-    library(monkeypatch, get_unique_id=lambda: (1,), NcclCommunicator=lambda size, name, rank: SimpleNamespace(
+    library(monkeypatch, get_unique_id=lambda: NAME, NcclCommunicator=lambda size, name, rank: SimpleNamespace(
         allReduce=lambda *arguments: calls.append((size, name, rank, *arguments))))
     x = SimpleNamespace(data=SimpleNamespace(ptr=1), size=4, dtype=SimpleNamespace(name="float32"))
-    host = SimpleNamespace(rank=0, size=2, allgather=lambda item: [item, None])
+    host = SimpleNamespace(rank=0, size=2, allgather=as_json)
     nccl.Nccl(host).average(x, SimpleNamespace(ptr=9))
-    assert calls == [(2, (1,), 0, 1, 1, 4, 7, 4, 9)]
+    assert calls == [(2, NAME, 0, 1, 1, 4, 7, 4, 9)]
 
 
 # all together

@@ -272,9 +272,9 @@ class MaxPool(Simple):
         numbers = tuple(map(i32, (*x.value.shape, *y.value.shape[1:3], operation.window, operation.stride,
                                   operation.pad)))
         super().__init__(
-            k.each("max_pool", y.value.size, vec, x.value, y.value, winner, *numbers),
-            x.grad is not None and k.each("max_pool_gradient", x.grad.size, vec, y.grad, arrays.term, winner, x.grad,
-                                          *numbers))
+            k.lines("max_pool", y.value, vec, x.value, y.value, winner, *numbers),
+            x.grad is not None and k.lines("max_pool_gradient", x.grad, vec, y.grad, arrays.term, winner, x.grad,
+                                           *numbers))
 
 
 class AveragePool(Simple):

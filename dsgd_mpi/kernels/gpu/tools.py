@@ -20,10 +20,11 @@ from dsgd_mpi.kernels.gpu.tuner import Choices, NothingRuns, fastest
 FORMATS = {"float32": Format(np.float32, 32, 0), "tf32": Format(np.float32, 32, 0),
            "bfloat16": Format(np.uint16, 16, 1), "float16": Format(np.float16, 16, 0)}
 THREADS = 256                               # per block
+MOST_LINES = (1 << 16) - 1                  # of blocks in a grid
 CHANNELS_A_THREAD, ROWS_A_THREAD = 4, 8     # of kernels over rows: the first by default, the second at least
 ROW_THREADS = 512                           # THREADS of cuda/batch_norm.cu
 ROW_BUILDS: dict[int, tuple[Vec, ...]] = {     # by bits, the default first
-    16: (CHANNELS_A_THREAD, (4, 2), 8, (8, 4)), 32: (CHANNELS_A_THREAD, (4, 1))}
+    16: (CHANNELS_A_THREAD, (4, 6), 8), 32: (CHANNELS_A_THREAD, (4, 1))}
 FIRST_SCALE = 65536.0                       # of the loss, with float16
 i32 = np.int32
 log = logging.getLogger("dsgd_mpi")
@@ -112,6 +113,12 @@ class Tools:
         assert count < 1 << 32, f"{name}: {count} elements, more than its 32-bit indices can count"
         blocks = min(-(-count // (vec * THREADS)), 1 << 16)
         return self.device.kernel(name, vec, (max(1, blocks),), (THREADS,), *arguments)
+
+    def lines(self, name: str, images: Array, vec: int, *arguments: Any) -> Launch:
+        """The same with a line of blocks for each line of pixels, which saves each thread divisions."""
+        n, h, w, c = images.shape
+        blocks = -(-w * c // (vec * THREADS)), min(n * h, MOST_LINES)
+        return self.device.kernel(name, vec, blocks, (THREADS,), *arguments)
 
     @cached_property
     def choices(self) -> Choices | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -17,14 +19,18 @@ def find(local_rank: int) -> Place:
     """The place of the rank with that local number, on a node with GPUs."""
     import cupy
     index = gpu_of(local_rank, cupy.cuda.runtime.getDeviceCount())
-    about = cupy.cuda.runtime.getDeviceProperties(index)
-    return {**cpu(), "device": about["name"].decode(), "uuid": uuid(about["uuid"]), "index": index}
+    name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+    return {**cpu(), "device": name, "uuid": f"GPU-{identity(index)}", "index": index}
 
 
-def uuid(raw: bytes) -> str:
-    """As nvidia-smi writes it."""
-    digits = raw[:16].hex()
-    return "GPU-" + "-".join(digits[begin:end] for begin, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
+def identity(index: int) -> UUID:
+    """Of a GPU, by the driver: CuPy's properties end it at its first zero byte. RuntimeError with CUDA's number."""
+    driver, device, raw = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.create_string_buffer(16)
+    status = (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)
+              or driver.cuDeviceGetUuid_v2(raw, device))
+    if status:
+        raise RuntimeError(f"the driver does not tell GPU {index}'s UUID (CUDA error {status})")
+    return UUID(bytes=raw.raw)
 
 
 class CudaEvent:

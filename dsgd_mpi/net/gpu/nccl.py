@@ -80,8 +80,8 @@ class Nccl:
         self.nccl = nccl
         self.types = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         with explained("starting"):
-            own = nccl.get_unique_id() if host.rank == 0 else None
-        name = tuple(host.allgather(own)[0])
+            own = list(nccl.get_unique_id()) if host.rank == 0 else None
+        name = bytes(host.allgather(own)[0])
         with explained("connecting the GPUs"):
             self.communicator = nccl.NcclCommunicator(host.size, name, host.rank)
 

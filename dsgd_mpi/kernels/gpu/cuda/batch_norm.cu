@@ -15,7 +15,8 @@
 #ifndef AHEAD
 #define AHEAD (sizeof(Pack) > 8 ? 2 : 4)
 #endif
-#define FEW (AHEAD < 2 ? AHEAD : 2)
+#define SOME (AHEAD < 3 ? AHEAD : 3)        // where sums, too, need registers,
+#define FEW (AHEAD < 2 ? AHEAD : 2)         // and where a row is of more than two
 #define MANY AHEAD
 template <int COUNT, class Fetch, class Use>
 __device__ inline void fetched_ahead(int first, int end, int step, Fetch fetch, Use use) {
@@ -35,6 +36,8 @@ template <int COUNT, class Fetch, class Use>
 __device__ inline void over_rows(int rows, Fetch fetch, Use use) {
     fetched_ahead<COUNT>(blockIdx.y * blockDim.y + threadIdx.y, rows, gridDim.y * blockDim.y, fetch, use);
 }
+
+template <bool B> struct Is { static constexpr bool value = B; };
 
 struct alignas(4 * VEC) Floats { float at[VEC]; };
 
@@ -84,7 +87,7 @@ __device__ inline bool over_grid(const float* a, const float* b, float* partial,
     __threadfence();
     for (int i = 0; i < 2; ++i) {
         for (int v = 0; v < VEC; ++v) sums[i][v] = 0;
-        fetched_ahead<MANY>(threadIdx.y, mine ? gridDim.y : 0, blockDim.y, [&](int block) { return *part(i, block); },
+        fetched_ahead<SOME>(threadIdx.y, mine ? gridDim.y : 0, blockDim.y, [&](int block) { return *part(i, block); },
                             [&](int, const Floats& of_block) {
             for (int v = 0; v < VEC; ++v) sums[i][v] += of_block.at[v];
         });
@@ -190,23 +193,29 @@ batch_norm_gradient_statistics(const real* dy, const real* __restrict__ term, co
         z[v] = shift[c + v];
     }
     const auto place = [&](int r) { return (size_t)r * channels + c; };
-    if (mine) over_rows<FEW>(rows, [&](int r) {
-        Row row;
-        row.in = load(x + place(r));
-        row.g = load(dy + place(r));
-        if (term) row.term = load(term + place(r));
-        if (signs) row.signs = signs[place(r) / VEC];
-        return row;
-    }, [&](int r, Row& row) {
-        if (term) row.g = sum_of(row.g, row.term);
-        for (int v = 0; v < VEC; ++v) {
-            const float d = wide(row.in.at[v]) - m[v];
-            if (relu && !(signs ? row.signs >> v & 1 : fmaf(d, s[v], z[v]) > 0)) row.g.at[v] = narrow(0);
-            a[v] += wide(row.g.at[v]);
-            b[v] = fmaf(wide(row.g.at[v]), d, b[v]);
-        }
-        if (kept) store(kept + place(r), row.g);
-    });
+    const auto pass = [&](auto more) {      // than two arrays, or else there are registers for more rows
+        constexpr bool more_arrays = decltype(more)::value;
+        over_rows<more_arrays ? FEW : SOME>(rows, [&](int r) {
+            Row row;
+            row.in = load(x + place(r));
+            row.g = load(dy + place(r));
+            if (more_arrays && term) row.term = load(term + place(r));
+            if (more_arrays && signs) row.signs = signs[place(r) / VEC];
+            return row;
+        }, [&](int r, Row& row) {
+            if (more_arrays && term) row.g = sum_of(row.g, row.term);
+            for (int v = 0; v < VEC; ++v) {
+                const float d = wide(row.in.at[v]) - m[v];
+                const bool positive = more_arrays && signs ? row.signs >> v & 1 : fmaf(d, s[v], z[v]) > 0;
+                if (relu && !positive) row.g.at[v] = narrow(0);
+                a[v] += wide(row.g.at[v]);
+                b[v] = fmaf(wide(row.g.at[v]), d, b[v]);
+            }
+            if (kept) store(kept + place(r), row.g);
+        });
+    };
+    if (mine && (term || signs)) pass(Is<true>());
+    else if (mine) pass(Is<false>());
     double sum_a[VEC], sum_b[VEC];
     if (!over_grid(a, b, partial, arrived, c, mine, channels, sum_a, sum_b)) return;
     for (int v = 0; v < VEC; ++v) {

@@ -3,57 +3,69 @@
 // The taps of the maxima, loaded and stored as one.
 struct alignas(VEC) Taps { unsigned char at[VEC]; };
 
+// A line of blocks takes the lines of pixels of all images in turn, whose places are then divided for once a line.
+#define FOR_EACH_LINE(line, count) for (int line = blockIdx.y; line < (count); line += gridDim.y)
+#define FOR_EACH_IN_LINE(i, count) \
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += gridDim.x * blockDim.x)
+
 // The first maximum in row-major order, whose tap `winner` records for the backward pass.
 extern "C" __global__ void max_pool(const real* __restrict__ x, real* __restrict__ y, unsigned char* __restrict__ winner,
                                     int n, int h, int w, int c, int oh, int ow, int window, int stride, int pad) {
     const int groups = c / VEC;
-    FOR_EACH(i, (unsigned)n * oh * ow * groups) {
-        const int group = i % groups, column = i / groups % ow, row = i / groups / ow % oh, image = i / groups / ow / oh;
-        float best[VEC];
-        Taps found;
-        for (int v = 0; v < VEC; ++v) {
-            best[v] = -INFINITY;
-            found.at[v] = 0;
-        }
-        for (int tap = 0; tap < window * window; ++tap) {
-            const int up = row * stride - pad + tap / window, left = column * stride - pad + tap % window;
-            if (up < 0 || up >= h || left < 0 || left >= w) continue;
-            const Pack in = load(x + (((size_t)image * h + up) * w + left) * c + group * VEC);
-            for (int v = 0; v < VEC; ++v)
-                if (wide(in.at[v]) > best[v]) {
-                    best[v] = wide(in.at[v]);
-                    found.at[v] = (unsigned char)tap;
+    FOR_EACH_LINE(line, n * oh) {
+        const int top = line % oh * stride - pad, image = line / oh;
+        FOR_EACH_IN_LINE(i, ow * groups) {
+            const int group = i % groups, start = i / groups * stride - pad;
+            float best[VEC];
+            Taps found;
+            for (int v = 0; v < VEC; ++v) {
+                best[v] = -INFINITY;
+                found.at[v] = 0;
+            }
+            for (int down = max(0, -top); down < min(window, h - top); ++down)
+                for (int across = max(0, -start); across < min(window, w - start); ++across) {
+                    const Pack in = load(x + (((size_t)image * h + top + down) * w + start + across) * c + group * VEC);
+                    for (int v = 0; v < VEC; ++v)
+                        if (wide(in.at[v]) > best[v]) {
+                            best[v] = wide(in.at[v]);
+                            found.at[v] = (unsigned char)(down * window + across);
+                        }
                 }
+            Pack out;
+            for (int v = 0; v < VEC; ++v) out.at[v] = narrow(best[v]);
+            const size_t at = ((size_t)line * ow * groups + i) * VEC;
+            store(y + at, out);
+            if (winner) *reinterpret_cast<Taps*>(winner + at) = found;
         }
-        Pack out;
-        for (int v = 0; v < VEC; ++v) out.at[v] = narrow(best[v]);
-        store(y + (size_t)i * VEC, out);
-        if (winner) *reinterpret_cast<Taps*>(winner + (size_t)i * VEC) = found;
     }
 }
 
-// `term`, if given, is added to dy.
+// From all windows that a pixel is in, the last first: those of which it is the first tap. `term`, if given, is added
+// to dy.
 extern "C" __global__ void max_pool_gradient(
         const real* __restrict__ dy, const real* __restrict__ term, const unsigned char* __restrict__ winner, real* __restrict__ dx, int n, int h,
         int w, int c, int oh, int ow, int window, int stride, int pad) {
     const int groups = c / VEC;
-    FOR_EACH(i, (unsigned)n * h * w * groups) {
-        const int group = i % groups, column = i / groups % w, row = i / groups / w % h, image = i / groups / w / h;
-        float sum[VEC] = {};
-        for (int tap = 0; tap < window * window; ++tap) {
-            const int down = row + pad - tap / window, across = column + pad - tap % window;
-            if (down < 0 || across < 0 || down % stride || across % stride) continue;
-            const int up = down / stride, left = across / stride;
-            if (up >= oh || left >= ow) continue;
-            const size_t at = (((size_t)image * oh + up) * ow + left) * c + group * VEC;
-            const Pack in = term ? sum_of(load(dy + at), load(term + at)) : load(dy + at);
-            const Taps won = *reinterpret_cast<const Taps*>(winner + at);
-            for (int v = 0; v < VEC; ++v)
-                if (won.at[v] == tap) sum[v] += wide(in.at[v]);
+    FOR_EACH_LINE(line, n * h) {
+        const int row = line % h + pad, image = line / h;
+        const int first_up = max(0, row - window + stride) / stride, last_up = min(oh - 1, row / stride);
+        FOR_EACH_IN_LINE(i, w * groups) {
+            const int group = i % groups, column = i / groups + pad;
+            const int first_left = max(0, column - window + stride) / stride, last_left = min(ow - 1, column / stride);
+            float sum[VEC] = {};
+            for (int up = last_up; up >= first_up; --up)
+                for (int left = last_left; left >= first_left; --left) {
+                    const int tap = (row - up * stride) * window + column - left * stride;
+                    const size_t at = (((size_t)image * oh + up) * ow + left) * c + group * VEC;
+                    const Pack in = term ? sum_of(load(dy + at), load(term + at)) : load(dy + at);
+                    const Taps won = *reinterpret_cast<const Taps*>(winner + at);
+                    for (int v = 0; v < VEC; ++v)
+                        if (won.at[v] == tap) sum[v] += wide(in.at[v]);
+                }
+            Pack out;
+            for (int v = 0; v < VEC; ++v) out.at[v] = narrow(sum[v]);
+            store(dx + ((size_t)line * w * groups + i) * VEC, out);
         }
-        Pack out;
-        for (int v = 0; v < VEC; ++v) out.at[v] = narrow(sum[v]);
-        store(dx + (size_t)i * VEC, out);
     }
 }
 
