@@ -10,11 +10,12 @@ import numpy as np
 
 from benchmarks.cpu.layers import rate
 from benchmarks.cpu.step import TORCH
+from benchmarks.gpu.step import TORCH as GPU_TORCH
 from benchmarks.shared.cases import CASES, OURS
 from benchmarks.shared.contest import quartiles, ratio, summary
 from benchmarks.shared.provenance import RESULTS
 
-KINDS = ("step", "kernels", "share", "waiting", "straggler", "convergence", "wire", "feeding", "logistic",
+KINDS = ("gpu-step", "step", "kernels", "share", "waiting", "straggler", "convergence", "wire", "feeding", "logistic",
          "torchft")
 TARGET = {"fashion-mnist": 0.85, "cifar10": 0.55}           # test accuracy
 HEAD = """\
@@ -65,6 +66,22 @@ def step_row(result: dict[str, Any]) -> list[str]:
             str(result["threads"]), quartiles(seconds[OURS], 1), *against,
             f"{result['gflop'] / summary(seconds[OURS])[0]:.0f} of {result['gemm_gflops']:.0f}",
             f"{peaks[OURS] / 2**20:.0f}", f"{rival / 2**20:.0f}"]
+
+
+def gpu_steps() -> str:
+    """Contests on GPUs; each may have had some of the rivals only."""
+    rows = []
+    for result in files("gpu-step"):
+        seconds = result["seconds"]
+        against = [f"{ratio(seconds[name], seconds[OURS]):.2f}" if name in seconds
+                   else result["failed"].get(name, "not run") for name in GPU_TORCH]
+        middle = summary(seconds[OURS])[0]
+        rows.append([result["gpu"], f"{result['case']} b{result['batch']} {result['dtype']}", result["commit"],
+                     quartiles(seconds[OURS], 2), f"{result['batch'] / middle:,.0f}", *against,
+                     f"{result['roofline_s'] / middle:.0%}"])
+    head = ["GPU", "step", "commit", "ours, ms (quartiles)", "images/s", *(f"{name} / ours" for name in GPU_TORCH),
+            "of the roofline"]
+    return rst(rows, head)
 
 
 def layers() -> str:
@@ -219,7 +236,8 @@ def origin() -> str:
     return "\n".join(f"- {line}" for line in said) + "\n"
 
 
-TABLES = {"Machines and commits": origin, "Whole steps": steps, "Shares of a step": shares, "Waiting threads": waiting,
+TABLES = {"Machines and commits": origin, "Whole steps on a GPU": gpu_steps, "Whole steps": steps,
+          "Shares of a step": shares, "Waiting threads": waiting,
           "Stragglers": straggler, "Learning": convergence, "Distance from a known optimum": logistic,
           "16 bits on the wire": wire, "Feeding a GPU": feeding, "Layers": layers}
 

@@ -51,7 +51,8 @@ STAGES = (
     Stage("environment", "Can everything be installed from the wheels carried here, beside the machine's PyTorch?",
           "python3 -m venv --system-site-packages .venv-gpu &&\n"
           # where python3 is itself of an environment, the packages of the system's are not those with PyTorch
-          f"{PYTHON} -c 'import site, sys; open(site.getsitepackages()[0] + \"/machine.pth\", \"w\").write(sys.argv[1])'\\\n"
+          f"{PYTHON} -c 'import site, sys; "
+          "open(site.getsitepackages()[0] + \"/machine.pth\", \"w\").write(sys.argv[1])'\\\n"
           "    \"$(python3 -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')\" &&\n"
           f"{PYTHON} -m pip install --no-index --no-deps wheels/*.whl &&\n"
           f"{PYTHON} -m pip install --no-index --no-deps --no-build-isolation --editable .", ("wheels",)),
