@@ -3,12 +3,17 @@
 Each also with all arrays on a device (of NumPy's) on every rank, whose host stages them.
 """
 
+import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from dsgd_mpi import algorithms
+from dsgd_mpi.data import open_dataset
+from dsgd_mpi.data.convert import subset
+from dsgd_mpi.data.formats import write
 from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.simulated.host import Cluster
@@ -16,7 +21,8 @@ from dsgd_mpi.net.simulated.machine import Machine
 from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host
 
-LONGEST = ("test_short", "test_under_mpi", "test_gpu_streams", "test_runs", "test_whole_models", "test_bits")   # files
+LONGEST = ("test_short", "test_under_mpi", "test_runs", "test_stopped_runs", "test_failed_runs", "test_gpu_streams",
+           "test_bits", "test_laws", "test_whole_models")               # files
 SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
 MANY_DEVICES = f"device-{WITH_DEVICES[-1]}"
@@ -71,6 +77,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--also"):
         join(config.getoption("--also"))
+    if "EMULATION_COMPILED" not in os.environ:          # one for all workers, which inherit its name
+        folder = TemporaryDirectory(prefix="dsgd-emulation-")
+        os.environ["EMULATION_COMPILED"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_generate_tests(metafunc):
@@ -104,6 +114,15 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if config.getoption("--with-mpi"):
         items[:] = [item for item in items if "world" in item.fixturenames]
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Options of `train`: on 400 + 40 of the built-in images, which are checked and evaluated in a moment."""
+    path = tmp_path_factory.mktemp("data") / "small.h5"
+    with open_dataset("fashion-mnist-12k") as dataset:
+        write(path, subset(dataset, 400, 40))
+    return ("--data", path)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.training.inject import Fault, Faults, parse
-from tests.runs.test_runs import model_of, same, steps_of
 from tests.support.jobs import train
+from tests.support.left import model_of, same, steps_of
 
 SHORT = ("--steps", 12, "--batch", 8, "--log-every", 1, "--checkpoint-every", 4, "--threads", 1)
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from dsgd_mpi import algorithms
-from tests.runs.test_runs import steps_of
 from tests.support.jobs import Job, pids, train, until
+from tests.support.left import steps_of
 
 pytestmark = pytest.mark.soak
 RUNS, KILLS = 200, 16

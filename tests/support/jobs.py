@@ -17,7 +17,8 @@ LAUNCHERS = re.compile(r"^-{20,}\n(?:prterun|mpirun) (?s:.)*?\n-{20,}\n|^\[\S+\]
 class Job:
     """A program that runs; `finish` waits for it. The last rank gets the arguments `last` in addition.
 
-    `launcher`: options of mpirun.
+    `launcher`: options of mpirun. Each process computes with one thread unless told otherwise: on cores shared with
+    other tests several wait for each other, which took a run on one rank three times the processor time.
     """
 
     def __init__(self, *args, ranks=None, env=None, last=(), launcher=()):
@@ -27,7 +28,7 @@ class Job:
             command = [MPIRUN, *launcher, "-n", str(ranks - 1), *program, ":", "-n", "1", *program, *map(str, last)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DSGD_")}
         self.process = subprocess.Popen(
-            command, env={**environment, **(env or {})}, text=True,
+            command, env={**environment, "DSGD_THREADS": "1", **(env or {})}, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
     def finish(self, limit_s=60):

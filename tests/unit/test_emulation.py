@@ -15,7 +15,7 @@ from dsgd_mpi.kernels.gpu.tools import CHANNELS_A_THREAD, FORMATS
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support import ROOT
-from tests.support.emulation.emulated import COMPILED, COMPILER, FOLDER, Emulated, library
+from tests.support.emulation.emulated import COMPILER, Emulated, library
 from tests.unit import test_kernels as laws
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="g++ is not installed: the kernels cannot be run on this CPU")
@@ -74,7 +74,7 @@ def ended(program, **environment):
 def test_what_would_be_an_error_on_a_gpu_ends_the_process(program, signals, words):
     for vec in (1, 4):
         library(FORMATS["float32"], vec)
-    signalled, errors = ended(program, **{COMPILED: FOLDER.name})
+    signalled, errors = ended(program)
     assert signalled in signals, errors
     assert words in errors
 

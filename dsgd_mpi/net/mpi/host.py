@@ -19,7 +19,7 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.half import Half, wire_bytes
 from dsgd_mpi.errors import RunError
 from dsgd_mpi.net.api import Done, Letter, Traffic
-from dsgd_mpi.net.launch import forwarded
+from dsgd_mpi.net.launch import forwarded, on_this_node
 from dsgd_mpi.net.mpi import ulfm
 from dsgd_mpi.net.mpi.alarm import Alarm
 from dsgd_mpi.net.mpi.ring import RingMean
@@ -32,6 +32,8 @@ LETTER = 100                                # + the index of the dtype on the wi
 WIRE_DTYPES = ("float32", "float64", "uint16", "int32", "int64")
 RING, RINGS = 1000, 1000                    # tags of the rings in progress, used in turn
 RING_PART_BYTES = 1 << 15                   # below, latency dominates, and MPI's own tree is faster
+CROWDED = on_this_node()[1] > (os.cpu_count() or 1)     # more ranks than cores
+SPIN_S, NAP_S = 2e-4, 5e-5                  # where they are crowded: how long a wait spins, and sleeps from then on
 IDLE_S = 2e-4                               # of sleep between two reads of shared memory
 IDLE_GAP_S = 0.1                            # after which another wait for shared memory has begun
 LINGER_S = 5e-4                             # between two polls while a rank lingers, as between layers
@@ -284,7 +286,10 @@ class MpiHost:
         """Between two looks at what this rank waits for."""
         if self.watch:
             self.watch.waiting(what, since)
-        os.sched_yield()                    # ranks may outnumber the cores
+        if CROWDED and time.perf_counter() > since + SPIN_S:
+            time.sleep(NAP_S)               # one that only yields still takes its share from ranks that have work
+        else:
+            os.sched_yield()
 
     def failed(self, what: str, error: BaseException) -> Exception:
         """The error to raise where MPI has failed: that of another rank, if that has ended."""

@@ -6,13 +6,14 @@ that wait at different barriers.
 """
 
 import ctypes
+import fcntl
 import mmap
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 import weakref
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,7 @@ from dsgd_mpi.kernels.gpu.device import PageLocked, macros, source
 SHIM = Path(__file__).parent / "cuda_on_cpu.hpp"
 COMPILER = shutil.which("g++")
 LIBC, NO_ACCESS = ctypes.CDLL(None), 0
-COMPILED = "EMULATION_COMPILED"             # names the folder of a process that has compiled the kernels already
-FOLDER = tempfile.TemporaryDirectory(prefix="dsgd-emulation-")       # gone at the end of the process
+FOLDER = Path(os.environ["EMULATION_COMPILED"])     # by conftest: what one worker has compiled serves all of them
 
 
 def kernels(text):
@@ -40,20 +40,26 @@ def entries(text):
 
 @cache
 def library(given, vec):
-    """All kernels for a format, compiled once a process and those that it starts."""
+    """All kernels for a format, compiled once for all processes of a `FOLDER`."""
     text = source()
     program = "\n".join([f'#include "{SHIM}"', text, *entries(text)])
-    stem = Path(os.environ.get(COMPILED, FOLDER.name)) / "-".join(map(str, (given.bits, given.bfloat, vec)))
-    if stem.with_suffix(".so").exists():
-        return ctypes.CDLL(str(stem.with_suffix(".so")))
-    stem.with_suffix(".cpp").write_text(program)
+    kind = "-".join(map(str, (given.bits, given.bfloat, vec, zlib.crc32(program.encode()))))
+    library, lock = FOLDER / f"{kind}.so", FOLDER / f"{kind}.lock"
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)    # whoever comes next finds it compiled
+        if not library.exists():
+            build(program, macros(given, vec), library)
+    return ctypes.CDLL(str(library))
+
+
+def build(program, macros, library):
+    (text := library.with_suffix(".cpp")).write_text(program)
     # _FORTIFY_SOURCE forbids longjmp between stacks; unique symbols would be shared with the other libraries
-    command = [COMPILER, *macros(given, vec), "-O3", "-march=native", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
+    command = [COMPILER, *macros, "-O3", "-march=native", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
                "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-fno-gnu-unique", "-Wl,-Bsymbolic", "-o",
-               stem.with_suffix(".so"), stem.with_suffix(".cpp")]
+               library, text]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(stem.with_suffix(".so")))
 
 
 class Emulated:

@@ -79,7 +79,7 @@ def program(given, vec):
     """The program for a format, which can leave out one of `synchronisations`."""
     number = count()
     text = SYNCHRONISATION.sub(lambda match: f"if (left_out != {next(number)}) {match[0]}", source())
-    stem = Path(FOLDER.name) / f"races-{given.bits}-{given.bfloat}-{vec}"
+    stem = FOLDER / f"races-{given.bits}-{given.bfloat}-{vec}"
     stem.with_suffix(".cpp").write_text("\n".join([
         f'#include "{HERE / "cuda_races.hpp"}"', "static int left_out;", text, *entries(text),
         "static void (*const KERNELS[])(const unsigned*, const unsigned*, void**) = {",
@@ -94,7 +94,7 @@ def program(given, vec):
 def raced(given, launches, left_out=-1):
     """What the detector says of launches (of `noted`), one synchronisation being left out; "" if there is no race."""
     for vec in {vec for _, vec, _ in launches}:
-        path = Path(FOLDER.name) / "launches"
+        path = FOLDER / "launches"
         path.write_bytes(b"".join(words for _, of, words in launches if of == vec))
         done = subprocess.run([program(given, vec), path, str(left_out)], capture_output=True, text=True, timeout=100,
                               env={**os.environ, "TSAN_OPTIONS": f"halt_on_error=1 exitcode={RACES}"})
