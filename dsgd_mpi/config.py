@@ -97,6 +97,9 @@ class Config:
         "Experiment", "iid", "Which rank learns from which images: iid, all from all; dirichlet:ALPHA, classes by "
         "Dirichlet shares; shards:K, K shards of images sorted by class; sizes:ALPHA, unequal amounts.",
         unit="RULE[:VALUE]")
+    shuffle: Literal["full", "blocks"] = option(
+        "Experiment", "full", "The order of an epoch: any image at any place; or blocks of the file in any order and "
+        "images within a window of them, which a disk reads in runs.")
     compress: Literal["none", "float16", "bfloat16"] = option(
         "Experiment", "none", "Send gradients and models as 16-bit numbers.")
     bn: Literal["auto", "average", "recalibrate", "local"] = option(

@@ -2,7 +2,8 @@
 
     step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
 
-so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike.
+so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike. Of a
+shuffle by `blocks`, the images of a step are first put in the order in which they are stored.
 
 Where each rank has images of its own (`partition`), a step takes the next b of them, shuffled anew at each pass.
 
@@ -17,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -26,6 +26,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.data import shuffle as orders
+from dsgd_mpi.data.ahead import Ahead
 from dsgd_mpi.data.augment import Transform, draw
 from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
@@ -59,6 +61,10 @@ class Course:
     def drawn(self, step: int) -> int:
         """Images before a step."""
         return self.images + (step - self.step) * self.batch
+
+    def taking(self, drawn: int) -> int:
+        """The step that takes the next image after so many."""
+        return self.step + (drawn - self.images) // self.batch
 
     def units(self, step: int) -> float:
         drawn = self.drawn(step)
@@ -103,15 +109,16 @@ class Batches:
 
     Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
     `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their indices int64 (m,),
-    where they are not dealt out anew each epoch. Every rank has the same number of steps,
+    where they are not dealt out anew each epoch. `shuffle`: one of its KINDS. Every rank has the same number of steps,
     `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
     images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True, own: Array | None = None) -> None:
-        self.prefetch, self.own = prefetch, own
+                 prefetch: bool = True, own: Array | None = None, shuffle: str = "full") -> None:
+        self.prefetch, self.own, self.shuffle = prefetch, own, shuffle
+        self._dealt: tuple[int, Array, Array] = -1, np.empty(0, np.int64), np.empty(0, np.int64)   # of the last step
         self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
@@ -121,6 +128,8 @@ class Batches:
 
     def indices(self, step: int) -> Array:
         """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
+        if self.shuffle == "blocks" and self.own is None:
+            return self._share(step)[0]
         drawn, length = self.course.drawn(step), self.course.epoch
         first = drawn + self.rank * self.batch
         if self.own is not None:
@@ -128,11 +137,40 @@ class Batches:
         parts, last = [], first + self.batch
         while first < last:                 # a batch may begin in one epoch and end in the next
             epoch, place = divmod(first, length)
-            order = _permutation(self.seed, epoch, len(self.split)) if self.own is None else self._shuffled(epoch)
+            order = orders.full(self.seed, epoch, len(self.split)) if self.own is None else self._shuffled(epoch)
             part = order[place:min(length, place + last - first)]
             parts.append(part)
             first += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _share(self, step: int) -> tuple[Array, Array]:
+        """Of `blocks`: this rank's images at a step, and how many all ranks have drawn before each, int64 (batch,)."""
+        last, images, drawn = self._dealt
+        if last != step:
+            first, length = self.course.drawn(step), self.course.epoch
+            end, parts = first + self.course.batch, []
+            while first < end:
+                epoch, place = divmod(first, length)
+                order = orders.blocks(self.seed, epoch, self.split.shards)
+                some = np.s_[place:min(length, place + end - first)]
+                sorted_ = np.argsort(order.places[some])
+                parts.append((order.images[some][sorted_], first + sorted_))
+                first += len(sorted_)
+            images, drawn = map(np.concatenate, zip(*parts, strict=True))
+            self._dealt = step, images, drawn
+        own = np.s_[self.rank * self.batch:(self.rank + 1) * self.batch]
+        return images[own], drawn[own]
+
+    def _windows(self, first_step: int) -> Iterator[tuple[int, Array]]:
+        """Of `blocks`, from a step on: how many images are drawn when a window ends, and this rank's share of it."""
+        first, length = self.course.drawn(first_step), self.course.epoch
+        while True:
+            epoch, place = divmod(first, length)
+            window = orders.blocks(self.seed, epoch, self.split.shards).window
+            end = epoch * length + min(length, (place // window + 1) * window)
+            shares = map(self._share, range(self.course.taking(first), self.course.taking(end - 1) + 1))
+            yield end, np.concatenate([images[(drawn >= first) & (drawn < end)] for images, drawn in shares])
+            first = end
 
     def _shuffled(self, number: int) -> Array:
         """This rank's own images, as they come in a pass over them."""
@@ -173,11 +211,17 @@ class Batches:
         late = LATE if self.byte_memory else 0
         for _ in range(1 + late + AHEAD):
             free.put(_buffers(self.split, self.batch, self.byte_memory))
-        thread = Thread(target=self._work, args=(first_step, free, ready, stop), name="batches", daemon=True)
+        ahead = None
+        if self.shuffle == "blocks" and self.own is None and not self.split.in_memory:
+            ahead = Ahead(self.split, copy(self)._windows(first_step))
+        thread = Thread(target=self._work, args=(first_step, free, ready, stop, ahead), name="batches", daemon=True)
 
         def end() -> None:
             stop.set()
             free.put(None)
+            if ahead:
+                ahead.end()
+                ahead.thread.join(STOP_S)
             thread.join(STOP_S)
 
         # a daemon thread stopped inside HDF5 at exit would keep HDF5's lock, and the exit would wait for it
@@ -198,13 +242,17 @@ class Batches:
             end()
 
     def _work(self, first_step: int, free: SimpleQueue[_Buffers | None],
-              ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException], stop: Event) -> None:
+              ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException], stop: Event,
+              ahead: Ahead | None) -> None:
         try:
             transform = self._transform()
             for step in count(first_step):
                 buffers = free.get()
                 if buffers is None or stop.is_set():
                     return
+                if ahead:
+                    ahead.forget(self.course.drawn(step))
+                    ahead.wait(self.course.drawn(step + 1))
                 ready.put((buffers, self._filled(step, buffers, transform)))
         except BaseException as error:      # the consumer waits for a batch and must be told
             ready.put(error)
@@ -217,13 +265,6 @@ class Batches:
 
     def _transform(self) -> Transform:
         return Transform(self.batch, self.split.image, self.split.mean, self.split.std)
-
-
-@lru_cache(maxsize=4)                       # many simulated ranks in one process share it
-def _permutation(seed: int, epoch: int, count: int) -> Array:
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    order.flags.writeable = False
-    return order
 
 
 def _check(batch: int, size: int, images: int) -> None:

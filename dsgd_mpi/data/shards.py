@@ -75,6 +75,7 @@ class Shards:
         self.shape = (int(self.starts[-1]), *self.image)
         self.size = int(np.prod(self.shape))
         self._labels = index[f"{part}/labels"]
+        self.kept: dict[int, memoryview] = {}               # JPEG images by their index: see `Split.keep`
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._lock = threading.Lock()
         if self.jpeg:
@@ -112,6 +113,14 @@ class Shards:
 
     def encoded(self, indices: Array) -> list[memoryview]:
         """The bytes of the JPEG images at `indices`, integers (B,), in that order."""
+        if self.kept:
+            kept = [self.kept.get(index) for index in indices.tolist()]
+            missing = [place for place, content in enumerate(kept) if content is None]
+            others = dict(zip(missing, self._encoded(indices[missing]), strict=True)) if missing else {}
+            return [others[place] if content is None else content for place, content in enumerate(kept)]
+        return self._encoded(indices)
+
+    def _encoded(self, indices: Array) -> list[memoryview]:
         found: list[memoryview] = [memoryview(b"")] * len(indices)
         with self._lock:
             for shard, places in self._by_shard(indices):
