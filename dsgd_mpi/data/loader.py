@@ -14,6 +14,8 @@ after the other, so that each of an epoch is still drawn once.
 from __future__ import annotations
 
 import atexit
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
@@ -33,7 +35,8 @@ from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
 
-AHEAD = 2                                   # batches prefetched
+AHEAD = 2                                   # batches made while one is used, to begin with
+MOST_AHEAD, AHEAD_BYTES = 16, 1 << 30       # at most, by a thread or two, and memory that they take
 LATE = 1                                    # that a device may still copy when the next is asked for
 STREAM = 4                                  # of random numbers: others of the seed are of the epochs of all ranks
 STOP_S = 5.0                                # a file system that hangs must not keep the process alive
@@ -84,6 +87,12 @@ class _Buffers(NamedTuple):
     labels: Array                           # int64 (B,)
 
 
+class _Task(NamedTuple):
+    step: int
+    buffers: _Buffers
+    made: SimpleQueue[Array | Bytes | BaseException]        # once it is
+
+
 def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffers:
     shape, labels = (batch, *split.image), np.empty(batch, np.int64)
     if byte_memory:
@@ -109,14 +118,16 @@ class Batches:
 
     Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
     `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their indices int64 (m,),
-    where they are not dealt out anew each epoch. `shuffle`: one of its KINDS. Every rank has the same number of steps,
-    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
-    images than there are.
+    where they are not dealt out anew each epoch. `shuffle`: one of its KINDS. `threads`: that make batches, in a
+    `stream`. Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get their turn
+    in other epochs. UsageError if one step takes more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True, own: Array | None = None, shuffle: str = "full") -> None:
+                 prefetch: bool = True, own: Array | None = None, shuffle: str = "full",
+                 threads: int = 1) -> None:
+        self.threads = threads
         self.prefetch, self.own, self.shuffle = prefetch, own, shuffle
         self._dealt: tuple[int, Array, Array] = -1, np.empty(0, np.int64), np.empty(0, np.int64)   # of the last step
         self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
@@ -196,66 +207,85 @@ class Batches:
         return self._filled(step, buffers, self._transform()), buffers.labels
 
     def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
-        """What `at` gives for first_step, first_step + 1 and so on, endlessly, prefetched by one thread.
+        """What `at` gives for first_step, first_step + 1 and so on, endlessly, made ahead by `threads`, a batch each.
 
-        A batch stays as it is until the next one is asked for or, with `byte_memory`, the next but one: a device may
-        copy one while the host prepares the next. What fails in the thread is raised here. The thread ends
-        with the generator (`close()`, or no more references to it) or with the process.
+        While its consumer computes, AHEAD batches are made, one more for each further thread, and one more each time
+        that the consumer had to wait, up to `most_ahead`. A batch stays as it is until the next one is asked for or,
+        with `byte_memory`, the next but one: a device may copy one while the host prepares the next. What fails in a
+        thread is raised here. The threads end with the generator (`close()`, or no more references to it) or with the
+        process.
         """
         if not self.prefetch:
             yield from map(self.at, count(first_step))
-        free: SimpleQueue[_Buffers | None] = SimpleQueue()
-        ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException] = SimpleQueue()
+        tasks: SimpleQueue[_Task | None] = SimpleQueue()
         stop = Event()
-        held: deque[_Buffers] = deque()
-        late = LATE if self.byte_memory else 0
-        for _ in range(1 + late + AHEAD):
-            free.put(_buffers(self.split, self.batch, self.byte_memory))
         ahead = None
         if self.shuffle == "blocks" and self.own is None and not self.split.in_memory:
             ahead = Ahead(self.split, copy(self)._windows(first_step))
-        thread = Thread(target=self._work, args=(first_step, free, ready, stop, ahead), name="batches", daemon=True)
+        threads = [Thread(target=self._work, args=(tasks, stop, ahead), name="batches", daemon=True)
+                   for _ in range(self.threads)]
 
         def end() -> None:
             stop.set()
-            free.put(None)
             if ahead:
                 ahead.end()
-                ahead.thread.join(STOP_S)
-            thread.join(STOP_S)
+            for _ in threads:
+                tasks.put(None)
+            until = time.monotonic() + STOP_S
+            for thread in [*threads, *([ahead.thread] if ahead else [])]:
+                thread.join(max(0.0, until - time.monotonic()))
 
         # a daemon thread stopped inside HDF5 at exit would keep HDF5's lock, and the exit would wait for it
         atexit.register(end)
-        thread.start()
+        for thread in threads:
+            thread.start()
+        begun: deque[_Task] = deque()
+        held: deque[_Buffers] = deque()
+        free: list[_Buffers] = []
+        late, depth, steps = LATE if self.byte_memory else 0, self.least_ahead, count(first_step)
         try:
             while True:
-                batch = ready.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                buffers, images = batch
-                yield images, buffers.labels
-                held.append(buffers)
+                while len(begun) <= depth:
+                    buffers = free.pop() if free else _buffers(self.split, self.batch, self.byte_memory)
+                    begun.append(_Task(next(steps), buffers, SimpleQueue()))
+                    tasks.put(begun[-1])
+                task = begun.popleft()
+                if task.made.empty() and task.step > first_step + depth:    # the first ones are always waited for
+                    depth = min(depth + 1, self.most_ahead)
+                images = task.made.get()
+                if isinstance(images, BaseException):
+                    raise images
+                if ahead:
+                    ahead.forget(self.course.drawn(task.step))
+                yield images, task.buffers.labels
+                held.append(task.buffers)
                 if len(held) > late:
-                    free.put(held.popleft())
+                    free.append(held.popleft())
         finally:
             atexit.unregister(end)
             end()
 
-    def _work(self, first_step: int, free: SimpleQueue[_Buffers | None],
-              ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException], stop: Event,
-              ahead: Ahead | None) -> None:
-        try:
-            transform = self._transform()
-            for step in count(first_step):
-                buffers = free.get()
-                if buffers is None or stop.is_set():
-                    return
+    @property
+    def least_ahead(self) -> int:
+        """Batches that are made while one is used."""
+        return AHEAD + self.threads - 1
+
+    @property
+    def most_ahead(self) -> int:
+        """The same, for a consumer that has waited often enough: within AHEAD_BYTES, but `least_ahead`."""
+        one = self.batch * math.prod(self.split.image) * (1 if self.byte_memory else 5)
+        return max(self.least_ahead, min(MOST_AHEAD, AHEAD_BYTES // max(1, one)))
+
+    def _work(self, tasks: SimpleQueue[_Task | None], stop: Event, ahead: Ahead | None) -> None:
+        transform = None
+        while (task := tasks.get()) and not stop.is_set():
+            try:
+                transform = transform or self._transform()
                 if ahead:
-                    ahead.forget(self.course.drawn(step))
-                    ahead.wait(self.course.drawn(step + 1))
-                ready.put((buffers, self._filled(step, buffers, transform)))
-        except BaseException as error:      # the consumer waits for a batch and must be told
-            ready.put(error)
+                    ahead.wait(self.course.drawn(task.step + 1))
+                task.made.put(self._filled(task.step, task.buffers, transform))
+            except BaseException as error:      # the consumer waits for a batch and must be told
+                task.made.put(error)
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
         epoch, place = divmod(self.course.drawn(step), self.course.epoch)

@@ -33,6 +33,7 @@ from dsgd_mpi.training.agreement import about_data
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
 
+MOST_DATA_THREADS = 8                       # by default: a batch is in the memory of each
 FAR = 50                                    # times the rate that suits an optimizer: not what was meant
 log = logging.getLogger("dsgd_mpi")
 
@@ -49,6 +50,7 @@ class Prepared:
     graph: Graph
     network: Model | None = None            # that the ranks of a simulated cluster take turns in
     notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
+    data_threads: int = 1                   # that make batches, once the cores are known
     owned: dict[Any, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
 
     def model(self) -> Model:
@@ -216,8 +218,12 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     chosen = parts.config
     servers = algorithms.serving(parts.algorithm, host.size)
     workers = host.size - servers
-    threads = chosen.threads or host.cores()
+    cores = host.cores()
+    threads = chosen.threads or cores
     parts.kernels.set_threads(threads)
+    # where a GPU computes, the cores have nothing else to do
+    parts.data_threads = chosen.data_threads or (
+        max(1, min(MOST_DATA_THREADS, cores - 1)) if parts.kernels.byte_memory else 1)
     model = parts.model()
     host.broadcast(model.flat)
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)
@@ -273,7 +279,7 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
     batches = Batches(parts.dataset.train, chosen.batch, rank, workers, chosen.seed, chosen.augment,
                       byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
                       prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank),
-                      shuffle=chosen.shuffle)
+                      shuffle=chosen.shuffle, threads=parts.data_threads)
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)

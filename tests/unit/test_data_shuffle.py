@@ -1,6 +1,7 @@
 """Laws of shuffles: each image once an epoch over all ranks, as far apart as promised, and read in runs."""
 
 import dataclasses
+from functools import partial
 
 import h5py
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Course, formats, sharding, shards, shuffle
-from dsgd_mpi.data.formats import Dataset, Split
+from dsgd_mpi.data.formats import Dataset, Split, open_dataset
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.training.build import prepare
+from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.training.build import assemble, prepare
 from tests.support.data_samples import MEAN, STD, content, images, plan
 
 IMAGE_BYTES = 8 * 8 * 3
@@ -204,3 +206,15 @@ def test_a_line_tells_that_images_are_stored_sorted(tmp_path, monkeypatch, caplo
     assert [record.getMessage() for record in caplog.records] == said * [
         f"{tmp_path}/set.h5: images of one class are stored side by side, and so a step with --shuffle blocks has few "
         "classes; use --shuffle full, or store them shuffled"]
+
+
+def test_what_is_asked_for_on_the_command_line_is_done(tmp_path):
+    def main(host, **options):
+        batches = assemble(prepare(Config(kernels="reference", **options), 2), host, tmp_path).batches
+        return batches.shuffle, batches.threads, batches.indices(9).tolist()
+
+    asked = Cluster(2).run(partial(main, shuffle="blocks", data_threads=3))
+    split = open_dataset("fashion-mnist-12k").train
+    assert asked == [("blocks", 3, Batches(split, 16, rank, 2, shuffle="blocks").indices(9).tolist())
+                     for rank in range(2)]
+    assert [each[:2] for each in Cluster(2).run(main)] == [("full", 1)] * 2
