@@ -64,6 +64,10 @@ class Split:
             not isinstance(images, h5py.Dataset) or images.size <= MEMORY_BYTES)
 
     @property
+    def jpeg(self) -> bool:
+        return isinstance(self._images, Shards) and self._images.jpeg
+
+    @property
     def shards(self) -> tuple[int, ...]:
         """How many images lie together, one number after the other: those of each shard, or of as many bytes."""
         if isinstance(self._images, Shards):
@@ -76,7 +80,7 @@ class Split:
         if self.in_memory:
             return
         indices = np.sort(indices)
-        if isinstance(self._images, Shards) and self._images.jpeg:
+        if self.jpeg:
             self._images.kept.update(zip(indices.tolist(), self._images.encoded(indices), strict=True))
             return
         found = np.empty((len(indices), *self.image), np.uint8)
@@ -85,7 +89,7 @@ class Split:
 
     def forget(self, indices: Array) -> None:
         """That they were kept."""
-        kept = self._images.kept if isinstance(self._images, Shards) and self._images.jpeg else self._kept
+        kept = self._images.kept if self.jpeg else self._kept
         for index in indices.tolist():
             kept.pop(index, None)
 

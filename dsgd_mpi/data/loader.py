@@ -201,6 +201,20 @@ class Batches:
         every.own = None
         return every
 
+    def advice(self, cores: int, computing: int, path: object) -> str:
+        """What would feed a rank faster that has so many cores and computes in so many threads, in a sentence."""
+        ways = []
+        if self.threads < cores and (self.byte_memory or computing < cores):
+            ways.append(f"--data-threads {min(cores, 2 * self.threads)}")
+        elif computing > 1 and not self.byte_memory:
+            ways.append(f"--threads {computing - 1}, which leaves a core to what reads images")
+        if self.shuffle == "full" and self.own is None and not self.split.in_memory:
+            ways.append("--shuffle blocks")
+        if self.split.jpeg:
+            ways.append("a set made without --jpeg")
+        ways.append("fewer ranks to a core" if self.split.in_memory else "a faster file system")
+        return f"try {', or '.join(ways)}; `python -m dsgd_mpi data bench {path}` shows what takes how long"
+
     def at(self, step: int) -> tuple[Array, Array]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
         buffers = _buffers(self.split, self.batch, self.byte_memory)

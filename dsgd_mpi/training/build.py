@@ -50,7 +50,7 @@ class Prepared:
     graph: Graph
     network: Model | None = None            # that the ranks of a simulated cluster take turns in
     notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
-    data_threads: int = 1                   # that make batches, once the cores are known
+    cores: int = 1                          # of this rank, once they are known
     owned: dict[Any, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
 
     def model(self) -> Model:
@@ -68,6 +68,12 @@ class Prepared:
         if (rule, workers, seed) not in self.owned:
             self.owned[rule, workers, seed] = partition.owners(self.dataset.train.labels, workers, rule, seed)
         return self.owned[rule, workers, seed]
+
+    @property
+    def data_threads(self) -> int:
+        """That make batches: where a GPU computes, the cores have nothing else to do."""
+        own = min(MOST_DATA_THREADS, self.cores - 1) if self.kernels.byte_memory else 1
+        return self.config.data_threads or max(1, own)
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""
@@ -218,12 +224,9 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     chosen = parts.config
     servers = algorithms.serving(parts.algorithm, host.size)
     workers = host.size - servers
-    cores = host.cores()
-    threads = chosen.threads or cores
+    parts.cores = host.cores()
+    threads = chosen.threads or parts.cores
     parts.kernels.set_threads(threads)
-    # where a GPU computes, the cores have nothing else to do
-    parts.data_threads = chosen.data_threads or (
-        max(1, min(MOST_DATA_THREADS, cores - 1)) if parts.kernels.byte_memory else 1)
     model = parts.model()
     host.broadcast(model.flat)
     optimizer = parts.optimizer.start(model.layout, model.flat, parts.kernels)

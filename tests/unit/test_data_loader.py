@@ -267,3 +267,21 @@ def test_each_image_of_an_epoch_is_drawn_once_though_other_ranks_go_on_with_othe
         assert len(set(order[30 * epoch:30 * (epoch + 1)])) == 30
     assert course.epochs(7) == old.epochs(7)
     assert course.units(7) == 7
+
+
+@pytest.mark.parametrize(("kw", "cores", "computing", "ways"), [
+    ({}, 4, 4, ["--threads 3, which leaves a core to what reads images", "fewer ranks to a core"]),
+    ({}, 1, 1, ["fewer ranks to a core"]),
+    ({}, 4, 2, ["--data-threads 2", "fewer ranks to a core"]),
+    ({"byte_memory": np.zeros, "threads": 3}, 4, 4, ["--data-threads 4", "fewer ranks to a core"]),
+])
+def test_what_would_feed_a_rank_faster_is_what_it_has_not_tried_yet(kw, cores, computing, ways):
+    assert Batches(split(30), 4, **kw).advice(cores, computing, "x.h5") == (
+        f"try {', or '.join(ways)}; `python -m dsgd_mpi data bench x.h5` shows what takes how long")
+
+
+def test_what_would_feed_a_rank_from_a_file_is_to_read_in_runs(monkeypatch):
+    x = split(30)
+    monkeypatch.setattr(type(x), "in_memory", False)
+    assert Batches(x, 4).advice(1, 1, "x.h5").startswith("try --shuffle blocks, or a faster file system; ")
+    assert Batches(x, 4, shuffle="blocks").advice(1, 1, "x.h5").startswith("try a faster file system; ")
