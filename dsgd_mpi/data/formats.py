@@ -80,6 +80,8 @@ class Split:
         if self.in_memory:
             return
         indices = np.sort(indices)
+        if isinstance(self._images, Shards):
+            self._images.announce(indices)
         if self.jpeg:
             self._images.kept.update(zip(indices.tolist(), self._images.encoded(indices), strict=True))
             return
@@ -184,10 +186,15 @@ class Dataset:
         images = self._images["train"]
         return "JPEG" if isinstance(images, Shards) and images.jpeg else "pixels"
 
-    def files(self) -> list[Path]:
-        """All that its content is in; more than one file if it is sharded."""
-        shards = [each for each in self._images.values() if isinstance(each, Shards)]
-        return [self.path, *(each.file_of(number) for each in shards for number in range(len(each.names)))]
+    def files(self, only: str = "") -> list[Path]:
+        """All that its content is in; more than one file if it is sharded. `only`: that of the images of one part."""
+        shards = [each for part, each in self._images.items() if isinstance(each, Shards) and only in ("", part)]
+        return [*([] if shards and only else [self.path]),
+                *(each.file_of(number) for each in shards for number in range(len(each.names)))]
+
+    def bytes_each(self) -> float:
+        """What an image takes where it is stored, on average."""
+        return sum(path.stat().st_size for path in self.files()) / (len(self.train) + len(self.test))
 
     def touch(self) -> None:
         """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""

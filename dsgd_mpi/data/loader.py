@@ -172,7 +172,7 @@ class Batches:
         own = np.s_[self.rank * self.batch:(self.rank + 1) * self.batch]
         return images[own], drawn[own]
 
-    def _windows(self, first_step: int) -> Iterator[tuple[int, Array]]:
+    def windows(self, first_step: int) -> Iterator[tuple[int, Array]]:
         """Of `blocks`, from a step on: how many images are drawn when a window ends, and this rank's share of it."""
         first, length = self.course.drawn(first_step), self.course.epoch
         while True:
@@ -235,7 +235,7 @@ class Batches:
         stop = Event()
         ahead = None
         if self.shuffle == "blocks" and self.own is None and not self.split.in_memory:
-            ahead = Ahead(self.split, copy(self)._windows(first_step))
+            ahead = Ahead(self.split, copy(self).windows(first_step))
         threads = [Thread(target=self._work, args=(tasks, stop, ahead), name="batches", daemon=True)
                    for _ in range(self.threads)]
 

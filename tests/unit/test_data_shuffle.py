@@ -1,6 +1,7 @@
 """Laws of shuffles: each image once an epoch over all ranks, as far apart as promised, and read in runs."""
 
 import dataclasses
+import os
 from functools import partial
 
 import h5py
@@ -164,6 +165,29 @@ def test_a_stream_is_what_at_gives_and_reads_each_window_once_in_runs(stored, mo
             assert batch * len(steps) <= read <= batch * len(steps) + 3 * (64 // size + batch)
             if size != 3:                   # of which 16 lanes are no multiple
                 assert read / len(runs) > (2 if size == 1 else 1.5)
+
+
+@pytest.mark.parametrize("jpeg", [False, True], ids=["images", "jpeg"])
+def test_the_system_is_asked_for_the_bytes_of_a_window_before_they_are_read(stored, monkeypatch, jpeg):
+    asked = []
+
+    def advised(handle, start, size, advice):
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append(os.pread(handle, size, start))
+
+    with stored(jpeg) as dataset:
+        data, indices = dataset.train, np.array([7, 40, 5, 6, 41, 200])
+        monkeypatch.setattr(os, "posix_fadvise", advised)
+        data.keep(indices)
+        expected = np.empty((320, *data.image), np.uint8)
+        data.read(np.arange(320), expected)
+        runs = [[5, 6, 7], [40, 41], [200]]
+        if jpeg:
+            assert asked == [b"".join(data._images.encoded(np.array(run))) for run in runs]
+        else:
+            assert asked == [expected[run].tobytes() for run in runs]
+        assert sorted(data._images.kept if jpeg else data._kept) == [5, 6, 7, 40, 41, 200]
+        data.forget(indices)
 
 
 def test_what_is_gone_when_a_window_is_read_ahead_is_raised_where_the_batches_are_used(stored):
