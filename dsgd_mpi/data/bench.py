@@ -66,7 +66,7 @@ def measured(dataset: Dataset, threads: list[int], batch: int, seconds: float, r
 
 
 def lasts(dataset: Dataset, threads: list[int], seconds: float, rounds: int) -> float:
-    """About how many seconds: what does not count takes some too."""
+    """About how many seconds."""
     return 1.5 * seconds * rounds * (1 + 3 * len(threads) + (0 if dataset.train.in_memory else 1 + len(threads)))
 
 
@@ -127,29 +127,31 @@ def decoded(batches: Batches, seconds: float, bytes_each: float) -> float:
     split.keep(some)
     try:
         own = Batches(split, batch, byte_memory=memory, threads=batches.threads, own=some)
-        return rate(own, seconds, own.most_ahead)
+        return rate(own, seconds)
     finally:
         split.forget(some)
 
 
 def whole(batches: Batches, seconds: float) -> float:
     """Images a second of all that a run does for a step that takes no time."""
-    unit, steps = batches.least_ahead, batches.steps_per_epoch
-    if batches.shuffle == "blocks" and not batches.split.in_memory:     # at the end as many are in memory
+    batches.indices(0)
+    unit = 1
+    if batches.shuffle == "blocks" and not batches.split.in_memory:     # what was read and what was used are equal then
         unit = -(-shuffle.blocks(batches.seed, 0, batches.split.shards).window // batches.batch)
-    return rate(batches, seconds, max(1, min(unit, steps // 2)), steps)
+    return rate(batches, seconds, unit, batches.steps_per_epoch)
 
 
-def rate(batches: Batches, seconds: float, unit: int, steps: float = np.inf) -> float:
-    """After `unit` steps that do not count, of as many or twice as many ..., but no more than `steps` in all."""
+def rate(batches: Batches, seconds: float, unit: int = 1, steps: float = np.inf) -> float:
+    """At the next multiple of `unit` steps after so many seconds, or twice as many, or after `steps`."""
+    best, until, start = 0.0, np.inf, time.perf_counter()
     with closing(batches.stream()) as stream:
-        for _ in range(unit):
-            next(stream)
-        start, count = time.perf_counter(), 0
-        while not count or (unit + count < steps and (count % unit or time.perf_counter() - start < seconds)):
-            next(stream)
-            count += 1
-        return count * batches.batch / (time.perf_counter() - start)
+        for count, _ in enumerate(stream, 1):
+            passed = time.perf_counter() - start
+            if passed > seconds or count >= steps:
+                best, until = max(best, count * batches.batch / passed), min(until, passed + seconds)
+                if count % unit == 0 or passed >= until or count >= steps:
+                    break
+    return best
 
 
 def memory(shape: Shape) -> Array:
