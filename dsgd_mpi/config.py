@@ -97,6 +97,9 @@ class Config:
         "Experiment", "iid", "Which rank learns from which images: iid, all from all; dirichlet:ALPHA, classes by "
         "Dirichlet shares; shards:K, K shards of images sorted by class; sizes:ALPHA, unequal amounts.",
         unit="RULE[:VALUE]")
+    shuffle: Literal["full", "blocks"] = option(
+        "Experiment", "full", "The order of an epoch: any image at any place; or blocks of the file in any order and "
+        "images within a window of them, which a disk reads in runs.")
     compress: Literal["none", "float16", "bfloat16"] = option(
         "Experiment", "none", "Send gradients and models as 16-bit numbers.")
     bn: Literal["auto", "average", "recalibrate", "local"] = option(
@@ -143,6 +146,9 @@ class Config:
         "float16 on GPUs only, float64 on CPUs only.")
     threads: int = option("Machine", 0, "Threads per rank; 0: the cores it may use, divided among the ranks that share "
                           "them.", limit=Most(4096))
+    data_threads: int = option("Machine", 0, "Threads per rank that read, decode and augment images, a batch each; 0: "
+                               "one; where a GPU computes, as many as the rank has cores but one, at most 8.",
+                               limit=Most(256))
     ranks_per_node: int = option("Machine", 0, "Take so many ranks in a row for a node, to try methods of two levels "
                                  "on one machine; of a simulated cluster, give its nodes so many; 0: as they are.")
 

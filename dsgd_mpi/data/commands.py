@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dsgd_mpi import config
 from dsgd_mpi.arrays.hdf5 import place
+from dsgd_mpi.data import bench as benchmark
 from dsgd_mpi.data import convert, making, pictures, small
 from dsgd_mpi.data.formats import Content, Dataset, data_folder, open_dataset, write
 from dsgd_mpi.errors import UsageError
 
+THREADS = Annotated[int, 1, config.Most(4096)]
 SHOWN = 6                                   # classes in a line
 PATH = click.Path(path_type=Path)
 to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in $DSGD_DATA_DIR or "
@@ -149,6 +153,41 @@ def info(name: str) -> None:
         for what, lines in (("remark ", dataset.told("remarks")), ("no use ", dataset.told("skipped"))):
             for line in lines:
                 click.echo(f"{what} {line}")
+
+
+@data.command("bench")
+@click.argument("name")
+@click.option("--threads", default="", metavar="COUNT,...", help="That make batches.  [default: 1, 2, 4 ... cores]")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Images a step.")
+@click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.01, 600), help="For each rate.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Of which medians are shown.")
+@click.option("--warm", is_flag=True, help="Leave the files in this machine's memory, where they are.")
+def bench(name: str, threads: str, batch: int, seconds: float, rounds: int, warm: bool) -> None:
+    """Measure how many images a second this machine reads and decodes.
+
+    For both shuffles, by threads that make batches (--data-threads of training), beside a bare sequential read of the
+    same files. In the order of blocks a thread of its own reads, whatever the others.
+    """
+    counts = (sorted({config.convert(THREADS, each, "--threads") for each in threads.split(",")}) if threads else
+              [count for count in (1 << n for n in range(10)) if count <= len(os.sched_getaffinity(0))])
+    with open_dataset(name) as dataset:
+        if batch > len(dataset.train):
+            raise UsageError(f"--batch {batch}: expected no more than the {len(dataset.train)} training images of "
+                             f"{dataset.path}; use --batch {len(dataset.train)} or less")
+        each, stored = dataset.bytes_each(), "x".join(map(str, dataset.image))
+        click.echo(f"{dataset.path}: {len(dataset.train):,} training images of {stored}, {dataset.kind}, "
+                   f"{each / 1e3:,.1f} KB each\nto measure takes about "
+                   f"{benchmark.lasts(dataset, counts, seconds, rounds):,.0f} s ...")
+        bare, found = benchmark.measured(dataset, counts, batch, seconds, rounds, warm)
+        click.echo(f"bare sequential read: {bare / 1e6:,.0f} MB/s, {bare / each:,.0f} images/s")
+        table = Table(*("threads", "read, full", "read, blocks", "decode", "all, full", "all, blocks"),
+                      title="images a second", title_justify="left")
+        for count, rates in found.items():
+            cells = [rates.read.get("full"), rates.read.get("blocks"), rates.decode, *rates.all.values()]
+            table.add_row(str(count), *("in memory" if cell is None else f"{cell:,.0f}" for cell in cells))
+        Console(soft_wrap=True).print(table)
+        before = "may have been in" if warm else "were dropped before each from"
+        click.echo(f"medians of {rounds}, batches of {batch}; the files {before} this machine's memory")
 
 
 @data.command("show")

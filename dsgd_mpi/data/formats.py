@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dsgd_mpi.data.storage import cause, reading
 from dsgd_mpi.data.trial import tried
 from dsgd_mpi.errors import UsageError
 
+RUN_BYTES = 128 << 20                       # of what is in one file: so much of it is taken for a shard
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
 CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
 ATTRIBUTE_BYTES, ATTRIBUTE_OF_A_NAME = 60_000, 16       # HDF5 has 64 KB for one, and takes 16 bytes for a reference
@@ -49,15 +51,68 @@ class Split:
         self.image: tuple[int, int, int] = tuple(images.shape[1:])
         self.labels = np.asarray(labels, np.int64)
         self.mean, self.std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self._kept: dict[int, Array] = {}   # images by their index; JPEG is kept by `Shards` as it is
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are, or will be once one was read."""
+        images = self._images
+        return not isinstance(images, Shards) and (
+            not isinstance(images, h5py.Dataset) or images.size <= MEMORY_BYTES)
+
+    @property
+    def jpeg(self) -> bool:
+        return isinstance(self._images, Shards) and self._images.jpeg
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """How many images lie together, one number after the other: those of each shard, or of as many bytes."""
+        if isinstance(self._images, Shards):
+            return tuple(np.diff(self._images.starts).tolist())
+        each = max(1, RUN_BYTES // max(1, math.prod(self.image)))
+        return tuple(min(each, len(self) - start) for start in range(0, len(self), each))
+
+    def keep(self, indices: Array) -> None:
+        """Reads the images at `indices`, integers (B,), into memory, as they are stored, for `read` until `forget`."""
+        if self.in_memory:
+            return
+        indices = np.sort(indices)
+        if isinstance(self._images, Shards):
+            self._images.announce(indices)
+        if self.jpeg:
+            self._images.kept.update(zip(indices.tolist(), self._images.encoded(indices), strict=True))
+            return
+        found = np.empty((len(indices), *self.image), np.uint8)
+        self.read(indices, found)
+        self._kept.update(zip(indices.tolist(), found, strict=True))
+
+    def forget(self, indices: Array) -> None:
+        """That they were kept."""
+        kept = self._images.kept if self.jpeg else self._kept
+        for index in indices.tolist():
+            kept.pop(index, None)
 
     def read(self, indices: Array, out: Array) -> None:
         """Copies the images at `indices`, integers (B,), to `out`, uint8 (B, H, W, C) in C order.
 
         From a file, consecutive ones are read by one call. UsageError says why the file cannot be read.
         """
+        if self._kept:
+            kept = [self._kept.get(index) for index in indices.tolist()]
+            for place, image in enumerate(kept):
+                if image is not None:
+                    out[place] = image
+            missing = np.flatnonzero([image is None for image in kept])
+            if len(missing) < len(kept):
+                for place in missing.tolist():
+                    self._read(indices[place:place + 1], out[place:place + 1])
+                return
+        self._read(indices, out)
+
+    def _read(self, indices: Array, out: Array) -> None:
         if isinstance(self._images, Shards):
             self._images.read(indices, out)
             return
@@ -131,10 +186,15 @@ class Dataset:
         images = self._images["train"]
         return "JPEG" if isinstance(images, Shards) and images.jpeg else "pixels"
 
-    def files(self) -> list[Path]:
-        """All that its content is in; more than one file if it is sharded."""
-        shards = [each for each in self._images.values() if isinstance(each, Shards)]
-        return [self.path, *(each.file_of(number) for each in shards for number in range(len(each.names)))]
+    def files(self, only: str = "") -> list[Path]:
+        """All that its content is in; more than one file if it is sharded. `only`: that of the images of one part."""
+        shards = [each for part, each in self._images.items() if isinstance(each, Shards) and only in ("", part)]
+        return [*([] if shards and only else [self.path]),
+                *(each.file_of(number) for each in shards for number in range(len(each.names)))]
+
+    def bytes_each(self) -> float:
+        """What an image takes where it is stored, on average."""
+        return sum(path.stat().st_size for path in self.files()) / (len(self.train) + len(self.test))
 
     def touch(self) -> None:
         """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""

@@ -2,7 +2,8 @@
 
     step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
 
-so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike.
+so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike. Of a
+shuffle by `blocks`, the images of a step are first put in the order in which they are stored.
 
 Where each rank has images of its own (`partition`), a step takes the next b of them, shuffled anew at each pass.
 
@@ -13,11 +14,12 @@ after the other, so that each of an epoch is still drawn once.
 from __future__ import annotations
 
 import atexit
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -26,12 +28,15 @@ from typing import NamedTuple
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.data import shuffle as orders
+from dsgd_mpi.data.ahead import Ahead
 from dsgd_mpi.data.augment import Transform, draw
 from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
 
-AHEAD = 2                                   # batches prefetched
+AHEAD = 2                                   # batches made while one is used, to begin with
+MOST_AHEAD, AHEAD_BYTES = 16, 1 << 30       # at most, by a thread or two, and memory that they take
 LATE = 1                                    # that a device may still copy when the next is asked for
 STREAM = 4                                  # of random numbers: others of the seed are of the epochs of all ranks
 STOP_S = 5.0                                # a file system that hangs must not keep the process alive
@@ -60,6 +65,10 @@ class Course:
         """Images before a step."""
         return self.images + (step - self.step) * self.batch
 
+    def taking(self, drawn: int) -> int:
+        """The step that takes the next image after so many."""
+        return self.step + (drawn - self.images) // self.batch
+
     def units(self, step: int) -> float:
         drawn = self.drawn(step)
         return drawn / self.first if drawn % self.first else drawn // self.first
@@ -76,6 +85,12 @@ class _Buffers(NamedTuple):
     bytes: Array                            # uint8 (B, H, W, C)
     images: Array | None                    # float32 (B, H, W, C); None if a device computes them
     labels: Array                           # int64 (B,)
+
+
+class _Task(NamedTuple):
+    step: int
+    buffers: _Buffers
+    made: SimpleQueue[Array | Bytes | BaseException]        # once it is
 
 
 def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffers:
@@ -103,15 +118,18 @@ class Batches:
 
     Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
     `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their indices int64 (m,),
-    where they are not dealt out anew each epoch. Every rank has the same number of steps,
-    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
-    images than there are.
+    where they are not dealt out anew each epoch. `shuffle`: one of its KINDS. `threads`: that make batches, in a
+    `stream`. Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get their turn
+    in other epochs. UsageError if one step takes more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True, own: Array | None = None) -> None:
-        self.prefetch, self.own = prefetch, own
+                 prefetch: bool = True, own: Array | None = None, shuffle: str = "full",
+                 threads: int = 1) -> None:
+        self.threads = threads
+        self.prefetch, self.own, self.shuffle = prefetch, own, shuffle
+        self._dealt: tuple[int, Array, Array] = -1, np.empty(0, np.int64), np.empty(0, np.int64)   # of the last step
         self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
@@ -121,6 +139,8 @@ class Batches:
 
     def indices(self, step: int) -> Array:
         """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
+        if self.shuffle == "blocks" and self.own is None:
+            return self._share(step)[0]
         drawn, length = self.course.drawn(step), self.course.epoch
         first = drawn + self.rank * self.batch
         if self.own is not None:
@@ -128,11 +148,40 @@ class Batches:
         parts, last = [], first + self.batch
         while first < last:                 # a batch may begin in one epoch and end in the next
             epoch, place = divmod(first, length)
-            order = _permutation(self.seed, epoch, len(self.split)) if self.own is None else self._shuffled(epoch)
+            order = orders.full(self.seed, epoch, len(self.split)) if self.own is None else self._shuffled(epoch)
             part = order[place:min(length, place + last - first)]
             parts.append(part)
             first += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _share(self, step: int) -> tuple[Array, Array]:
+        """Of `blocks`: this rank's images at a step, and how many all ranks have drawn before each, int64 (batch,)."""
+        last, images, drawn = self._dealt
+        if last != step:
+            first, length = self.course.drawn(step), self.course.epoch
+            end, parts = first + self.course.batch, []
+            while first < end:
+                epoch, place = divmod(first, length)
+                order = orders.blocks(self.seed, epoch, self.split.shards)
+                some = np.s_[place:min(length, place + end - first)]
+                sorted_ = np.argsort(order.places[some])
+                parts.append((order.images[some][sorted_], first + sorted_))
+                first += len(sorted_)
+            images, drawn = map(np.concatenate, zip(*parts, strict=True))
+            self._dealt = step, images, drawn
+        own = np.s_[self.rank * self.batch:(self.rank + 1) * self.batch]
+        return images[own], drawn[own]
+
+    def windows(self, first_step: int) -> Iterator[tuple[int, Array]]:
+        """Of `blocks`, from a step on: how many images are drawn when a window ends, and this rank's share of it."""
+        first, length = self.course.drawn(first_step), self.course.epoch
+        while True:
+            epoch, place = divmod(first, length)
+            window = orders.blocks(self.seed, epoch, self.split.shards).window
+            end = epoch * length + min(length, (place // window + 1) * window)
+            shares = map(self._share, range(self.course.taking(first), self.course.taking(end - 1) + 1))
+            yield end, np.concatenate([images[(drawn >= first) & (drawn < end)] for images, drawn in shares])
+            first = end
 
     def _shuffled(self, number: int) -> Array:
         """This rank's own images, as they come in a pass over them."""
@@ -152,62 +201,105 @@ class Batches:
         every.own = None
         return every
 
+    def advice(self, cores: int, computing: int, path: object) -> str:
+        """What would feed a rank faster that has so many cores and computes in so many threads, in a sentence."""
+        ways = []
+        if self.threads < cores and (self.byte_memory or computing < cores):
+            ways.append(f"--data-threads {min(cores, 2 * self.threads)}")
+        elif computing > 1 and not self.byte_memory:
+            ways.append(f"--threads {computing - 1}, which leaves a core to what reads images")
+        if self.shuffle == "full" and self.own is None and not self.split.in_memory:
+            ways.append("--shuffle blocks")
+        if self.split.jpeg:
+            ways.append("a set made without --jpeg")
+        ways.append("fewer ranks to a core" if self.split.in_memory else "a faster file system")
+        return f"try {', or '.join(ways)}; `python -m dsgd_mpi data bench {path}` shows what takes how long"
+
     def at(self, step: int) -> tuple[Array, Array]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
         buffers = _buffers(self.split, self.batch, self.byte_memory)
         return self._filled(step, buffers, self._transform()), buffers.labels
 
     def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
-        """What `at` gives for first_step, first_step + 1 and so on, endlessly, prefetched by one thread.
+        """What `at` gives for first_step, first_step + 1 and so on, endlessly, made ahead by `threads`, a batch each.
 
-        A batch stays as it is until the next one is asked for or, with `byte_memory`, the next but one: a device may
-        copy one while the host prepares the next. What fails in the thread is raised here. The thread ends
-        with the generator (`close()`, or no more references to it) or with the process.
+        While its consumer computes, AHEAD batches are made, one more for each further thread, and one more each time
+        that the consumer had to wait, up to `most_ahead`. A batch stays as it is until the next one is asked for or,
+        with `byte_memory`, the next but one: a device may copy one while the host prepares the next. What fails in a
+        thread is raised here. The threads end with the generator (`close()`, or no more references to it) or with the
+        process.
         """
         if not self.prefetch:
             yield from map(self.at, count(first_step))
-        free: SimpleQueue[_Buffers | None] = SimpleQueue()
-        ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException] = SimpleQueue()
+        tasks: SimpleQueue[_Task | None] = SimpleQueue()
         stop = Event()
-        held: deque[_Buffers] = deque()
-        late = LATE if self.byte_memory else 0
-        for _ in range(1 + late + AHEAD):
-            free.put(_buffers(self.split, self.batch, self.byte_memory))
-        thread = Thread(target=self._work, args=(first_step, free, ready, stop), name="batches", daemon=True)
+        ahead = None
+        if self.shuffle == "blocks" and self.own is None and not self.split.in_memory:
+            ahead = Ahead(self.split, copy(self).windows(first_step))
+        threads = [Thread(target=self._work, args=(tasks, stop, ahead), name="batches", daemon=True)
+                   for _ in range(self.threads)]
 
         def end() -> None:
             stop.set()
-            free.put(None)
-            thread.join(STOP_S)
+            if ahead:
+                ahead.end()
+            for _ in threads:
+                tasks.put(None)
+            until = time.monotonic() + STOP_S
+            for thread in [*threads, *([ahead.thread] if ahead else [])]:
+                thread.join(max(0.0, until - time.monotonic()))
 
         # a daemon thread stopped inside HDF5 at exit would keep HDF5's lock, and the exit would wait for it
         atexit.register(end)
-        thread.start()
+        for thread in threads:
+            thread.start()
+        begun: deque[_Task] = deque()
+        held: deque[_Buffers] = deque()
+        free: list[_Buffers] = []
+        late, depth, steps = LATE if self.byte_memory else 0, self.least_ahead, count(first_step)
         try:
             while True:
-                batch = ready.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                buffers, images = batch
-                yield images, buffers.labels
-                held.append(buffers)
+                while len(begun) <= depth:
+                    buffers = free.pop() if free else _buffers(self.split, self.batch, self.byte_memory)
+                    begun.append(_Task(next(steps), buffers, SimpleQueue()))
+                    tasks.put(begun[-1])
+                task = begun.popleft()
+                if task.made.empty() and task.step > first_step + depth:    # the first ones are always waited for
+                    depth = min(depth + 1, self.most_ahead)
+                images = task.made.get()
+                if isinstance(images, BaseException):
+                    raise images
+                if ahead:
+                    ahead.forget(self.course.drawn(task.step))
+                yield images, task.buffers.labels
+                held.append(task.buffers)
                 if len(held) > late:
-                    free.put(held.popleft())
+                    free.append(held.popleft())
         finally:
             atexit.unregister(end)
             end()
 
-    def _work(self, first_step: int, free: SimpleQueue[_Buffers | None],
-              ready: SimpleQueue[tuple[_Buffers, Array | Bytes] | BaseException], stop: Event) -> None:
-        try:
-            transform = self._transform()
-            for step in count(first_step):
-                buffers = free.get()
-                if buffers is None or stop.is_set():
-                    return
-                ready.put((buffers, self._filled(step, buffers, transform)))
-        except BaseException as error:      # the consumer waits for a batch and must be told
-            ready.put(error)
+    @property
+    def least_ahead(self) -> int:
+        """Batches that are made while one is used."""
+        return AHEAD + self.threads - 1
+
+    @property
+    def most_ahead(self) -> int:
+        """The same, for a consumer that has waited often enough: within AHEAD_BYTES, but `least_ahead`."""
+        one = self.batch * math.prod(self.split.image) * (1 if self.byte_memory else 5)
+        return max(self.least_ahead, min(MOST_AHEAD, AHEAD_BYTES // max(1, one)))
+
+    def _work(self, tasks: SimpleQueue[_Task | None], stop: Event, ahead: Ahead | None) -> None:
+        transform = None
+        while (task := tasks.get()) and not stop.is_set():
+            try:
+                transform = transform or self._transform()
+                if ahead:
+                    ahead.wait(self.course.drawn(task.step + 1))
+                task.made.put(self._filled(task.step, task.buffers, transform))
+            except BaseException as error:      # the consumer waits for a batch and must be told
+                task.made.put(error)
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
         epoch, place = divmod(self.course.drawn(step), self.course.epoch)
@@ -217,13 +309,6 @@ class Batches:
 
     def _transform(self) -> Transform:
         return Transform(self.batch, self.split.image, self.split.mean, self.split.std)
-
-
-@lru_cache(maxsize=4)                       # many simulated ranks in one process share it
-def _permutation(seed: int, epoch: int, count: int) -> Array:
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    order.flags.writeable = False
-    return order
 
 
 def _check(batch: int, size: int, images: int) -> None:

@@ -15,6 +15,7 @@ Image i of a JPEG shard is jpeg[offsets[i]:offsets[i + 1]], of shape[i] = height
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -75,6 +76,7 @@ class Shards:
         self.shape = (int(self.starts[-1]), *self.image)
         self.size = int(np.prod(self.shape))
         self._labels = index[f"{part}/labels"]
+        self.kept: dict[int, memoryview] = {}               # JPEG images by their index: see `Split.keep`
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._lock = threading.Lock()
         if self.jpeg:
@@ -110,8 +112,25 @@ class Shards:
                     read_runs(opened.data, indices[places] - self.starts[shard], out, places)
                     check_as_long(opened.file)
 
+    def announce(self, indices: Array) -> None:
+        """Asks the system to read the images at `indices`, integers (B,), all at once, since they are needed soon."""
+        with self._lock:
+            for shard, places in self._by_shard(indices):
+                opened, local = self._opened(shard), indices[places] - self.starts[shard]
+                offsets = opened.offsets if self.jpeg else np.arange(self._count(shard) + 1) * math.prod(self.image)
+                announce(opened.data, [(int(offsets[local[start]]), int(offsets[local[stop - 1] + 1]))
+                                       for start, stop in pairwise(_bounds(local, np.arange(len(local))))])
+
     def encoded(self, indices: Array) -> list[memoryview]:
         """The bytes of the JPEG images at `indices`, integers (B,), in that order."""
+        if self.kept:
+            kept = [self.kept.get(index) for index in indices.tolist()]
+            missing = [place for place, content in enumerate(kept) if content is None]
+            others = dict(zip(missing, self._encoded(indices[missing]), strict=True)) if missing else {}
+            return [others[place] if content is None else content for place, content in enumerate(kept)]
+        return self._encoded(indices)
+
+    def _encoded(self, indices: Array) -> list[memoryview]:
         found: list[memoryview] = [memoryview(b"")] * len(indices)
         with self._lock:
             for shard, places in self._by_shard(indices):
@@ -231,6 +250,15 @@ def read_runs(images: h5py.Dataset, rows: Array, out: Array, places: Array | Non
     for start, stop in pairwise(_bounds(rows, places)):
         first, place = int(rows[start]), int(places[start])
         images.read_direct(out, np.s_[first:first + stop - start], np.s_[place:place + stop - start])
+
+
+def announce(data: h5py.Dataset, runs: list[tuple[int, int]]) -> None:
+    """Asks the system to read these bytes, from and to, of a dataset that lies in one piece; of another, nothing."""
+    start = data.id.get_offset()
+    if start is not None and hasattr(os, "posix_fadvise"):
+        handle = data.file.id.get_vfd_handle()
+        for first, last in runs:
+            os.posix_fadvise(handle, start + first, last - first, os.POSIX_FADV_WILLNEED)
 
 
 def _bounds(rows: Array, places: Array) -> list[int]:

@@ -22,7 +22,7 @@ from dsgd_mpi.net.graph_file import GraphFile
 from dsgd_mpi.net.places import ranks_named
 
 # what concerns a rank alone, or is done by rank 0 for all
-MAY_DIFFER = {"threads", "log_every", "out", "time_left", "quiet"}
+MAY_DIFFER = {"threads", "data_threads", "log_every", "out", "time_left", "quiet"}
 SAMPLES = 16                                # images of the training set that are compared, evenly spaced
 
 

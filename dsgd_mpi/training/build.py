@@ -16,6 +16,7 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Course, Dataset, open_dataset, partition
+from dsgd_mpi.data.shuffle import sorted_by_class
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
@@ -32,6 +33,7 @@ from dsgd_mpi.training.agreement import about_data
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
 
+MOST_DATA_THREADS = 8                       # by default: a batch is in the memory of each
 FAR = 50                                    # times the rate that suits an optimizer: not what was meant
 log = logging.getLogger("dsgd_mpi")
 
@@ -48,6 +50,7 @@ class Prepared:
     graph: Graph
     network: Model | None = None            # that the ranks of a simulated cluster take turns in
     notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
+    cores: int = 1                          # of this rank, once they are known
     owned: dict[Any, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
 
     def model(self) -> Model:
@@ -65,6 +68,12 @@ class Prepared:
         if (rule, workers, seed) not in self.owned:
             self.owned[rule, workers, seed] = partition.owners(self.dataset.train.labels, workers, rule, seed)
         return self.owned[rule, workers, seed]
+
+    @property
+    def data_threads(self) -> int:
+        """That make batches: where a GPU computes, the cores have nothing else to do."""
+        own = min(MOST_DATA_THREADS, self.cores - 1) if self.kernels.byte_memory else 1
+        return self.config.data_threads or max(1, own)
 
     def options(self) -> dict[str, Any]:
         """The algorithm's."""
@@ -113,6 +122,9 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
     if config_.survive and rule:
         raise UsageError(f"--survive: expected --partition iid, found {rule}, by which the images of a rank that dies "
                          "are lost; use --no-survive, or --partition iid")
+    if config_.shuffle == "blocks" and rule:
+        raise UsageError(f"--shuffle blocks: expected --partition iid, found {rule}, by which the images of a rank are "
+                         "scattered; use --shuffle full")
     if config_.survive and algorithm.graphs():
         raise UsageError(f"--survive: graph {algorithm.graphs()[0]}: expected one for any number of ranks, found a "
                          "node for each; use a graph that has a name, or --no-survive")
@@ -127,6 +139,10 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
                          "bfloat16")
     dataset = dataset or checked(config_.data)
+    if (config_.shuffle == "blocks" and launched().rank == 0 and not dataset.train.in_memory
+            and sorted_by_class(dataset.train.labels)):
+        log.warning("%s: images of one class are stored side by side, and so a step with --shuffle blocks has few "
+                    "classes; use --shuffle full, or store them shuffled", dataset.path)
     graph = models.graph(config_.model, len(dataset.classes), dataset.image)
     if lone := graph.lone(config_.batch):
         raise UsageError(f"--batch {config_.batch}: {config_.model} could not learn, since in {len(lone)} layers, such "
@@ -208,7 +224,8 @@ def assemble(parts: Prepared, host: Host, folder: Path) -> Training:
     chosen = parts.config
     servers = algorithms.serving(parts.algorithm, host.size)
     workers = host.size - servers
-    threads = chosen.threads or host.cores()
+    parts.cores = host.cores()
+    threads = chosen.threads or parts.cores
     parts.kernels.set_threads(threads)
     model = parts.model()
     host.broadcast(model.flat)
@@ -264,7 +281,8 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
     rank, owner = max(0, host.rank - servers), parts.owners(workers)
     batches = Batches(parts.dataset.train, chosen.batch, rank, workers, chosen.seed, chosen.augment,
                       byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
-                      prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank))
+                      prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank),
+                      shuffle=chosen.shuffle, threads=parts.data_threads)
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)

@@ -217,7 +217,8 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
         display.print("images by class and rank\n" + partition.table(
             np.array(shared["images"]), shared["classes"], shared["first_rank"]))
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
-                    training.ranks_per_step, config.log_every, first, totals, training.course)
+                    training.ranks_per_step, config.log_every, first, totals, training.course,
+                    training.batches.advice(parts.cores, training.threads, parts.dataset.path))
     record.row = row
     if record.output:                       # rank 0
         record.output.put("env.json", to_json(machine, indent=2) + "\n")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dsgd_mpi.algorithms import Algorithm
+from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.data import Course
 from dsgd_mpi.files import moved_away, regular
@@ -32,6 +33,7 @@ SUMS = ("bytes_sent", "images", "images_applied")   # summed over ranks; all oth
 SUMMARY = ("train_loss", "accuracy", "own_accuracy_min", "own_accuracy_mean", "own_accuracy_max", "images_per_s",
            "wall_s", "compute_s", "comm_s", "wait_s", "data_s", "answer_s", "eval_s", "recalibrate_s", "images",
            "images_applied", "bytes_sent", "consensus_distance", "lr")
+MOST_WAITING, LEAST_WAIT_S = 0.05, 0.5      # for images: a share and seconds, beyond which a line is printed
 log = logging.getLogger("dsgd_mpi")
 
 
@@ -53,7 +55,8 @@ class Record:
 
     def __init__(self, host: Host, algorithm: Algorithm, folder: Path, display: Display, steps_per_epoch: int,
                  batch: int, ranks_per_step: int, log_every: int, first: int = 0,
-                 totals: dict[str, Any] | None = None, course: Course | None = None) -> None:
+                 totals: dict[str, Any] | None = None, course: Course | None = None, advice: str = "") -> None:
+        self.advice = advice                # what would help where steps wait for images
         self.host, self.folder, self.display = host, folder, display
         self.steps_per_epoch, self.batch, self.log_every = steps_per_epoch, batch, log_every
         self.ranks_per_step, self.course = ranks_per_step, course
@@ -87,6 +90,8 @@ class Record:
         self.unwritten: dict[str, Any] = {}     # the line that waits for it
         self.gradients, self.stepping_s = 0, 0.0
         self.last_line = (self.begin, first)
+        # seconds, since the start of the run, that were spent on images and on training in all, at the last of each
+        self.at_line = self.at_evaluation = self.fed(self.figures())
         self.row: dict[str, Any] = {}
         self.columns: list[str] | None = None       # of summary.csv, once it has some
         if self.host.rank == 0:
@@ -126,6 +131,10 @@ class Record:
                "bytes_sent": traffic.bytes_sent, "images": self.gradients * self.batch,
                "images_applied": applied * self.batch}
         return {key: value + self.before.get(key, 0) for key, value in now.items()}
+
+    def fed(self, figures: dict[str, float]) -> Array:
+        """Seconds of waiting for images, and of training with all that it waits for."""
+        return np.array([figures["data_s"], figures["wall_s"] - figures["eval_s"]])
 
     def eval_s(self) -> float:
         """Seconds of evaluation, without those that the answer takes.
@@ -178,10 +187,13 @@ class Record:
         self.last_line = (now, step)
         stale = self.host.traffic.staleness - self.told
         self.told = self.host.traffic.staleness.copy()
+        figures = self.figures()
+        before, self.at_line = self.at_line, self.fed(figures)
         self.unwritten = {
             "step": step, "epoch": self.epoch(step), "lr": lr, "loss": None,
-            "images_per_s": (step - earlier) * self.batch * self.ranks_per_step / (now - then), **self.figures(),
-            "rank_steps": self.rank_steps, "staleness_counts": dict(sorted(stale.items())),
+            "images_per_s": (step - earlier) * self.batch * self.ranks_per_step / (now - then), **figures,
+            "data_share": share(*(self.at_line - before)), "rank_steps": self.rank_steps,
+            "staleness_counts": dict(sorted(stale.items())),
             **({"ranks": self.host.size} if self.dead else {})}
         if self.later is None:
             self.write()
@@ -197,13 +209,15 @@ class Record:
     def evaluation(self, step: int, lr: float, **found: Any) -> None:
         """Collective, after an evaluation that found these figures: a line of summary.csv."""
         own = {"losses": self.epoch_losses, "loss": self.epoch_loss, **self.figures()}
+        before, self.at_evaluation = self.at_evaluation, self.fed(own)
+        own |= zip(("waited", "trained"), map(float, self.at_evaluation - before), strict=True)
         self.epoch_loss, self.epoch_losses = 0.0, 0
         figures = self.over_ranks(own)
-        loss, losses = figures.pop("loss"), figures.pop("losses")
+        loss, losses, waited, trained = (figures.pop(key) for key in ("loss", "losses", "waited", "trained"))
         rank_steps, stale = self.host.allgather(self.rank_steps), self.all_staleness()
         train_loss = loss / losses if losses else None      # no loss was finite
         self.row = {"step": step, "epoch": self.epoch(step), "lr": lr, **found,
-                    "train_loss": train_loss, **figures}
+                    "train_loss": train_loss, **figures, "data_share": share(waited, trained)}
         self.row["images_per_s"] = self.row["images"] / (self.row["wall_s"] - self.row["eval_s"])
         self.row["rank_steps"] = rank_steps
         self.row |= {f"staleness_{key}": value for key, value in percentiles(stale).items()}
@@ -211,6 +225,10 @@ class Record:
         if self.output:                     # rank 0
             self.output.add("summary.csv", self.as_csv(self.row))
             self.display.epoch(self.row)
+            if self.advice and waited > LEAST_WAIT_S and waited > MOST_WAITING * trained:
+                self.display.print(f"{waited / trained:.0%} of the last {trained:.3g} s of training went by waiting "
+                                   f"for images; {self.advice}")
+                self.advice = ""            # once is enough
 
     def over_ranks(self, own: dict[str, float]) -> dict[str, Any]:
         """Collective: the average of each figure, and of SUMS the sum."""
@@ -259,6 +277,10 @@ class Record:
             writer.writeheader()
         writer.writerow({key: words(value) if isinstance(value, list) else value for key, value in row.items()})
         return text.getvalue()
+
+
+def share(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else 0.0
 
 
 def words(values: list[int | float | None]) -> str:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsgd_mpi.data.loader import AHEAD, LATE, Batches, Course, evaluation_batches
+from dsgd_mpi.data import loader
+from dsgd_mpi.data.loader import AHEAD, LATE, MOST_AHEAD, Batches, Course, evaluation_batches
 from dsgd_mpi.errors import UsageError
 from tests.support.data_samples import images, split
 
@@ -131,18 +132,57 @@ def test_bytes_lie_in_the_memory_made_for_them_until_the_next_batch_but_one_is_a
             x.read(batches.indices(its_step), expected)
             np.testing.assert_array_equal(each.images, expected)
         before = got
-    assert len(made) == 1 + LATE + AHEAD
+    assert 1 + LATE + AHEAD <= len(made) <= 1 + LATE + MOST_AHEAD
     stream.close()
 
 
-def test_a_stream_is_made_only_so_far_ahead():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_stream_is_made_only_so_far_ahead(threads):
     x, reads = split(30), []
     read = x.read
     x.read = lambda indices, out: (reads.append(1), read(indices, out))
-    stream = Batches(x, 4).stream()
+    stream = Batches(x, 4, threads=threads).stream()
     next(stream)
     time.sleep(0.1)
-    assert len(reads) == 1 + AHEAD
+    assert len(reads) == 1 + AHEAD + threads - 1
+    stream.close()
+
+
+@pytest.mark.parametrize(("room", "most"), [(1 << 30, MOST_AHEAD), (5 * 4 * 192 * 5, 5), (0, AHEAD)])
+def test_more_batches_are_made_ahead_of_a_consumer_that_waits_and_no_more_than_there_is_room_for(monkeypatch, room,
+                                                                                                most):
+    monkeypatch.setattr(loader, "AHEAD_BYTES", room)
+    x, go, reads = split(30), threading.Semaphore(0), []
+    read = x.read
+    x.read = lambda indices, out: (go.acquire(), reads.append(1), read(indices, out))
+    batches = Batches(x, 4)
+    assert batches.most_ahead == most
+    stream = batches.stream()
+    for used in range(1, 2 * MOST_AHEAD):   # each is made only while it is waited for
+        threading.Timer(0.001, go.release).start()
+        next(stream)
+        assert len(reads) == used
+    go.release(100)
+    time.sleep(0.1)
+    assert len(reads) == used + most
+    stream.close()
+
+
+def test_batches_made_by_several_threads_come_in_their_order():
+    x = split(60)
+    read = x.read
+
+    def slowly(indices, out):
+        time.sleep(0.02 if indices[0] % 2 else 0.0)
+        read(indices, out)
+
+    x.read = slowly
+    stream = Batches(x, 4, threads=4).stream(3)
+    for step in range(3, 13):
+        got, labels = next(stream)
+        want, expected = Batches(split(60), 4).at(step)
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(got, want)
     stream.close()
 
 
@@ -227,3 +267,21 @@ def test_each_image_of_an_epoch_is_drawn_once_though_other_ranks_go_on_with_othe
         assert len(set(order[30 * epoch:30 * (epoch + 1)])) == 30
     assert course.epochs(7) == old.epochs(7)
     assert course.units(7) == 7
+
+
+@pytest.mark.parametrize(("kw", "cores", "computing", "ways"), [
+    ({}, 4, 4, ["--threads 3, which leaves a core to what reads images", "fewer ranks to a core"]),
+    ({}, 1, 1, ["fewer ranks to a core"]),
+    ({}, 4, 2, ["--data-threads 2", "fewer ranks to a core"]),
+    ({"byte_memory": np.zeros, "threads": 3}, 4, 4, ["--data-threads 4", "fewer ranks to a core"]),
+])
+def test_what_would_feed_a_rank_faster_is_what_it_has_not_tried_yet(kw, cores, computing, ways):
+    assert Batches(split(30), 4, **kw).advice(cores, computing, "x.h5") == (
+        f"try {', or '.join(ways)}; `python -m dsgd_mpi data bench x.h5` shows what takes how long")
+
+
+def test_what_would_feed_a_rank_from_a_file_is_to_read_in_runs(monkeypatch):
+    x = split(30)
+    monkeypatch.setattr(type(x), "in_memory", False)
+    assert Batches(x, 4).advice(1, 1, "x.h5").startswith("try --shuffle blocks, or a faster file system; ")
+    assert Batches(x, 4, shuffle="blocks").advice(1, 1, "x.h5").startswith("try a faster file system; ")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from dsgd_mpi.algorithms import Algorithm
 from dsgd_mpi.algorithms.backup import Backup
 from dsgd_mpi.algorithms.gossip import Gossip
+from dsgd_mpi.data import Course
 from dsgd_mpi.kernels.api import Known
 from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
 from dsgd_mpi.net.simulated.machine import star
@@ -72,6 +75,39 @@ def test_the_answer_takes_time_of_training_and_not_of_evaluation(tmp_path, monke
     summary = Cluster(1).run(main)[0]
     assert (summary["answer_s"], summary["eval_s"]) == pytest.approx((5, 7))
     assert summary["images_per_s"] == pytest.approx(summary["images"] / (summary["wall_s"] - 7))
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(1.0, ["25% of the last 10 s", "37% of the last 20 s"]), (0.05, [])])
+def test_the_share_of_time_spent_waiting_for_images_is_noted_and_a_large_one_told_once(tmp_path, wait_s, told):
+    """Rank 1 waits for each of its batches, and in a resumed run three times as long; a gradient takes a second."""
+    said = []
+
+    def main(host, steps, wait_s):
+        run = training(host, tmp_path, Gossip(), steps)
+        stream = run.batches.stream
+        run = replace(run, eval_every=5, course=Course(1, 1000, 1), checkpoint_every=10)
+
+        def late(first):
+            for batch in stream(first):
+                host.linger(host.rank * wait_s)
+                yield batch
+
+        run.batches.stream = late
+        first, totals = (run.checkpoints.restore(run.model.flat, run.optimizer, run.algorithm) if steps > 10 else
+                         (0, None))
+        record = Record(host, run.algorithm, tmp_path, Display(False), 1000, BATCH, 2, 5, first, totals,
+                        advice="try more")
+        record.display.print = said.append
+        record.finish("", loop.train(run, record, first, lambda: False), {})
+
+    for steps, seconds in ((10, wait_s), (15, 3 * wait_s)):
+        Cluster(2, star(gradient_s=1.0)).run(partial(main, steps=steps, wait_s=seconds))
+    with open(tmp_path / "summary.csv", newline="") as file:
+        shares = [float(row["data_share"]) for row in csv.DictReader(file)]
+    assert shares == pytest.approx([each / (1 + each) / 2 for each in (wait_s, wait_s, 3 * wait_s)], rel=0.02)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["data_share"] for line in lines] == [0, 0, 0], "of rank 0"
+    assert said == [f"{each} of training went by waiting for images; try more" for each in told]
 
 
 def test_totals_of_an_older_version_count_all_images_as_applied(tmp_path):
