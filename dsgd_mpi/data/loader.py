@@ -2,7 +2,8 @@
 
     step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
 
-so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike.
+so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike: that is a
+function of the seed, the epoch and the image.
 
 Where each rank has images of its own (`partition`), a step takes the next b of them, shuffled anew at each pass.
 
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
-from dsgd_mpi.data.augment import Transform, draw
+from dsgd_mpi.data.augment import DRAWS, Crop, Transform, draw
 from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
@@ -85,9 +86,14 @@ def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffe
     return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), labels)
 
 
-def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers) -> Array | Bytes:
+def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers,
+          crop: Crop = "padded") -> Array | Bytes:
     """The images at those indices, augmented if there are draws; all their memory is the buffers'."""
-    split.read(indices, into.bytes)
+    if crop == "resized":
+        split.read(indices, into.bytes, draws)
+        draws = None                        # that is all
+    else:
+        split.read(indices, into.bytes)
     np.take(split.labels, indices, out=into.labels, mode="clip")
     if into.images is None:
         return transform.bytes(into.bytes, draws)
@@ -101,17 +107,17 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
-    `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their indices int64 (m,),
-    where they are not dealt out anew each epoch. Every rank has the same number of steps,
-    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
-    images than there are.
+    `crop`: how they are augmented. Without `prefetch`, `stream` has no thread. With `byte_memory` the images are
+    `Bytes`, in memory that it allocates. `course`: of a run that is resumed; without one, a run begins. `own`: this
+    rank's images, their indices int64 (m,), where they are not dealt out anew each epoch. Every rank has the same
+    number of steps, `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one
+    step takes more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True, own: Array | None = None) -> None:
-        self.prefetch, self.own = prefetch, own
+                 prefetch: bool = True, own: Array | None = None, crop: Crop = "padded") -> None:
+        self.prefetch, self.own, self.crop = prefetch, own, crop
         self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
@@ -121,10 +127,7 @@ class Batches:
 
     def indices(self, step: int) -> Array:
         """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
-        drawn, length = self.course.drawn(step), self.course.epoch
-        first = drawn + self.rank * self.batch
-        if self.own is not None:
-            first, length = drawn // self.size, len(self.own)
+        first, length = self._place(step)
         parts, last = [], first + self.batch
         while first < last:                 # a batch may begin in one epoch and end in the next
             epoch, place = divmod(first, length)
@@ -133,6 +136,22 @@ class Batches:
             parts.append(part)
             first += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """How many images come before this rank's at a step, and how many an epoch has; or a pass over its own."""
+        drawn = self.course.drawn(step)
+        if self.own is not None:
+            return drawn // self.size, len(self.own)
+        return drawn + self.rank * self.batch, self.course.epoch
+
+    def draws(self, step: int) -> Array:
+        """What decides how each image is augmented that `indices` gives: float64 (batch, DRAWS)."""
+        first, length = self._place(step)
+        epochs, indices = (first + np.arange(self.batch)) // length, self.indices(step)
+        found = np.empty((self.batch, DRAWS))
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            found[epochs == epoch] = draw(self.seed, epoch, indices[epochs == epoch])
+        return found
 
     def _shuffled(self, number: int) -> Array:
         """This rank's own images, as they come in a pass over them."""
@@ -210,13 +229,12 @@ class Batches:
             ready.put(error)
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
-        epoch, place = divmod(self.course.drawn(step), self.course.epoch)
-        t, first = divmod(place, self.course.batch)
-        draws = draw(self.seed, epoch, t, first + self.rank * self.batch, self.batch) if self.augment else None
-        return _fill(self.split, self.indices(step), draws, transform, buffers)
+        draws = self.draws(step) if self.augment else None
+        return _fill(self.split, self.indices(step), draws, transform, buffers, self.crop)
 
     def _transform(self) -> Transform:
-        return Transform(self.batch, self.split.image, self.split.mean, self.split.std)
+        padded = self.augment and self.crop == "padded"
+        return Transform(self.batch if padded else 0, self.split.image, self.split.mean, self.split.std)
 
 
 @lru_cache(maxsize=4)                       # many simulated ranks in one process share it

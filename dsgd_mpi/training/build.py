@@ -126,7 +126,11 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
                          "bfloat16")
-    dataset = dataset or checked(config_.data)
+    if config_.crop != "auto" and not config_.augment:
+        raise UsageError(f"--crop {config_.crop}: expected --augment, without which training images are not cropped at "
+                         "random; give it too")
+    dataset = (dataset or checked(config_.data)).sized(config_.image_size)
+    dataset.crop(config_.crop)
     graph = models.graph(config_.model, len(dataset.classes), dataset.image)
     if lone := graph.lone(config_.batch):
         raise UsageError(f"--batch {config_.batch}: {config_.model} could not learn, since in {len(lone)} layers, such "
@@ -264,7 +268,8 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
     rank, owner = max(0, host.rank - servers), parts.owners(workers)
     batches = Batches(parts.dataset.train, chosen.batch, rank, workers, chosen.seed, chosen.augment,
                       byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
-                      prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank))
+                      prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank),
+                      crop=parts.dataset.crop(chosen.crop))
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)
