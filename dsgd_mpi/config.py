@@ -140,6 +140,10 @@ class Config:
     crop: Literal["auto", "padded", "resized"] = option(
         "Schedule", "auto", "What --augment crops: small images that are padded by an eighth of their side; or boxes "
         "of 0.08 to 1 of a picture's area, which are scaled; auto: the latter of JPEG, and from 128 pixels on.")
+    jitter: float = option("Schedule", 0.0, "With --augment: change brightness, contrast and saturation by up to this "
+                           "share; 0.4 is usual.", limit=Most(1))
+    pca_noise: float = option("Schedule", 0.0, "With --augment: AlexNet's noise in the colours of an image, of this "
+                              "standard deviation; 0.1 is usual.", limit=Most(1))
 
     device: Literal["auto", "cpu", "gpu"] = option(
         "Machine", "auto", "Where a rank computes; auto: on a GPU if there is one.")

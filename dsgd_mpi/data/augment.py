@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,9 +15,18 @@ from dsgd_mpi.kernels.api import Bytes
 
 Crop = Literal["padded", "resized"]         # of training images: as small ones are here, or as in `crops`
 
-# what an image's numbers in [0, 1) are for: where its crop begins, down and across, and whether it is mirrored;
-# areas and ratios of the ten crops that are tried where they are random
-PLACE, MIRROR, TRIES, DRAWS = slice(0, 2), 2, slice(3, 23), 23
+# what an image's numbers in [0, 1) are for: where its crop begins, down and across; whether it is mirrored; areas and
+# ratios of the ten boxes that are tried; factors and order of jitter; noise
+PLACE, MIRROR, TRIES, FACTORS, ORDER, NOISE, DRAWS = slice(0, 2), 2, slice(3, 23), slice(23, 26), 26, slice(27, 30), 30
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How training images are augmented: by a crop and mirroring, and in `colours`, where this is not 0."""
+
+    crop: Crop = "padded"
+    jitter: float = 0.0
+    pca_noise: float = 0.0
 
 
 class Transform:

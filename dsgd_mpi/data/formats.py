@@ -25,8 +25,8 @@ import numpy as np
 from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
-from dsgd_mpi.data import crops
-from dsgd_mpi.data.augment import Crop
+from dsgd_mpi.data import colours, crops
+from dsgd_mpi.data.augment import Crop, Recipe
 from dsgd_mpi.data.check import check_images, check_layout, check_stored, class_names, empty_classes, statistics
 from dsgd_mpi.data.shards import Shards, check_as_long, read_runs
 from dsgd_mpi.data.storage import cause, reading
@@ -171,16 +171,19 @@ class Dataset:
             other.train, other.test = other.train.sized(side), other.test.sized(side)
         return other
 
-    def crop(self, asked: Literal["auto", Crop]) -> Crop:
+    def recipe(self, crop: Literal["auto", Crop] = "auto", jitter: float = 0.0, pca_noise: float = 0.0) -> Recipe:
         """How training images are augmented: auto is "resized" where they are JPEG or 128 pixels or more each way.
 
         UsageError if they cannot be.
         """
         height, width, channels = self.stored
         large = min(height, width) >= RESIZED_SIDE and channels in crops.CHANNELS
-        found: Crop = asked if asked != "auto" else "resized" if large or self.kind == "JPEG" else "padded"
-        if found == "resized":
+        if crop == "auto":
+            crop = "resized" if large or self.kind == "JPEG" else "padded"
+        if crop == "resized":
             crops.check(self.path, channels)
+        found = Recipe(crop, jitter, pca_noise)
+        colours.check(found, self.path, channels)
         return found
 
     def verify(self, thorough: bool = True) -> list[str]:

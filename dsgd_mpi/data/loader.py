@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
-from dsgd_mpi.data.augment import DRAWS, Crop, Transform, draw
+from dsgd_mpi.data import colours
+from dsgd_mpi.data.augment import DRAWS, Recipe, Transform, draw
 from dsgd_mpi.data.formats import Split
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Bytes
@@ -35,6 +36,7 @@ from dsgd_mpi.kernels.api import Bytes
 AHEAD = 2                                   # batches prefetched
 LATE = 1                                    # that a device may still copy when the next is asked for
 STREAM = 4                                  # of random numbers: others of the seed are of the epochs of all ranks
+PLAIN = Recipe()                            # of small images
 STOP_S = 5.0                                # a file system that hangs must not keep the process alive
 
 
@@ -87,13 +89,16 @@ def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffe
 
 
 def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers,
-          crop: Crop = "padded") -> Array | Bytes:
+          recipe: Recipe = PLAIN) -> Array | Bytes:
     """The images at those indices, augmented if there are draws; all their memory is the buffers'."""
-    if crop == "resized":
+    if recipe.crop == "resized":
         split.read(indices, into.bytes, draws)
-        draws = None                        # that is all
     else:
         split.read(indices, into.bytes)
+    if draws is not None and (recipe.jitter or recipe.pca_noise):
+        colours.change(into.bytes, draws, recipe)
+    if recipe.crop == "resized":
+        draws = None                        # that was all
     np.take(split.labels, indices, out=into.labels, mode="clip")
     if into.images is None:
         return transform.bytes(into.bytes, draws)
@@ -107,7 +112,7 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    `crop`: how they are augmented. Without `prefetch`, `stream` has no thread. With `byte_memory` the images are
+    `recipe`: how. Without `prefetch`, `stream` has no thread. With `byte_memory` the images are
     `Bytes`, in memory that it allocates. `course`: of a run that is resumed; without one, a run begins. `own`: this
     rank's images, their indices int64 (m,), where they are not dealt out anew each epoch. Every rank has the same
     number of steps, `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one
@@ -116,8 +121,8 @@ class Batches:
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True, own: Array | None = None, crop: Crop = "padded") -> None:
-        self.prefetch, self.own, self.crop = prefetch, own, crop
+                 prefetch: bool = True, own: Array | None = None, recipe: Recipe = PLAIN) -> None:
+        self.prefetch, self.own, self.recipe = prefetch, own, recipe
         self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
         self.byte_memory = byte_memory
         self.split, self.batch, self.rank, self.size, self.seed, self.augment = split, batch, rank, size, seed, augment
@@ -230,10 +235,10 @@ class Batches:
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
         draws = self.draws(step) if self.augment else None
-        return _fill(self.split, self.indices(step), draws, transform, buffers, self.crop)
+        return _fill(self.split, self.indices(step), draws, transform, buffers, self.recipe)
 
     def _transform(self) -> Transform:
-        padded = self.augment and self.crop == "padded"
+        padded = self.augment and self.recipe.crop == "padded"
         return Transform(self.batch if padded else 0, self.split.image, self.split.mean, self.split.std)
 
 

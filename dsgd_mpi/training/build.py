@@ -15,7 +15,7 @@ from dsgd_mpi import algorithms, config, optim
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import Batches, Course, Dataset, open_dataset, partition
+from dsgd_mpi.data import Batches, Course, Dataset, Recipe, open_dataset, partition
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
 from dsgd_mpi.kernels.load import load
@@ -126,11 +126,8 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
                          "bfloat16")
-    if config_.crop != "auto" and not config_.augment:
-        raise UsageError(f"--crop {config_.crop}: expected --augment, without which training images are not cropped at "
-                         "random; give it too")
     dataset = (dataset or checked(config_.data)).sized(config_.image_size)
-    dataset.crop(config_.crop)
+    recipe_of(config_, dataset)
     graph = models.graph(config_.model, len(dataset.classes), dataset.image)
     if lone := graph.lone(config_.batch):
         raise UsageError(f"--batch {config_.batch}: {config_.model} could not learn, since in {len(lone)} layers, such "
@@ -149,6 +146,17 @@ def checked(data: str) -> Dataset:
         for remark in dataset.verify(thorough=False):
             log.warning(remark)
     return dataset
+
+
+def recipe_of(config_: Config, dataset: Dataset) -> Recipe:
+    """How training images are augmented if they are. UsageError if it is said how, but not that, or if they cannot be.
+    """
+    asked = {key: getattr(config_, key) for key in ("crop", "jitter", "pca_noise")}
+    for key, value in asked.items():
+        if value != config.FIELDS[key].default and not config_.augment:
+            raise UsageError(f"--{key.replace('_', '-')} {value}: expected --augment, without which training images "
+                             "stay as they are; give it too")
+    return dataset.recipe(**asked)
 
 
 def fit(parts: Prepared, ranks: int) -> None:
@@ -269,7 +277,7 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
     batches = Batches(parts.dataset.train, chosen.batch, rank, workers, chosen.seed, chosen.augment,
                       byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
                       prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank),
-                      crop=parts.dataset.crop(chosen.crop))
+                      recipe=recipe_of(chosen, parts.dataset))
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)

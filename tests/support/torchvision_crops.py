@@ -1,4 +1,4 @@
-"""Records what torchvision makes of pictures, for the law that ours are the same: boxes exactly, pixels to one level.
+"""Records what torchvision makes of pictures, for the law that so do we: boxes exactly, pixels to one level.
 
     python -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0 torchvision==0.28.0 pillow
     /tmp/torch/bin/python -m tests.support.torchvision_crops tests/unit/torchvision_crops.json
@@ -16,12 +16,13 @@ import torch
 import torchvision
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, RandomResizedCrop, Resize
-from torchvision.transforms.functional import resized_crop
+from torchvision.transforms import functional as F
 
 TRIES = 10
 SHAPES = ((375, 500), (500, 375), (64, 64), (30, 200), (200, 30), (90, 121), (1, 40), (1, 1))      # height, width
 BOXES = ((0, 0, 48, 64), (7, 11, 20, 31), (30, 40, 18, 9), (5, 0, 43, 57))      # of the pictures
 SIDE = 12
+FACTORS, ORDERS = (1.35, 0.65, 1.2), ((0, 1, 2), (2, 1, 0), (1, 2, 0))      # of brightness, contrast, saturation
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:
@@ -46,6 +47,13 @@ def box(shape: tuple[int, int], draws: list[float]) -> list[int]:
         return list(crop.get_params(torch.zeros(3, *shape), list(crop.scale), list(crop.ratio)))
 
 
+def jittered(image: Image.Image, order: tuple[int, ...]) -> Image.Image:
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+    for which in order:
+        image = adjust[which](image, FACTORS[which])
+    return image
+
+
 def text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
@@ -67,10 +75,14 @@ def main() -> None:
         # bytes in base64, of shape (height, width, 3)
         "shape": picture().shape, "pixels": text(picture().tobytes()), "jpeg": text(file.getvalue()),
         "crops": [{"picture": name, "box": each,
-                   "expected": text(resized_crop(image, *each, [SIDE, SIDE]).tobytes())}
+                   "expected": text(F.resized_crop(image, *each, [SIDE, SIDE]).tobytes())}
                   for name, image in pictures.items() for each in BOXES],
         "middles": [{"picture": name, "expected": text(test(image).tobytes())}
                     for name, image in pictures.items()],
+        "factors": FACTORS,
+        "jittered": [{"order": order, "expected": text(jittered(F.center_crop(pictures["pixels"], SIDE),
+                                                                  order).tobytes())}
+                     for order in ORDERS],
     }
     Path(sys.argv[1]).write_text(json.dumps(recorded) + "\n", encoding="utf-8")
 

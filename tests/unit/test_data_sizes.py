@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import Batches, evaluation_batches, pictures, sharding
+from dsgd_mpi.data import Batches, Recipe, evaluation_batches, pictures, sharding
 from dsgd_mpi.data.augment import draw
 from dsgd_mpi.data.crops import random_crop
 from dsgd_mpi.data.formats import PICTURES, Content, Dataset, Split, open_dataset, write
@@ -18,6 +18,7 @@ from dsgd_mpi.training.build import prepare
 from tests.support.data_samples import MEAN, STD, dataset_file, photograph
 
 STORED, SEEN = 32, 28
+RESIZED = Recipe("resized")
 
 
 class File:
@@ -65,14 +66,14 @@ def dataset_of(tmp_path, side, channels):
 def test_what_the_network_sees_of_images_that_are_stored(tmp_path, stored, channels, asked, seen, crop):
     with dataset_of(tmp_path, stored, channels).sized(asked) as dataset:
         assert dataset.image == dataset.train.image == dataset.test.image == (seen, seen, channels)
-        assert dataset.crop("auto") == crop
+        assert dataset.recipe().crop == crop
         assert dataset.stored == (stored, stored, channels)
         assert dataset.sized(stored).image == dataset.stored
 
 
 def test_a_test_image_is_the_middle_whichever_way_it_is_stored(path, jpeg):
     with open_dataset(path).sized(SEEN) as dataset:
-        assert (dataset.crop("auto"), dataset.image) == ("resized" if jpeg else "padded", (SEEN, SEEN, 3))
+        assert (dataset.recipe().crop, dataset.image) == ("resized" if jpeg else "padded", (SEEN, SEEN, 3))
         found = [(images, int(labels[0])) for images, labels in evaluation_batches(dataset.test, 1)]
         for images, label in found:
             expected = pictures.fitted(Image.open(io.BytesIO(File(label, jpeg).content)), STORED)[2:-2, 2:-2]
@@ -82,7 +83,7 @@ def test_a_test_image_is_the_middle_whichever_way_it_is_stored(path, jpeg):
 
 def test_training_images_are_random_crops_of_the_pictures(path, jpeg):
     with open_dataset(path).sized(SEEN) as dataset:
-        batches = Batches(dataset.train, 20, seed=3, crop="resized")
+        batches = Batches(dataset.train, 20, seed=3, recipe=RESIZED)
         images, labels = batches.at(2)
         for image, label, index in zip(images, labels, batches.indices(2), strict=True):
             content = File(int(label), jpeg).content
@@ -97,7 +98,7 @@ def test_an_image_is_cropped_alike_whoever_has_it_and_in_whichever_batch(path, c
     with open_dataset(path).sized(SEEN) as dataset:
         def epoch(batch, size, first=0):
             """Each image, by its label, in the second epoch."""
-            every = [Batches(dataset.train, batch, rank, size, seed=1, crop=crop) for rank in range(size)]
+            every = [Batches(dataset.train, batch, rank, size, seed=1, recipe=Recipe(crop)) for rank in range(size)]
             steps = every[0].steps_per_epoch
             return {int(label): image for rank in every for step in range(steps + first, 2 * steps)
                     for image, label in zip(*rank.at(step), strict=True)}
@@ -111,7 +112,7 @@ def test_an_image_is_cropped_alike_whoever_has_it_and_in_whichever_batch(path, c
 
 def test_crops_change_from_epoch_to_epoch_in_passes_over_own_images_too(path):
     with open_dataset(path) as dataset:
-        batches = Batches(dataset.train, 5, rank=1, size=2, crop="resized", own=np.arange(5))
+        batches = Batches(dataset.train, 5, rank=1, size=2, recipe=RESIZED, own=np.arange(5))
         seen = [dict(zip(batches.at(step)[1].tolist(), batches.at(step)[0], strict=True)) for step in range(4)]
         assert len({tuple(sorted(each)) for each in seen}) == 1
         assert len({image.tobytes() for each in seen for image in each.values()}) > 15     # a middle may come twice
@@ -119,7 +120,7 @@ def test_crops_change_from_epoch_to_epoch_in_passes_over_own_images_too(path):
 
 def test_what_a_device_gets_as_bytes_is_what_a_host_gets_as_floats(path):
     with open_dataset(path).sized(SEEN) as dataset:
-        kinds = [Batches(dataset.train, 6, crop="resized", byte_memory=memory)
+        kinds = [Batches(dataset.train, 6, recipe=RESIZED, byte_memory=memory)
                  for memory in (None, lambda shape: np.empty(shape, np.uint8))]
         floats, sent = (batches.at(1)[0] for batches in kinds)
         assert sent.places is None
@@ -137,15 +138,18 @@ def test_many_large_images_are_not_in_memory_at_once():
 def test_a_broken_jpeg_is_told_by_its_number(path, jpeg, monkeypatch):
     with open_dataset(path).sized(SEEN) as dataset:
         monkeypatch.setattr(type(dataset.train._images), "encoded", lambda self, indices: [b"x"] * len(indices))
-        for act in (lambda: Batches(dataset.train, 4, crop="resized").at(0),
+        for act in (lambda: Batches(dataset.train, 4, recipe=RESIZED).at(0),
                     lambda: next(evaluation_batches(dataset.test, 4))):
             with pytest.raises(UsageError, match=rf"{dataset.path}: damaged.*(train|test) image \d+ cannot be read"):
                 act()
 
 
 @pytest.mark.parametrize(("options", "side", "channels", "message"), [
-    ({"crop": "resized"}, 32, 3, "--crop resized: expected --augment, without which training images are not cropped at "
-                                 "random; give it too"),
+    ({"crop": "resized"}, 32, 3, "--crop resized: expected --augment, without which training images stay as they are; "
+                                 "give it too"),
+    ({"pca_noise": 0.1}, 32, 3, "--pca-noise 0.1: expected --augment"),
+    ({"jitter": 0.4, "augment": True}, 32, 1, r"tiny.h5: expected images of 3 channels, red, green and blue, for "
+                                              r"--jitter, found 1; leave it out"),
     ({"image_size": 24}, 32, 2, r"tiny.h5: expected images of 1 or 3 channels for --crop resized or --image-size, "
                                 r"found 2; leave these options out"),
     ({"augment": True, "crop": "resized"}, 32, 4, "found 4; leave these options out"),
@@ -161,7 +165,7 @@ def test_without_pillow_images_are_not_scaled_and_the_line_says_so(tmp_path, mon
     monkeypatch.setitem(sys.modules, "PIL", None)
     path = dataset_file(tmp_path, side=16)
     with open_dataset(path) as dataset:
-        assert dataset.sized().crop("auto") == "padded"
+        assert dataset.sized().recipe().crop == "padded"
         with pytest.raises(UsageError, match=r"tiny\.h5: scaling its images needs Pillow, .* pip install pillow"):
             dataset.sized(12)
 
