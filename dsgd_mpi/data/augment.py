@@ -16,17 +16,19 @@ from dsgd_mpi.kernels.api import Bytes
 Crop = Literal["padded", "resized"]         # of training images: as small ones are here, or as in `crops`
 
 # what an image's numbers in [0, 1) are for: where its crop begins, down and across; whether it is mirrored; areas and
-# ratios of the ten boxes that are tried; factors and order of jitter; noise
-PLACE, MIRROR, TRIES, FACTORS, ORDER, NOISE, DRAWS = slice(0, 2), 2, slice(3, 23), slice(23, 26), 26, slice(27, 30), 30
+# ratios of the ten boxes that are tried; factors and order of jitter; noise; mixup
+PLACE, MIRROR, TRIES, FACTORS, ORDER, NOISE, MIX = slice(0, 2), 2, slice(3, 23), slice(23, 26), 26, slice(27, 30), 30
+DRAWS = 31
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How training images are augmented: by a crop and mirroring, and in `colours`, where this is not 0."""
+    """How training images are augmented: by a crop and mirroring, in `colours`, and by `mixup`, where this is not 0."""
 
     crop: Crop = "padded"
     jitter: float = 0.0
     pca_noise: float = 0.0
+    mixup: float = 0.0
 
 
 class Transform:
@@ -40,7 +42,7 @@ class Transform:
         # a row of pixels at a time: NumPy's inner loop over three channels alone would be many times slower
         self.scale = np.tile(1 / (255 * np.asarray(std)), self.width).astype(np.float32)
         self.shift = np.tile(-np.asarray(mean) / std, self.width).astype(np.float32)
-        self.channels = channels
+        self.channels, self.mean = channels, np.asarray(mean)
         self.pad = self.height // 8
         # the border is written only here
         self.padded = np.zeros((batch, self.height + 2 * self.pad, self.width + 2 * self.pad, channels), np.float32)
@@ -58,6 +60,13 @@ class Transform:
         self.normalise(images, padded[:, rows, columns])
         pixels = self._pixels(draws)
         np.take(padded.reshape(-1, out.shape[-1]), pixels, axis=0, out=out, mode="clip")
+
+    def move(self, images: Array, draws: Array) -> None:
+        """Shifts and mirrors the bytes themselves; what comes in from outside is the level nearest to the mean."""
+        padded = np.empty((len(images), *self.padded.shape[1:]), np.uint8)
+        padded[...] = np.rint(255 * self.mean)
+        padded[:, self.pad:self.pad + self.height, self.pad:self.pad + self.width] = images
+        np.take(padded.reshape(-1, self.channels), self._pixels(draws), axis=0, out=images, mode="clip")
 
     def bytes(self, images: Array, draws: Array | None) -> Bytes:
         """The same, to be done on a device; without draws, as `normalise` does it."""

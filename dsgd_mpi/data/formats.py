@@ -171,7 +171,8 @@ class Dataset:
             other.train, other.test = other.train.sized(side), other.test.sized(side)
         return other
 
-    def recipe(self, crop: Literal["auto", Crop] = "auto", jitter: float = 0.0, pca_noise: float = 0.0) -> Recipe:
+    def recipe(self, crop: Literal["auto", Crop] = "auto", jitter: float = 0.0, pca_noise: float = 0.0,
+               mixup: float = 0.0) -> Recipe:
         """How training images are augmented: auto is "resized" where they are JPEG or 128 pixels or more each way.
 
         UsageError if they cannot be.
@@ -182,7 +183,7 @@ class Dataset:
             crop = "resized" if large or self.kind == "JPEG" else "padded"
         if crop == "resized":
             crops.check(self.path, channels)
-        found = Recipe(crop, jitter, pca_noise)
+        found = Recipe(crop, jitter, pca_noise, mixup)
         colours.check(found, self.path, channels)
         return found
 

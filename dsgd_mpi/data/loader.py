@@ -30,8 +30,9 @@ from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.data import colours
 from dsgd_mpi.data.augment import DRAWS, Recipe, Transform, draw
 from dsgd_mpi.data.formats import Split
+from dsgd_mpi.data.mixup import mix
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Bytes
+from dsgd_mpi.kernels.api import Bytes, Mixed
 
 AHEAD = 2                                   # batches prefetched
 LATE = 1                                    # that a device may still copy when the next is asked for
@@ -78,11 +79,12 @@ class Course:
 class _Buffers(NamedTuple):
     bytes: Array                            # uint8 (B, H, W, C)
     images: Array | None                    # float32 (B, H, W, C); None if a device computes them
-    labels: Array                           # int64 (B,)
+    labels: Array | Mixed                   # int64 (B,)
 
 
-def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffers:
-    shape, labels = (batch, *split.image), np.empty(batch, np.int64)
+def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None, mixup: bool = False) -> _Buffers:
+    shape, own = (batch, *split.image), np.empty(batch, np.int64)
+    labels = Mixed(own, own.copy(), np.empty(batch, np.float32)) if mixup else own
     if byte_memory:
         return _Buffers(byte_memory(shape), None, labels)
     return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), labels)
@@ -91,15 +93,20 @@ def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffe
 def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers,
           recipe: Recipe = PLAIN) -> Array | Bytes:
     """The images at those indices, augmented if there are draws; all their memory is the buffers'."""
+    labels = into.labels.labels if isinstance(into.labels, Mixed) else into.labels
+    np.take(split.labels, indices, out=labels, mode="clip")
     if recipe.crop == "resized":
         split.read(indices, into.bytes, draws)
     else:
         split.read(indices, into.bytes)
     if draws is not None and (recipe.jitter or recipe.pca_noise):
         colours.change(into.bytes, draws, recipe)
-    if recipe.crop == "resized":
+    if draws is not None and isinstance(into.labels, Mixed):
+        if recipe.crop == "padded":
+            transform.move(into.bytes, draws)
+        mix(into.bytes, into.labels, draws, recipe.mixup)
+    if recipe.crop == "resized" or recipe.mixup:
         draws = None                        # that was all
-    np.take(split.labels, indices, out=into.labels, mode="clip")
     if into.images is None:
         return transform.bytes(into.bytes, draws)
     if draws is None:
@@ -112,11 +119,11 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    `recipe`: how. Without `prefetch`, `stream` has no thread. With `byte_memory` the images are
-    `Bytes`, in memory that it allocates. `course`: of a run that is resumed; without one, a run begins. `own`: this
-    rank's images, their indices int64 (m,), where they are not dealt out anew each epoch. Every rank has the same
-    number of steps, `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one
-    step takes more images than there are.
+    `recipe`: how. Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that
+    it allocates. `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their
+    indices int64 (m,), where they are not dealt out anew each epoch. Every rank has the same number of steps,
+    `steps_per_epoch`; the images that are left over get their turn in other epochs. UsageError if one step takes more
+    images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
@@ -176,12 +183,12 @@ class Batches:
         every.own = None
         return every
 
-    def at(self, step: int) -> tuple[Array, Array]:
+    def at(self, step: int) -> tuple[Array, Array | Mixed]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
-        buffers = _buffers(self.split, self.batch, self.byte_memory)
+        buffers = self._buffers()
         return self._filled(step, buffers, self._transform()), buffers.labels
 
-    def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
+    def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array | Mixed], None, None]:
         """What `at` gives for first_step, first_step + 1 and so on, endlessly, prefetched by one thread.
 
         A batch stays as it is until the next one is asked for or, with `byte_memory`, the next but one: a device may
@@ -196,7 +203,7 @@ class Batches:
         held: deque[_Buffers] = deque()
         late = LATE if self.byte_memory else 0
         for _ in range(1 + late + AHEAD):
-            free.put(_buffers(self.split, self.batch, self.byte_memory))
+            free.put(self._buffers())
         thread = Thread(target=self._work, args=(first_step, free, ready, stop), name="batches", daemon=True)
 
         def end() -> None:
@@ -236,6 +243,9 @@ class Batches:
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
         draws = self.draws(step) if self.augment else None
         return _fill(self.split, self.indices(step), draws, transform, buffers, self.recipe)
+
+    def _buffers(self) -> _Buffers:
+        return _buffers(self.split, self.batch, self.byte_memory, bool(self.augment and self.recipe.mixup))
 
     def _transform(self) -> Transform:
         padded = self.augment and self.recipe.crop == "padded"

@@ -151,11 +151,14 @@ def checked(data: str) -> Dataset:
 def recipe_of(config_: Config, dataset: Dataset) -> Recipe:
     """How training images are augmented if they are. UsageError if it is said how, but not that, or if they cannot be.
     """
-    asked = {key: getattr(config_, key) for key in ("crop", "jitter", "pca_noise")}
+    asked = {key: getattr(config_, key) for key in ("crop", "jitter", "pca_noise", "mixup")}
     for key, value in asked.items():
         if value != config.FIELDS[key].default and not config_.augment:
             raise UsageError(f"--{key.replace('_', '-')} {value}: expected --augment, without which training images "
                              "stay as they are; give it too")
+    if config_.mixup and config_.batch % 2:
+        raise UsageError(f"--mixup {config_.mixup}: expected an even --batch, since images are mixed in pairs, found "
+                         f"{config_.batch}; use --batch {config_.batch + 1}")
     return dataset.recipe(**asked)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsgd_mpi.data.augment import DRAWS, FACTORS, NOISE, ORDER, Recipe, draw
+from dsgd_mpi.data.augment import DRAWS, FACTORS, MIX, NOISE, ORDER, Recipe, draw
 from dsgd_mpi.data.colours import EIGENVALUES, EIGENVECTORS, ORDERS, change, jittered, lit
 from dsgd_mpi.data.loader import Batches
 from tests.support.data_samples import images, photograph, split
@@ -65,7 +65,7 @@ def test_an_images_colours_are_a_function_of_its_own_draws():
     plain = np.full((1, DRAWS), 0.5)        # factors of 1, noise of 0
     change(alone, plain, BOTH)
     np.testing.assert_array_equal(together[3], alone[0])
-    assert {FACTORS.stop, ORDER + 1, NOISE.stop} <= set(range(DRAWS + 1))
+    assert (FACTORS.stop, ORDER + 1, NOISE.stop, MIX + 1) == (ORDER, NOISE.start, MIX, DRAWS)
     assert not (together == stored).all(axis=(1, 2, 3)).any()
 
 
