@@ -139,7 +139,8 @@ class Config:
                            "hurts in short ones.", flag=True)
     crop: Literal["auto", "padded", "resized"] = option(
         "Schedule", "auto", "What --augment crops: small images that are padded by an eighth of their side; or boxes "
-        "of 0.08 to 1 of a picture's area, which are scaled; auto: the latter of JPEG, and from 128 pixels on.")
+        "of 0.08 to 1 of a picture's area, which are scaled; auto: the latter of JPEG and of squares from 128 "
+        "pixels on.")
     mixup: float = option("Schedule", 0.0, "With --augment: mix images, and their labels, in pairs, by shares from "
                           "Beta(MIXUP, MIXUP); 0.2 is usual.", limit=Most(100))
     jitter: float = option("Schedule", 0.0, "With --augment: change brightness, contrast and saturation by up to this "

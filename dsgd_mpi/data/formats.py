@@ -173,12 +173,12 @@ class Dataset:
 
     def recipe(self, crop: Literal["auto", Crop] = "auto", jitter: float = 0.0, pca_noise: float = 0.0,
                mixup: float = 0.0) -> Recipe:
-        """How training images are augmented: auto is "resized" where they are JPEG or 128 pixels or more each way.
+        """How training images are augmented: auto is "resized" if they are JPEG, or square and of 128 pixels or more.
 
         UsageError if they cannot be.
         """
         height, width, channels = self.stored
-        large = min(height, width) >= RESIZED_SIDE and channels in crops.CHANNELS
+        large = height == width >= RESIZED_SIDE and channels in crops.CHANNELS
         if crop == "auto":
             crop = "resized" if large or self.kind == "JPEG" else "padded"
         if crop == "resized":

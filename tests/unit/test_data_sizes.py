@@ -2,6 +2,7 @@
 
 import io
 import sys
+from copy import copy
 
 import numpy as np
 import pytest
@@ -69,6 +70,16 @@ def test_what_the_network_sees_of_images_that_are_stored(tmp_path, stored, chann
         assert dataset.recipe().crop == crop
         assert dataset.stored == (stored, stored, channels)
         assert dataset.sized(stored).image == dataset.stored
+
+
+def test_images_that_are_not_square_are_neither_scaled_nor_stretched_unless_that_is_asked_for():
+    blank = np.zeros((1, 140, 300, 3), np.uint8)
+    dataset = copy(open_dataset("fashion-mnist-12k"))
+    dataset.train = dataset.test = Split(blank, np.zeros(1), MEAN, STD)
+    assert dataset.sized().image == (140, 300, 3)
+    assert dataset.recipe().crop == "padded"
+    assert dataset.recipe("resized").crop == "resized"
+    assert dataset.sized(100).image == (100, 100, 3)
 
 
 def test_a_test_image_is_the_middle_whichever_way_it_is_stored(path, jpeg):
