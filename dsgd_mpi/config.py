@@ -93,6 +93,9 @@ class Config:
     model: str = option("Experiment", "resnet8", "resnet8 14 20 32 44 56 110 for small images (He 2015), "
                                                  "resnet18 34 50 101 152 for large ones.")
     data: str = option("Experiment", "fashion-mnist-12k", "A built-in or converted data set, or a file PATH.h5.")
+    image_size: int | None = option("Experiment", None, "Side of the images that the network sees; test images are "
+                                    "scaled to 8/7 of it, and their middle is taken.  [default: 224 of 256, in "
+                                    "proportion of more, else as stored]", least=1, limit=Most(4096), unit="PIXELS")
     partition: str = option(
         "Experiment", "iid", "Which rank learns from which images: iid, all from all; dirichlet:ALPHA, classes by "
         "Dirichlet shares; shards:K, K shards of images sorted by class; sizes:ALPHA, unequal amounts.",
@@ -137,6 +140,16 @@ class Config:
     smoothing: float = option("Schedule", 0.0, "Label smoothing.", limit=Below(1))
     augment: bool = option("Schedule", False, "Random crops and flips of the training images: helps in long runs, "
                            "hurts in short ones.", flag=True)
+    crop: Literal["auto", "padded", "resized"] = option(
+        "Schedule", "auto", "What --augment crops: small images that are padded by an eighth of their side; or boxes "
+        "of 0.08 to 1 of a picture's area, which are scaled; auto: the latter of JPEG and of squares from 128 "
+        "pixels on.")
+    mixup: float = option("Schedule", 0.0, "With --augment: mix images, and their labels, in pairs, by shares from "
+                          "Beta(MIXUP, MIXUP); 0.2 is usual.", limit=Most(100))
+    jitter: float = option("Schedule", 0.0, "With --augment: change brightness, contrast and saturation by up to this "
+                           "share; 0.4 is usual.", limit=Most(1))
+    pca_noise: float = option("Schedule", 0.0, "With --augment: AlexNet's noise in the colours of an image, of this "
+                              "standard deviation; 0.1 is usual.", limit=Most(1))
 
     device: Literal["auto", "cpu", "gpu"] = option(
         "Machine", "auto", "Where a rank computes; auto: on a GPU if there is one.")

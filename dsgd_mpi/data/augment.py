@@ -5,10 +5,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.kernels.api import Bytes
+
+Crop = Literal["padded", "resized"]         # of training images: as small ones are here, or as in `crops`
+
+# what an image's numbers in [0, 1) are for: where its crop begins, down and across; whether it is mirrored; areas and
+# ratios of the ten boxes that are tried; factors and order of jitter; noise; mixup
+PLACE, MIRROR, TRIES, FACTORS, ORDER, NOISE, MIX = slice(0, 2), 2, slice(3, 23), slice(23, 26), 26, slice(27, 30), 30
+DRAWS = 31
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How training images are augmented: by a crop and mirroring, in `colours`, and by `mixup`, where this is not 0."""
+
+    crop: Crop = "padded"
+    jitter: float = 0.0
+    pca_noise: float = 0.0
+    mixup: float = 0.0
 
 
 class Transform:
@@ -22,7 +42,7 @@ class Transform:
         # a row of pixels at a time: NumPy's inner loop over three channels alone would be many times slower
         self.scale = np.tile(1 / (255 * np.asarray(std)), self.width).astype(np.float32)
         self.shift = np.tile(-np.asarray(mean) / std, self.width).astype(np.float32)
-        self.channels = channels
+        self.channels, self.mean = channels, np.asarray(mean)
         self.pad = self.height // 8
         # the border is written only here
         self.padded = np.zeros((batch, self.height + 2 * self.pad, self.width + 2 * self.pad, channels), np.float32)
@@ -34,12 +54,19 @@ class Transform:
         np.add(rows, self.shift, out=rows)
 
     def augment(self, images: Array, out: Array, draws: Array) -> None:
-        """Normalises, shifts by up to H // 8 pixels each way and mirrors, according to `draws` (B, 3) from `draw`."""
+        """Normalises, shifts by up to H // 8 pixels each way and mirrors, according to `draws` from `draw`."""
         padded = self.padded[:len(images)]
         rows, columns = (slice(self.pad, self.pad + length) for length in (self.height, self.width))
         self.normalise(images, padded[:, rows, columns])
         pixels = self._pixels(draws)
         np.take(padded.reshape(-1, out.shape[-1]), pixels, axis=0, out=out, mode="clip")
+
+    def move(self, images: Array, draws: Array) -> None:
+        """Shifts and mirrors the bytes themselves; what comes in from outside is the level nearest to the mean."""
+        padded = np.empty((len(images), *self.padded.shape[1:]), np.uint8)
+        padded[...] = np.rint(255 * self.mean)
+        padded[:, self.pad:self.pad + self.height, self.pad:self.pad + self.width] = images
+        np.take(padded.reshape(-1, self.channels), self._pixels(draws), axis=0, out=images, mode="clip")
 
     def bytes(self, images: Array, draws: Array | None) -> Bytes:
         """The same, to be done on a device; without draws, as `normalise` does it."""
@@ -48,8 +75,8 @@ class Transform:
 
     def places(self, draws: Array) -> Array:
         """Row and column at which each crop begins in the padded image, and whether it is mirrored: int32 (B, 3)."""
-        shift = draws[:, :2] * (2 * self.pad + 1)
-        return np.concatenate([shift, draws[:, 2:] < 0.5], axis=1).astype(np.int32)
+        shift = draws[:, PLACE] * (2 * self.pad + 1)
+        return np.concatenate([shift, draws[:, MIRROR, None] < 0.5], axis=1).astype(np.int32)
 
     def _pixels(self, draws: Array) -> Array:
         """Index into the pixels of all padded images, for each output pixel: int (B, H, W)."""
@@ -65,12 +92,16 @@ def _rows(images: Array) -> Array:
     return images.reshape(batch, height, width * channels)     # a view, of a window too
 
 
-def draw(seed: int, epoch: int, step: int, first: int, count: int) -> Array:
-    """Three numbers in [0, 1) for each of the images first..first+count of a step: float64 (count, 3).
+def draw(seed: int, epoch: int, images: Array) -> Array:
+    """Numbers in [0, 1) for each of the images with the indices `images`, integers (B,): float64 (B, DRAWS).
 
-    They depend on an image's position in the step, not on the rank that gets it, so that the same images are cropped in
-    the same way however many ranks share them.
+    They depend on nothing else: an image is cropped alike in whichever step and on whichever rank it is used. They are
+    those of SplitMix64 (Steele, Lea, Flood 2014), which gives its n-th number without those before, begun anywhere.
     """
-    # NumPy pads a short seed with zeros: with step 0, the draws would be those of the epoch's permutation (seed, epoch)
-    bits = np.random.PCG64((seed, epoch, 1 + step))
-    return np.random.Generator(bits.advance(3 * first)).random((count, 3))
+    # NumPy pads a short seed with zeros: without the one, it would be that of the epoch's permutation (seed, epoch)
+    begin = np.random.SeedSequence((seed, epoch, 1)).generate_state(1, np.uint64)
+    number = np.asarray(images).astype(np.uint64)[:, None] * np.uint64(DRAWS) + np.arange(1, DRAWS + 1, dtype=np.uint64)
+    z = begin + number * np.uint64(0x9e3779b97f4a7c15)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xbf58476d1ce4e5b9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94d049bb133111eb)
+    return ((z ^ z >> np.uint64(31)) >> np.uint64(11)) * 2.0**-53

@@ -12,11 +12,13 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -24,6 +26,8 @@ import numpy as np
 from dsgd_mpi.arrays.cache import cache_folder
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
+from dsgd_mpi.data import colours, crops
+from dsgd_mpi.data.augment import Crop, Recipe
 from dsgd_mpi.data.check import check_images, check_layout, check_stored, class_names, empty_classes, statistics
 from dsgd_mpi.data.shards import Shards, check_as_long, read_runs
 from dsgd_mpi.data.storage import cause, reading
@@ -31,6 +35,9 @@ from dsgd_mpi.data.trial import tried
 from dsgd_mpi.errors import UsageError
 
 RUN_BYTES = 128 << 20                       # of what is in one file: so much of it is taken for a shard
+PICTURES = 16                               # that may be large, in memory at a time, before they are scaled
+WHOLE_SIDE = 256                            # from which on the network sees 7/8 of it, 224, unless told otherwise
+RESIZED_SIDE = 128                          # from which on crops are scaled, likewise
 MEMORY_BYTES = 256 << 20                    # a split up to this size is kept in memory, a larger one left in the file
 CHUNK_BYTES = 128 << 10                     # large images get a chunk each, so that a random one is read alone
 ATTRIBUTE_BYTES, ATTRIBUTE_OF_A_NAME = 60_000, 16       # HDF5 has 64 KB for one, and takes 16 bytes for a reference
@@ -43,11 +50,12 @@ class Split:
     """The train or the test images with their labels, int64 (N,), and the mean and std that normalise them.
 
     `images` is an array, which stays as it is, an HDF5 dataset, which is read into memory when first used unless it is
-    larger than `MEMORY_BYTES`, or `Shards`. `image` is the shape (H, W, C) of one image.
+    larger than `MEMORY_BYTES`, or `Shards`. `image` is the shape (H, W, C) of one image as the network sees it.
     """
 
     def __init__(self, images: Any, labels: Array, mean: Array, std: Array) -> None:
         self._images = images
+        self._stored: Split | None = None   # of images of another size
         self.image: tuple[int, int, int] = tuple(images.shape[1:])
         self.labels = np.asarray(labels, np.int64)
         self.mean, self.std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
@@ -55,6 +63,17 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def sized(self, side: int) -> Split:
+        """The same images, of another size for the network, side x side."""
+        other = copy(self)
+        other.image, other._stored = (side, side, self.image[2]), self.stored
+        return other
+
+    @property
+    def stored(self) -> Split:
+        """With images of the size in which they are stored."""
+        return self._stored or self
 
     @property
     def in_memory(self) -> bool:
@@ -72,7 +91,7 @@ class Split:
         """How many images lie together, one number after the other: those of each shard, or of as many bytes."""
         if isinstance(self._images, Shards):
             return tuple(np.diff(self._images.starts).tolist())
-        each = max(1, RUN_BYTES // max(1, math.prod(self.image)))
+        each = max(1, RUN_BYTES // max(1, math.prod(self.stored.image)))
         return tuple(min(each, len(self) - start) for start in range(0, len(self), each))
 
     def keep(self, indices: Array) -> None:
@@ -85,8 +104,8 @@ class Split:
         if self.jpeg:
             self._images.kept.update(zip(indices.tolist(), self._images.encoded(indices), strict=True))
             return
-        found = np.empty((len(indices), *self.image), np.uint8)
-        self.read(indices, found)
+        found = np.empty((len(indices), *self.stored.image), np.uint8)
+        self.stored._read(indices, found)
         self._kept.update(zip(indices.tolist(), found, strict=True))
 
     def forget(self, indices: Array) -> None:
@@ -95,22 +114,45 @@ class Split:
         for index in indices.tolist():
             kept.pop(index, None)
 
-    def read(self, indices: Array, out: Array) -> None:
-        """Copies the images at `indices`, integers (B,), to `out`, uint8 (B, H, W, C) in C order.
+    def read(self, indices: Array, out: Array, draws: Array | None = None) -> None:
+        """Makes `out`, uint8 (B, H, W, C) in C order, of the images at `indices`, integers (B,).
 
-        From a file, consecutive ones are read by one call. UsageError says why the file cannot be read.
+        With `draws`, (B, DRAWS) of `augment.draw`, random crops of them; else they are as they are stored or, where the
+        network sees another size, as test images are seen. From a file, consecutive ones are read by one call.
+        UsageError says why the file cannot be read.
         """
-        if self._kept:
-            kept = [self._kept.get(index) for index in indices.tolist()]
-            for place, image in enumerate(kept):
-                if image is not None:
-                    out[place] = image
-            missing = np.flatnonzero([image is None for image in kept])
-            if len(missing) < len(kept):
-                for place in missing.tolist():
-                    self._read(indices[place:place + 1], out[place:place + 1])
-                return
-        self._read(indices, out)
+        if draws is None and self.image == self.stored.image:
+            self._whole(indices, out)
+            return
+        height, width, _ = self.image
+        for first in range(0, len(indices), PICTURES):
+            for place, picture in enumerate(self._pictures(indices[first:first + PICTURES]), first):
+                with self._decoding(indices[place]):
+                    out[place] = (crops.middle(picture, height) if draws is None else
+                                  crops.random_crop(picture, draws[place], height, width))
+
+    def _pictures(self, indices: Array) -> Iterable[Any]:
+        """Whole images, as JPEG if they are stored so."""
+        if isinstance(self._images, Shards) and self._images.jpeg:
+            return self._images.encoded(indices)
+        found = np.empty((len(indices), *self.stored.image), np.uint8)
+        self._whole(indices, found)
+        return found
+
+    def _decoding(self, index: int) -> AbstractContextManager[None]:
+        return self._images.decoding(index) if isinstance(self._images, Shards) else nullcontext()
+
+    def _whole(self, indices: Array, out: Array) -> None:
+        """Images as they are stored, those that are kept from memory."""
+        kept = [self._kept.get(index) for index in indices.tolist()] if self._kept else []
+        if all(image is None for image in kept):
+            self.stored._read(indices, out)
+            return
+        for place, image in enumerate(kept):
+            if image is None:
+                self.stored._read(indices[place:place + 1], out[place:place + 1])
+            else:
+                out[place] = image
 
     def _read(self, indices: Array, out: Array) -> None:
         if isinstance(self._images, Shards):
@@ -156,7 +198,47 @@ class Dataset:
         except BaseException:
             self.close()
             raise
-        self.image = self.train.image
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """As the network sees it."""
+        return self.train.image
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        return self.train.stored.image
+
+    def sized(self, side: int | None = None) -> Dataset:
+        """The same file, its images of another size for the network, side x side.
+
+        By default, square ones of 256 pixels or more are seen at 7/8 of their side, 224 of 256, and all others as they
+        are stored. UsageError if they cannot be scaled.
+        """
+        height, width, channels = self.stored
+        if not side and height == width >= WHOLE_SIDE and channels in crops.CHANNELS:
+            side = height * 7 // 8
+        other = copy(self)
+        other.train, other.test = self.train.stored, self.test.stored
+        if side and (side, side) != (height, width):
+            crops.check(self.path, channels)
+            other.train, other.test = other.train.sized(side), other.test.sized(side)
+        return other
+
+    def recipe(self, crop: Literal["auto", Crop] = "auto", jitter: float = 0.0, pca_noise: float = 0.0,
+               mixup: float = 0.0) -> Recipe:
+        """How training images are augmented: auto is "resized" if they are JPEG, or square and of 128 pixels or more.
+
+        UsageError if they cannot be.
+        """
+        height, width, channels = self.stored
+        large = height == width >= RESIZED_SIDE and channels in crops.CHANNELS
+        if crop == "auto":
+            crop = "resized" if large or self.kind == "JPEG" else "padded"
+        if crop == "resized":
+            crops.check(self.path, channels)
+        found = Recipe(crop, jitter, pca_noise, mixup)
+        colours.check(found, self.path, channels)
+        return found
 
     def verify(self, thorough: bool = True) -> list[str]:
         """Reads every image, or in about a second a sample; UsageError if what is stored is not what is claimed.

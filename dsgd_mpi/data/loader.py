@@ -2,8 +2,9 @@
 
     step t of an epoch takes images p[t b n : (t+1) b n] of a permutation p = f(seed, epoch), rank r the r-th b of them
 
-so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike. Of a
-shuffle by `blocks`, the images of a step are first put in the order in which they are stored.
+so n ranks with batches of b see together what one rank with batches of n b sees, cropped and mirrored alike: that is a
+function of the seed, the epoch and the image. Of a shuffle by `blocks`, the images of a step are first put in the order
+in which they are stored.
 
 Where each rank has images of its own (`partition`), a step takes the next b of them, shuffled anew at each pass.
 
@@ -28,17 +29,20 @@ from typing import NamedTuple
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Shape
+from dsgd_mpi.data import colours
 from dsgd_mpi.data import shuffle as orders
 from dsgd_mpi.data.ahead import Ahead
-from dsgd_mpi.data.augment import Transform, draw
+from dsgd_mpi.data.augment import DRAWS, Recipe, Transform, draw
 from dsgd_mpi.data.formats import Split
+from dsgd_mpi.data.mixup import mix
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Bytes
+from dsgd_mpi.kernels.api import Bytes, Mixed
 
 AHEAD = 2                                   # batches made while one is used, to begin with
 MOST_AHEAD, AHEAD_BYTES = 16, 1 << 30       # at most, by a thread or two, and memory that they take
 LATE = 1                                    # that a device may still copy when the next is asked for
 STREAM = 4                                  # of random numbers: others of the seed are of the epochs of all ranks
+PLAIN = Recipe()                            # of small images
 STOP_S = 5.0                                # a file system that hangs must not keep the process alive
 
 
@@ -84,7 +88,7 @@ class Course:
 class _Buffers(NamedTuple):
     bytes: Array                            # uint8 (B, H, W, C)
     images: Array | None                    # float32 (B, H, W, C); None if a device computes them
-    labels: Array                           # int64 (B,)
+    labels: Array | Mixed                   # int64 (B,)
 
 
 class _Task(NamedTuple):
@@ -93,17 +97,31 @@ class _Task(NamedTuple):
     made: SimpleQueue[Array | Bytes | BaseException]        # once it is
 
 
-def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None) -> _Buffers:
-    shape, labels = (batch, *split.image), np.empty(batch, np.int64)
+def _buffers(split: Split, batch: int, byte_memory: ByteMemory | None, mixup: bool = False) -> _Buffers:
+    shape, own = (batch, *split.image), np.empty(batch, np.int64)
+    labels = Mixed(own, own.copy(), np.empty(batch, np.float32)) if mixup else own
     if byte_memory:
         return _Buffers(byte_memory(shape), None, labels)
     return _Buffers(np.empty(shape, np.uint8), np.empty(shape, np.float32), labels)
 
 
-def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers) -> Array | Bytes:
+def _fill(split: Split, indices: Array, draws: Array | None, transform: Transform, into: _Buffers,
+          recipe: Recipe = PLAIN) -> Array | Bytes:
     """The images at those indices, augmented if there are draws; all their memory is the buffers'."""
-    split.read(indices, into.bytes)
-    np.take(split.labels, indices, out=into.labels, mode="clip")
+    labels = into.labels.labels if isinstance(into.labels, Mixed) else into.labels
+    np.take(split.labels, indices, out=labels, mode="clip")
+    if recipe.crop == "resized":
+        split.read(indices, into.bytes, draws)
+    else:
+        split.read(indices, into.bytes)
+    if draws is not None and (recipe.jitter or recipe.pca_noise):
+        colours.change(into.bytes, draws, recipe)
+    if draws is not None and isinstance(into.labels, Mixed):
+        if recipe.crop == "padded":
+            transform.move(into.bytes, draws)
+        mix(into.bytes, into.labels, draws, recipe.mixup)
+    if recipe.crop == "resized" or recipe.mixup:
+        draws = None                        # that was all
     if into.images is None:
         return transform.bytes(into.bytes, draws)
     if draws is None:
@@ -116,19 +134,19 @@ def _fill(split: Split, indices: Array, draws: Array | None, transform: Transfor
 class Batches:
     """The share of rank `rank` of `size`, in batches of `batch` images, shuffled and (with `augment`) augmented.
 
-    Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that it allocates.
-    `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their indices int64 (m,),
-    where they are not dealt out anew each epoch. `shuffle`: one of its KINDS. `threads`: that make batches, in a
-    `stream`. Every rank has the same number of steps, `steps_per_epoch`; the images that are left over get their turn
-    in other epochs. UsageError if one step takes more images than there are.
+    `recipe`: how. Without `prefetch`, `stream` has no thread. With `byte_memory` the images are `Bytes`, in memory that
+    it allocates. `course`: of a run that is resumed; without one, a run begins. `own`: this rank's images, their
+    indices int64 (m,), where they are not dealt out anew each epoch. `shuffle`: one of its KINDS. `threads`: that make
+    batches, in a `stream`. Every rank has the same number of steps, `steps_per_epoch`; the images that are left over
+    get their turn in other epochs. UsageError if one step takes more images than there are.
     """
 
     def __init__(self, split: Split, batch: int, rank: int = 0, size: int = 1, seed: int = 0,
                  augment: bool = True, byte_memory: ByteMemory | None = None, course: Course | None = None,
-                 prefetch: bool = True, own: Array | None = None, shuffle: str = "full",
+                 prefetch: bool = True, own: Array | None = None, recipe: Recipe = PLAIN, shuffle: str = "full",
                  threads: int = 1) -> None:
-        self.threads = threads
-        self.prefetch, self.own, self.shuffle = prefetch, own, shuffle
+        self.prefetch, self.own, self.recipe = prefetch, own, recipe
+        self.shuffle, self.threads = shuffle, threads
         self._dealt: tuple[int, Array, Array] = -1, np.empty(0, np.int64), np.empty(0, np.int64)   # of the last step
         self._order: tuple[int, Array] = -1, np.empty(0, np.int64)      # of the last pass over its own images
         self.byte_memory = byte_memory
@@ -141,10 +159,7 @@ class Batches:
         """Indices into the split of this rank's batch at a global step: int64 (batch,)."""
         if self.shuffle == "blocks" and self.own is None:
             return self._share(step)[0]
-        drawn, length = self.course.drawn(step), self.course.epoch
-        first = drawn + self.rank * self.batch
-        if self.own is not None:
-            first, length = drawn // self.size, len(self.own)
+        first, length = self._place(step)
         parts, last = [], first + self.batch
         while first < last:                 # a batch may begin in one epoch and end in the next
             epoch, place = divmod(first, length)
@@ -153,6 +168,22 @@ class Batches:
             parts.append(part)
             first += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """How many images come before this rank's at a step, and how many an epoch has; or a pass over its own."""
+        drawn = self.course.drawn(step)
+        if self.own is not None:
+            return drawn // self.size, len(self.own)
+        return drawn + self.rank * self.batch, self.course.epoch
+
+    def draws(self, step: int) -> Array:
+        """What decides how each image is augmented that `indices` gives: float64 (batch, DRAWS)."""
+        first, length = self._place(step)
+        epochs, indices = (first + np.arange(self.batch)) // length, self.indices(step)
+        found = np.empty((self.batch, DRAWS))
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            found[epochs == epoch] = draw(self.seed, epoch, indices[epochs == epoch])
+        return found
 
     def _share(self, step: int) -> tuple[Array, Array]:
         """Of `blocks`: this rank's images at a step, and how many all ranks have drawn before each, int64 (batch,)."""
@@ -215,12 +246,12 @@ class Batches:
         ways.append("fewer ranks to a core" if self.split.in_memory else "a faster file system")
         return f"try {', or '.join(ways)}; `python -m dsgd_mpi data bench {path}` shows what takes how long"
 
-    def at(self, step: int) -> tuple[Array, Array]:
+    def at(self, step: int) -> tuple[Array, Array | Mixed]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""
-        buffers = _buffers(self.split, self.batch, self.byte_memory)
+        buffers = self._buffers()
         return self._filled(step, buffers, self._transform()), buffers.labels
 
-    def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array], None, None]:
+    def stream(self, first_step: int = 0) -> Generator[tuple[Array, Array | Mixed], None, None]:
         """What `at` gives for first_step, first_step + 1 and so on, endlessly, made ahead by `threads`, a batch each.
 
         While its consumer computes, AHEAD batches are made, one more for each further thread, and one more each time
@@ -260,7 +291,7 @@ class Batches:
         try:
             while True:
                 while len(begun) <= depth:
-                    buffers = free.pop() if free else _buffers(self.split, self.batch, self.byte_memory)
+                    buffers = free.pop() if free else self._buffers()
                     begun.append(_Task(next(steps), buffers, SimpleQueue()))
                     tasks.put(begun[-1])
                 task = begun.popleft()
@@ -302,13 +333,15 @@ class Batches:
                 task.made.put(error)
 
     def _filled(self, step: int, buffers: _Buffers, transform: Transform) -> Array | Bytes:
-        epoch, place = divmod(self.course.drawn(step), self.course.epoch)
-        t, first = divmod(place, self.course.batch)
-        draws = draw(self.seed, epoch, t, first + self.rank * self.batch, self.batch) if self.augment else None
-        return _fill(self.split, self.indices(step), draws, transform, buffers)
+        draws = self.draws(step) if self.augment else None
+        return _fill(self.split, self.indices(step), draws, transform, buffers, self.recipe)
+
+    def _buffers(self) -> _Buffers:
+        return _buffers(self.split, self.batch, self.byte_memory, bool(self.augment and self.recipe.mixup))
 
     def _transform(self) -> Transform:
-        return Transform(self.batch, self.split.image, self.split.mean, self.split.std)
+        padded = self.augment and self.recipe.crop == "padded"
+        return Transform(self.batch if padded else 0, self.split.image, self.split.mean, self.split.std)
 
 
 def _check(batch: int, size: int, images: int) -> None:

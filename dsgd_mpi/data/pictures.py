@@ -57,14 +57,24 @@ def check_decoder(what: Path | str) -> None:
 
 def decoded(content: Any, size: int) -> Array:
     """The pixels of a JPEG in RGB or grey, `fitted`: uint8 (size, size, 3). ValueError."""
+    from PIL import Image
+    return fitted(Image.fromarray(all_of(content)), size)
+
+
+def all_of(content: Any) -> Array:
+    """The pixels of a JPEG in RGB or grey: uint8 (height, width, 3). ValueError."""
     import simplejpeg
-    from PIL import Image
-    return fitted(Image.fromarray(simplejpeg.decode_jpeg(content, "RGB", strict=False)), size)
+    found: Array = simplejpeg.decode_jpeg(content, "RGB", strict=False)
+    return found
 
 
-def fitted(image: Any, size: int) -> Array:
-    """The middle of a Pillow image in RGB, its shorter side scaled to `size`: uint8 (size, size, 3)."""
+def fitted(image: Any, size: int, crop: int | None = None) -> Array:
+    """The middle of a Pillow image, its shorter side scaled to `size`: uint8 (crop, crop, 3), or (crop, crop) if grey.
+
+    `crop` is `size` by default.
+    """
     from PIL import Image
+    crop = crop or size
     width, height = image.size
     if max(width, height) > LONGEST * min(width, height):
         longest = LONGEST * min(width, height)
@@ -75,8 +85,8 @@ def fitted(image: Any, size: int) -> Array:
     if short != size:
         width, height = size * width // short, size * height // short
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
 def picture(content: bytes, name: str, size: int, jpeg: bool) -> Picture:

@@ -20,7 +20,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +102,7 @@ class Shards:
         """
         if self.jpeg:
             for place, content in enumerate(self.encoded(indices)):
-                with reading(self.path, f"{self.part} image {indices[place]}"):
+                with self.decoding(indices[place]):
                     out[place] = pictures.decoded(content, self.image[0])
             return
         with self._lock:
@@ -111,6 +111,10 @@ class Shards:
                 with reading(opened.path, "images"):
                     read_runs(opened.data, indices[places] - self.starts[shard], out, places)
                     check_as_long(opened.file)
+
+    def decoding(self, index: int) -> AbstractContextManager[None]:
+        """Whatever is raised inside is a UsageError that names the image."""
+        return reading(self.path, f"{self.part} image {index}")
 
     def announce(self, indices: Array) -> None:
         """Asks the system to read the images at `indices`, integers (B,), all at once, since they are needed soon."""

@@ -52,6 +52,15 @@ class Bytes:
         return Bytes(self.images[part], places, self.scale, self.shift, self.pad)
 
 
+@dataclass
+class Mixed:
+    """Labels of images that are mixtures of two: `share` of image i is of class labels[i], the rest of others[i]."""
+
+    labels: Array                           # int (N,)
+    others: Array
+    share: Array                            # float32 (N,), from 0 to 1
+
+
 @dataclass(frozen=True)
 class Weight:
     """A parameter of an operation or, if it is not `trained`, a running statistic; and its initial value."""
@@ -268,7 +277,7 @@ class Known:
 
 
 class Loss(Protocol):
-    def put(self, labels: Array) -> None:
+    def put(self, labels: Array | Mixed) -> None:
         """The labels for the next passes: int (batch,), in host memory."""
 
     def forward(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from dsgd_mpi.arrays.flat import Array, Shape
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels import api
-from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Known, Loss, Rule, Step, Tensor, Work
+from dsgd_mpi.kernels.api import EPSILON, Arrays, Kernels, Known, Loss, Mixed, Rule, Step, Tensor, Work
 
 BLOCK = 1 << 14                             # elements of each vector of an update, so that all fit in a level 2 cache
 PIXELS = (0, 1, 2)                          # the axes of NHWC that batch norm averages over
@@ -283,19 +283,28 @@ class Linear:
 
 
 class CrossEntropy:
-    """Mean over the batch of -sum t log softmax(logits), where t = (1 - smoothing) one-hot + smoothing / classes."""
+    """Mean over the batch of -sum t log softmax(logits), where t = (1 - smoothing) one-hot + smoothing / classes.
+
+    Of mixed labels, share one-hot + (1 - share) one-hot of the other is in the place of one-hot.
+    """
 
     def __init__(self, logits: Tensor, smoothing: float) -> None:
         self.logits, self.smoothing = logits, smoothing
 
-    def put(self, labels: Array) -> None:
+    def put(self, labels: Array | Mixed) -> None:
         self.labels = labels
 
     def forward(self) -> None:
         z = self.logits.value
         batch, classes = z.shape
         target = np.full_like(z, self.smoothing / classes)
-        target[np.arange(batch), self.labels] += 1 - self.smoothing
+        rows = np.arange(batch)
+        if isinstance(self.labels, Mixed):
+            share = self.labels.share.astype(z.dtype)
+            target[rows, self.labels.labels] += (1 - self.smoothing) * share
+            target[rows, self.labels.others] += (1 - self.smoothing) * (1 - share)
+        else:
+            target[rows, self.labels] += 1 - self.smoothing
         z = z - z.max(1, keepdims=True)     # exp() cannot overflow
         log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
         if self.logits.grad is not None:

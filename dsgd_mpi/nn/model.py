@@ -14,7 +14,7 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Buckets, Layout, fill, to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Later, Tensor
+from dsgd_mpi.kernels.api import Arrays, Between, Bound, Bytes, Kernels, Later, Mixed, Tensor
 from dsgd_mpi.nn.activations import Activations, Sums, bytes_needed
 from dsgd_mpi.nn.inference import Inference
 from dsgd_mpi.nn.init import initialise
@@ -59,16 +59,16 @@ class Model:
         for name, view in self.state.items():
             fill(view, given[name])
 
-    def loss_and_gradient(self, images: Array | Bytes, labels: Array, ready: Buckets | None = None,
+    def loss_and_gradient(self, images: Array | Bytes, labels: Array | Mixed, ready: Buckets | None = None,
                           between: Between | None = None) -> float:
-        """Mean loss of a batch, float32 NHWC and int (N,); leaves its gradient in `flat_gradient`.
+        """Mean loss of a batch, float32 NHWC and int (N,) or mixed; leaves its gradient in `flat_gradient`.
 
         `ready` is called with parts of flat_gradient that are final, from the back to the front (`Kernels.program`).
         `between()` is called repeatedly, so that communication can progress.
         """
         return self.begin(images, labels, ready, between).wait(between)
 
-    def begin(self, images: Array | Bytes, labels: Array, ready: Buckets | None = None,
+    def begin(self, images: Array | Bytes, labels: Array | Mixed, ready: Buckets | None = None,
               between: Between | None = None) -> Later:
         """`loss_and_gradient`, of which a device may still be computing both: what is enqueued later comes after it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsgd_mpi.arrays.flat import Array, Buckets
-from dsgd_mpi.kernels.api import Between, Bytes, Later
+from dsgd_mpi.kernels.api import Between, Bytes, Later, Mixed
 from dsgd_mpi.nn.model import Model
 
 
@@ -23,7 +23,7 @@ class Turns(Model):
         self.flat, self.flat_gradient = network.flat.copy(), 0 * network.flat
         self.state, self.gradient = self.layout.views(self.flat), self.layout.views(self.flat_gradient)
 
-    def begin(self, images: Array | Bytes, labels: Array, ready: Buckets | None = None,
+    def begin(self, images: Array | Bytes, labels: Array | Mixed, ready: Buckets | None = None,
               between: Between | None = None) -> Later:
         self.network.flat[:] = self.flat
         later = self.network.begin(images, labels, ready, between)

@@ -113,7 +113,7 @@ def gap(steps: list[Array], changing: str) -> str:
 
 def traffic(algorithm: Algorithm, ranks: int, config_: Config, steps: int) -> str:
     """What a rank sends at a step, on average over so many."""
-    dataset = open_dataset(config_.data)
+    dataset = open_dataset(config_.data).sized(config_.image_size)
     graph = models.graph(config_.model, len(dataset.classes), dataset.image)
     elements = Layout(graph.trained, graph.statistics).size
     if not algorithm.advised:

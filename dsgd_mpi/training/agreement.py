@@ -47,20 +47,20 @@ def sources() -> str:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A digest of the shapes, classes, mean and std, of all labels, and of `SAMPLES` training images."""
-    digest = hashlib.sha256(repr((dataset.image, len(dataset.train), len(dataset.test), dataset.classes)).encode())
+    """A digest of the shapes, classes, mean and std, of all labels, and of `SAMPLES` training images, as stored."""
+    digest = hashlib.sha256(repr((dataset.stored, len(dataset.train), len(dataset.test), dataset.classes)).encode())
     for values in (dataset.mean, dataset.std, dataset.train.labels, dataset.test.labels):
         digest.update(values.tobytes())
     some = np.unique(np.linspace(0, len(dataset.train) - 1, SAMPLES).astype(int))
-    images = np.empty((len(some), *dataset.image), np.uint8)
-    dataset.train.read(some, images)
+    images = np.empty((len(some), *dataset.stored), np.uint8)
+    dataset.train.stored.read(some, images)
     digest.update(images.tobytes())
     return f"{len(dataset.train)} + {len(dataset.test)} ({digest.hexdigest()[:8]})"
 
 
 def about_data(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint knows of the data that a run is trained on: counts, shape, classes, mean, std and a digest."""
-    return {"train": len(dataset.train), "test": len(dataset.test), "image": list(dataset.image),
+    return {"train": len(dataset.train), "test": len(dataset.test), "image": list(dataset.stored),
             "classes": len(dataset.classes), "mean": dataset.mean.tolist(), "std": dataset.std.tolist(),
             "digest": fingerprint(dataset)}
 

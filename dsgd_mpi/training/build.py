@@ -15,7 +15,7 @@ from dsgd_mpi import algorithms, config, optim
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import Batches, Course, Dataset, open_dataset, partition
+from dsgd_mpi.data import Batches, Course, Dataset, Recipe, open_dataset, partition
 from dsgd_mpi.data.shuffle import sorted_by_class
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.api import Kernels
@@ -138,7 +138,8 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
         raise UsageError(f"--dtype float16: expected an optimizer whose kernel skips a step that overflows ("
                          f"{', '.join(sorted(kernels.fused))}), found {optimizer.name}; use one of them, or --dtype "
                          "bfloat16")
-    dataset = dataset or checked(config_.data)
+    dataset = (dataset or checked(config_.data)).sized(config_.image_size)
+    recipe_of(config_, dataset)
     if (config_.shuffle == "blocks" and launched().rank == 0 and not dataset.train.in_memory
             and sorted_by_class(dataset.train.labels)):
         log.warning("%s: images of one class are stored side by side, and so a step with --shuffle blocks has few "
@@ -161,6 +162,20 @@ def checked(data: str) -> Dataset:
         for remark in dataset.verify(thorough=False):
             log.warning(remark)
     return dataset
+
+
+def recipe_of(config_: Config, dataset: Dataset) -> Recipe:
+    """How training images are augmented if they are. UsageError if it is said how, but not that, or if they cannot be.
+    """
+    asked = {key: getattr(config_, key) for key in ("crop", "jitter", "pca_noise", "mixup")}
+    for key, value in asked.items():
+        if value != config.FIELDS[key].default and not config_.augment:
+            raise UsageError(f"--{key.replace('_', '-')} {value}: expected --augment, without which training images "
+                             "stay as they are; give it too")
+    if config_.mixup and config_.batch % 2:
+        raise UsageError(f"--mixup {config_.mixup}: expected an even --batch, since images are mixed in pairs, found "
+                         f"{config_.batch}; use --batch {config_.batch + 1}")
+    return dataset.recipe(**asked)
 
 
 def fit(parts: Prepared, ranks: int) -> None:
@@ -282,7 +297,7 @@ def paced(parts: Prepared, host: Host, course: Course | None = None, warn: bool 
     batches = Batches(parts.dataset.train, chosen.batch, rank, workers, chosen.seed, chosen.augment,
                       byte_memory=parts.kernels.byte_memory, course=None if shared_out else course,
                       prefetch=parts.network is None, own=None if owner is None else np.flatnonzero(owner == rank),
-                      shuffle=chosen.shuffle, threads=parts.data_threads)
+                      shuffle=chosen.shuffle, threads=parts.data_threads, recipe=recipe_of(chosen, parts.dataset))
     if not course:
         batch = chosen.batch * (1 if shared_out else workers)
         course = Course(batch, batches.course.epoch, batch, workers)

@@ -20,6 +20,14 @@ def images(count: int, side: int = 8, channels: int = 3, seed: int = 0) -> Array
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), np.uint8)
 
 
+def photograph(height: int, width: int) -> Array:
+    """Slopes, edges and a little noise, as a photograph has them: uint8 (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(0).integers(-4, 5, (height, width, 3))
+    slopes = np.stack([x + y, 2 * y, 200 - x], axis=2) * 300 // (height + width) - 60 * (x > y)[..., None]
+    return np.clip(slopes + noise, 0, 255).astype(np.uint8)
+
+
 def content(train: int = 60, test: int = 20, **kw: int) -> Content:
     return Content((images(train, **kw), np.arange(train, dtype=np.uint8) % 4),
                    (images(test, **kw, seed=1), np.arange(test, dtype=np.uint8) % 4),

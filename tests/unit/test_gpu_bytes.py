@@ -12,7 +12,7 @@ from dsgd_mpi.kernels.gpu.tools import FORMATS
 from dsgd_mpi.nn import models
 from dsgd_mpi.nn.layers import Graph
 
-RESNET50_BYTES = 90_489_207_440             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
+RESNET50_BYTES = 90_489_209_488             # a step of batch 256 in bfloat16; to be lowered, and never raised unawares
 DECLARED = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(([^)]*)\)')
 
 
@@ -55,7 +55,7 @@ def test_the_bytes_of_a_small_net_are_those_that_its_kernels_are_seen_to_move():
     pool = 2 * (2 * large + 3 * little) + 2 * little        # a byte tells where a maximum was; its y has two gradients
     mean = 2 * 2 * (little + pooled)
     bias = (4 * 10 + 2 * 2 * logits) + (2 * logits + scale + 4 * 10)
-    loss = 2 * 2 * logits + 2 * 4 + scale + 2 * 4 + 2 * 4 + 4
+    loss = 2 * 2 * logits + 3 * 2 * 4 + scale + 2 * 4 + 2 * 4 + 4     # of each image two labels and a share
     update = 4 * (5 * trained + 3 * 4 * 16 + 1) + scale
     expected = (copied + sum(products.values()) + casts + n1 + n2 + pool + mean + bias + loss
                 + update)

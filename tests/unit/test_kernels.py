@@ -7,7 +7,7 @@ import pytest
 
 from dsgd_mpi.arrays.flat import fill, to_numpy
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, FoldedConvolution, MaxPool, Operation, Tensor
+from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, FoldedConvolution, MaxPool, Mixed, Operation, Tensor
 from dsgd_mpi.kernels.cpu.onednn import OneDNN
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
 from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
@@ -178,10 +178,13 @@ def test_folded_convolution_is_batch_norm_of_a_convolution(fast, convolution, sh
             p_[name].value[...] = to_numpy(p[name].value)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy(fast, smoothing):
+def test_cross_entropy(fast, smoothing, mixed):
     rng = fresh()
     (z, z_), labels = pair(fast, 3 * rng.standard_normal((7, 10))), rng.integers(0, 10, 7)
+    if mixed:                               # some with themselves
+        labels = Mixed(labels, np.where(labels < 5, labels, 9 - labels), rng.random(7).astype(np.float32))
     loss, loss_ = (measured(k.cross_entropy(logits, smoothing), labels) for k, logits in ((fast, z), (ORACLE, z_)))
     assert loss == pytest.approx(loss_, rel=TOLERANCE[fast.dtype])
     assert_close(fast, z.grad, z_.grad)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, MaxPool, Subsample, Tensor
+from dsgd_mpi.kernels.api import Arrays, BatchNorm, Convolution, MaxPool, Mixed, Subsample, Tensor
 from dsgd_mpi.kernels.load import load
 from dsgd_mpi.kernels.reference import Reference
 from tests.support.kernel_cases import SMALL, filled, flat_tensors, fresh, measured, output_of, poisoned, weights_of
@@ -134,6 +134,18 @@ def test_cross_entropy_has_its_derivative(smoothing):
 def test_cross_entropy_of_equal_logits_is_the_log_of_the_classes(smoothing):
     logits = filled(K, np.full((3, 10), 1e4))       # large: nothing overflows
     assert measured(K.cross_entropy(logits, smoothing), np.array([0, 5, 9])) == pytest.approx(np.log(10))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_mixed_labels_is_the_mixture_of_the_losses_and_so_is_its_gradient(smoothing):
+    rng = fresh()
+    logits, both, share = filled(K, rng.standard_normal((1, 4))), rng.integers(0, 4, (2, 1)), np.float32([0.3])
+    loss = K.cross_entropy(logits, smoothing)
+    (one, gradient), (other, gradient_), (mixed, found) = (
+        (measured(loss, labels), logits.grad.copy()) for labels in (*both, Mixed(*both, share)))
+    assert mixed == pytest.approx(0.3 * one + 0.7 * other, rel=1e-6)
+    np.testing.assert_allclose(found, 0.3 * gradient + 0.7 * gradient_, atol=1e-7)
+    assert measured(loss, both[0]) == measured(loss, Mixed(both[0], both[1], np.float32([1])))
 
 
 def test_unknown_names_and_dtypes_are_named_with_the_way_out():

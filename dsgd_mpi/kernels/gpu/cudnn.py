@@ -27,6 +27,8 @@ from dsgd_mpi.kernels.gpu.convolve import Convolution, FoldedConvolution, Linear
 from dsgd_mpi.kernels.gpu.device import Device, Format, Launch, Vec, width
 from dsgd_mpi.kernels.gpu.tools import Tools, i32, run
 
+SHARE_UNITS = np.float64(2**24)             # of a mixed label's share, in loss.cu too
+
 
 class CuDNN(Tools, Kernels):
     """GPU kernels in float32 ("tf32": rounded to 11 bits before they are multiplied), bfloat16 or float16.
@@ -368,17 +370,20 @@ class CrossEntropy:
         self.k = k
         self.under_way: deque[Fetched] = deque()    # the last two: who drops one leaves its copy the memory it needs
         batch, self.classes = logits.value.shape
-        self.labels = k.device.empty((batch,), np.int32)
+        self.labels = k.device.empty((3, batch), np.int32)      # of each image two, and the share of the first
         self.mean = k.device.empty((1,), np.float32)
         losses = k.device.empty((batch,), np.float32)
         self.steps = [k.device.kernel("cross_entropy", 1, (batch,), (128,), logits.value, self.labels, k.scaling,
                                       logits.grad, losses, i32(self.classes), np.float32(smoothing)),
                       k.device.kernel("mean_loss", 1, (1,), (128,), losses, self.mean, i32(batch))]
 
-    def put(self, labels: Array) -> None:
-        if not 0 <= labels.min() <= labels.max() < self.classes:
-            raise IndexError(f"labels from {labels.min()} to {labels.max()}, but there are {self.classes} classes")
-        self.k.device.put(np.asarray(labels, np.int32), self.labels)
+    def put(self, labels: Array | api.Mixed) -> None:
+        mixed = labels if isinstance(labels, api.Mixed) else api.Mixed(labels, labels, np.ones(len(labels), np.float32))
+        both = np.stack([mixed.labels, mixed.others])
+        if not 0 <= both.min() <= both.max() < self.classes:
+            raise IndexError(f"labels from {both.min()} to {both.max()}, but there are {self.classes} classes")
+        packed = np.concatenate([both, np.rint(SHARE_UNITS * mixed.share)[None]]).astype(np.int32)
+        self.k.device.put(packed, self.labels)
 
     def forward(self) -> None:
         run(self.steps)

@@ -18,12 +18,14 @@ __device__ inline float over_block(float value, bool largest) {
     return all[0];
 }
 
-// One block per image: its loss, and (p - t) / batch times the scale of the loss.
+// One block per image: its loss, and (p - t) / batch times the scale of the loss. Of image i, a share of labels[2][i] / 2^24
+// is of class labels[0][i], the rest of labels[1][i].
 extern "C" __global__ void cross_entropy(const real* __restrict__ logits, const int* __restrict__ labels,
                                          const float* __restrict__ scaling, real* __restrict__ gradient,
                                          float* __restrict__ losses, int classes, float smoothing) {
     const real* z = logits + (size_t)blockIdx.x * classes;
-    const int label = labels[blockIdx.x];
+    const int label = labels[blockIdx.x], other = labels[gridDim.x + blockIdx.x];
+    const float share = labels[2 * gridDim.x + blockIdx.x] / 16777216.0f;
     float top = -INFINITY, exponentials = 0, plain = 0;
     for (int k = threadIdx.x; k < classes; k += ROW_THREADS) top = fmaxf(top, wide(z[k]));
     top = over_block(top, true);
@@ -35,11 +37,12 @@ extern "C" __global__ void cross_entropy(const real* __restrict__ logits, const 
     plain = over_block(plain, false);
     const float log_sum = logf(exponentials);
     if (threadIdx.x == 0)
-        losses[blockIdx.x] = log_sum - (1 - smoothing) * (wide(z[label]) - top) - smoothing * plain / classes;
+        losses[blockIdx.x] = log_sum - (1 - smoothing) * (share * (wide(z[label]) - top) +
+            (1 - share) * (wide(z[other]) - top)) - smoothing * plain / classes;
     if (!gradient) return;
     const float factor = scaling[SCALE] / gridDim.x;
     for (int k = threadIdx.x; k < classes; k += ROW_THREADS) {
-        const float target = smoothing / classes + (k == label ? 1 - smoothing : 0);
+        const float target = smoothing / classes + (1 - smoothing) * ((k == label ? share : 0) + (k == other ? 1 - share : 0));
         const float p = expf(wide(z[k]) - top - log_sum);
         gradient[(size_t)blockIdx.x * classes + k] = narrow((p - target) * factor);
     }
