@@ -47,6 +47,7 @@ from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.results import keep_config, lacking
 from dsgd_mpi.training.resume import Consent, changes, course_of, gone_on
 from dsgd_mpi.training.signals import STATUS, StopRequest
+from dsgd_mpi.training.staging import staged
 from dsgd_mpi.training.survive import Survivor
 from dsgd_mpi.training.watch import Watch
 
@@ -118,6 +119,13 @@ def run(config: Config | None, problem: UsageError | None = None) -> int:
             if claim:
                 claims.enter_context(claim)
             where = watch.folder = Path(host.allgather(claim and str(claim.folder))[0])
+            copied, problem = attempted(claims.enter_context, staged(config, parts.dataset, host, stop))
+            if told(host, problem):
+                if claim and claim.made:
+                    claim.unmake()
+                return UsageError.exit_code
+            assert copied
+            parts.dataset, parts.staged = copied
             status = work(parts, net, where, stop, job, claims)
         watch.close()
         host.close(status)
@@ -322,6 +330,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{parts.graph.macs / 1e6:,.1f} million multiply-adds per image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
+        **({"read from": parts.staged} if parts.staged else {}),
         **({"partition": f"{config.partition}: {partition.summary(np.array(machine['partition']['images']))}"}
            if "partition" in machine else {}),
         "batch": f"{config.batch} per rank, {config.batch * training.workers} in total",
