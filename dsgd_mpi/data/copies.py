@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dsgd_mpi.arrays.hdf5 import BLOCK_BYTES
 from dsgd_mpi.data import unused
@@ -147,7 +148,9 @@ class Copies:
         try:
             with self.place._writing():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                digest = copy(source, part, pause)
+                seen = None if number else hashlib.sha256()     # the index has those of its shards
+                copy(source, part, pause, seen)
+            digest = seen.hexdigest() if seen else ""
             self._check(number, part, digest, pause)
             with self.place._writing():
                 os.replace(part, target)
@@ -188,9 +191,8 @@ def _noted(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def copy(source: Path, target: Path, pause: Pause) -> str:
-    """The SHA-256 of what was read and written. OSError of the target; UsageError of the source."""
-    digest = hashlib.sha256()
+def copy(source: Path, target: Path, pause: Pause, digest: Any = None) -> None:
+    """A new file of the same bytes, of which `digest` hears. OSError of the target; UsageError of the source."""
     with reading(source):
         file = open(source, "rb", buffering=0)          # noqa: SIM115  # closed below: errors of either are told apart
     with file, open(target, "xb", buffering=0) as out:
@@ -198,8 +200,9 @@ def copy(source: Path, target: Path, pause: Pause) -> str:
             with reading(source):
                 block = file.read(BLOCK_BYTES)
             if not block:
-                return digest.hexdigest()
-            digest.update(block)
+                return
+            if digest:
+                digest.update(block)
             left = memoryview(block)
             while left:
                 left = left[out.write(left):]

@@ -19,7 +19,8 @@ from dsgd_mpi.data import copies
 from dsgd_mpi.train import main
 made = copies.copy
 copies.BLOCK_BYTES = 1000
-copies.copy = lambda source, target, pause: made(source, target, lambda count: (time.sleep(0.1), pause(count)))
+copies.copy = lambda source, target, pause, digest: made(
+    source, target, lambda count: (time.sleep(0.1), pause(count)), digest)
 main()
 """
 
