@@ -123,8 +123,7 @@ class Copies:
             raise UsageError(f"{place.asked}: expected a set whose images are in its own file or in shards, found "
                              f"{elsewhere} of {dataset.path} in other files; copy it into one file, or leave out the "
                              "option")
-        with reading(dataset.path):
-            self.sizes = [path.stat().st_size for path in self.files]
+        self._sizes: dict[int, int] = {}    # each rank asks a file server for those of its own files alone
         here = dataset.path.parent
         for path in self.files:
             if not path.is_relative_to(here) or ".." in path.relative_to(here).parts:
@@ -133,15 +132,25 @@ class Copies:
         self.targets = [place.folder / path.relative_to(here) for path in self.files]
         self.path = self.targets[0]         # of the copy
 
+    def size(self, number: int) -> int:
+        if number not in self._sizes:
+            with reading(self.files[number]):
+                self._sizes[number] = self.files[number].stat().st_size
+        return self._sizes[number]
+
+    def total(self) -> int:
+        """Bytes of the set."""
+        return sum(map(self.size, range(len(self.files))))
+
     def missing(self) -> int:
         """Bytes for which room is needed."""
-        return sum(size for target, size in zip(self.targets, self.sizes, strict=True)
-                   if not target.is_file() or target.stat().st_size != size)
+        return sum(self.size(number) for number, target in enumerate(self.targets)
+                   if not target.is_file() or target.stat().st_size != self.size(number))
 
     def make(self, number: int, pause: Pause) -> None:
         """A whole copy of that file, made now or there already."""
         if self._whole(number, pause):
-            pause(self.sizes[number])
+            pause(self.size(number))
             return
         source, target = self.files[number], self.targets[number]
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
@@ -164,7 +173,7 @@ class Copies:
         """Whether there is a copy of a file, and it is what it should be."""
         target = self.targets[number]
         try:
-            if target.stat().st_size != self.sizes[number]:
+            if target.stat().st_size != self.size(number):
                 return False
             self._check(number, target, "" if number else _noted(target).read_text("utf-8")[:64], pause)
         except (UsageError, OSError, ValueError):

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -30,7 +30,7 @@ from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic, read_finite
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import partition
+from dsgd_mpi.data import Dataset, partition
 from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
@@ -119,14 +119,10 @@ def run(config: Config | None, problem: UsageError | None = None) -> int:
             if claim:
                 claims.enter_context(claim)
             where = watch.folder = Path(host.allgather(claim and str(claim.folder))[0])
-            copied, problem = attempted(claims.enter_context, staged(config, parts.dataset, host, stop))
-            if told(host, problem):
-                if claim and claim.made:
-                    claim.unmake()
-                return UsageError.exit_code
-            assert copied
-            parts.dataset, parts.staged = copied
-            status = work(parts, net, where, stop, job, claims)
+            copying = staged(config, parts.dataset, host, stop)
+            status = work(parts, net, where, stop, job, claims, copying)
+            if status == UsageError.exit_code and claim and claim.made:
+                claim.unmake()
         watch.close()
         host.close(status)
         return status
@@ -190,8 +186,12 @@ def no_room(failure: BaseException | None) -> bool:
                                     or no_room(failure.__cause__))
 
 
-def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None, claims: ExitStack) -> int:
-    """Collective: one run in its folder. `claims` holds this rank's claim on it, if any."""
+def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None, claims: ExitStack,
+         copying: AbstractContextManager[tuple[Dataset, str]] | None = None) -> int:
+    """Collective: one run in its folder. `claims` holds this rank's claim on it, if any.
+
+    `copying`: gives what the data set is read from, once it is known that there is something to do.
+    """
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
@@ -217,6 +217,13 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
                 return 0
         if host.rank == 0:
             keep_config(folder, config)
+    if copying:
+        copied, problem = attempted(claims.enter_context, copying)
+        if told(host, problem):
+            return UsageError.exit_code
+        assert copied
+        parts.dataset, parts.staged = copied
+        training.batches.split, training = parts.dataset.train, replace(training, test=parts.dataset.test)
     machine = {**environment(parts, host, training.threads), **shares(parts, training)}
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"changed": changed} if changed else {}),

@@ -102,7 +102,8 @@ def made(config: Config, dataset: Dataset, host: Any, stop: Callable[[], bool], 
         copy = Dataset(copies.path, dataset.name)
         if first and config.keep_staged:
             place.keep()
-    return copy, f"{place.folder}, {sum(copies.sizes) / MB:,.1f} MB on each node, there in {seconds:.1f} s"
+    return copy, "" if host.rank else (f"{place.folder}, {copies.total() / MB:,.1f} MB on each node, there in "
+                                       f"{seconds:.1f} s")
 
 
 @contextmanager
@@ -126,7 +127,7 @@ def together(host: Any) -> Iterator[None]:
 @contextmanager
 def bar(copies: Copies, mine: range, visible: bool) -> Iterator[Callable[[int], object]]:
     """Called with each number of bytes that were done; shows how many of this rank's share are."""
-    share, done = sum(copies.sizes[number] for number in mine), 0
+    share, done = sum(map(copies.size, mine)), 0
     with shown(share // MB, "MB of rank 0's share of the data") if visible else nullcontext() as tick:
         def count(more: int) -> None:
             nonlocal done

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -64,3 +65,8 @@ def test_a_run_that_is_ended_while_it_copies_leaves_no_copy_and_goes_on_from_ano
     assert re.search(rf"read from +│ {place}, ", output)
     assert (place / "set" / "train-00000.h5").exists()
     assert "stage = " not in (run / "config.toml").read_text()
+    if number == signal.SIGKILL:            # once is enough
+        shutil.rmtree(place)
+        status, output, errors = train(*options, "--no-quiet", ranks=2, env=env)
+        assert (status, errors, list(disk.iterdir())) == (0, "", [])
+        assert output == f"{run}: already finished, at step 4\n", "without another copy"

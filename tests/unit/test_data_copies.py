@@ -69,15 +69,15 @@ def test_a_copy_is_the_set_again_and_what_is_whole_of_one_is_not_copied_again(tm
     with Dataset(path) as dataset:
         place, done = entered(tmp_path / "disk", dataset), []
         found = Copies(dataset, place)
-        assert found.missing() == sum(found.sizes) == sum(map(len, files_in(tmp_path / "set").values()))
+        assert found.missing() == found.total() == sum(map(len, files_in(tmp_path / "set").values()))
         make_all(found, done.append)
         assert files_in(place.folder) == files_in(tmp_path / "set")
-        assert (sum(done), found.missing()) == (sum(found.sizes), 0)
+        assert (sum(done), found.missing()) == (found.total(), 0)
         with Dataset(found.path) as copy:
             assert copy.verify() == dataset.verify()
         monkeypatch.setattr(copies, "copy", None)           # nothing is
         make_all(found, done.append)
-        assert sum(done) == 2 * sum(found.sizes)
+        assert sum(done) == 2 * found.total()
         place.leave()
     assert list((tmp_path / "disk").iterdir()) == []
 
