@@ -100,6 +100,7 @@ def made(config: Config, dataset: Dataset, host: Any, stop: Callable[[], bool], 
     seconds = time.monotonic() - start
     with together(host):
         copy = Dataset(copies.path, dataset.name)
+        assert copy.image == dataset.image
         if first and config.keep_staged:
             place.keep()
     return copy, "" if host.rank else (f"{place.folder}, {copies.total() / MB:,.1f} MB on each node, there in "
