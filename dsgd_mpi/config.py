@@ -43,6 +43,9 @@ BYTE_ORDER_MARKS = {                        # in this order: one of the first be
 }
 OF_A_STUDY = ("grid", "study", "base", "axes", "tune")      # tables of a file that `grid` and `study` read
 LENGTHS = ("epochs", "steps", "steps_total")        # fields that say how long a run is; None but for the first
+# fields that concern one start of a run, on the nodes that it has then, with what is in config.toml instead
+OF_A_START: dict[str, Any] = {"auto_resume": False, "inject": None, "stage": None, "keep_staged": False,
+                              "cache": "none"}
 TABLES = {"set": "algorithm", "set_optimizer": "optimizer"}    # fields that are tables in a file, and their owners
 
 
@@ -164,6 +167,13 @@ class Config:
                                limit=Most(256))
     ranks_per_node: int = option("Machine", 0, "Take so many ranks in a row for a node, to try methods of two levels "
                                  "on one machine; of a simulated cluster, give its nodes so many; 0: as they are.")
+
+    stage: str | None = option(
+        "Machine", None, "Folder on a disk of each node to which the data set is copied before the first step, once a "
+        "node, and read from; removed after the run. It may hold variables of the nodes: '$TMPDIR'.", unit="DIR")
+    keep_staged: bool = option("Machine", False, "Keep that copy, for the next run on the node.", flag=True)
+    cache: Literal["none", "ram"] = option(
+        "Machine", "none", "ram: copy the data set to the memory of each node, once a node, as it is stored.")
 
     hang_timeout: float | None = option(
         "Machine", None, "End the job when ranks have waited that long for one that does not answer; 0: only say so.  "

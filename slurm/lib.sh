@@ -8,6 +8,8 @@
 #   DSGD_CONTAINER     Apptainer image to run in
 #   DSGD_LAUNCH        srun, or mpirun inside the allocation          [srun]
 #   DSGD_MAX_RESTARTS  how many times a job is requeued               [10]
+#   DSGD_DATA_DIR      where data sets are found by their names       [~/.cache/dsgd_mpi]
+#   DSGD_STAGE         folder on a disk of each node to which the data are copied first, e.g. '$TMPDIR'
 #
 # A run that was asked to stop (by USR1, USR2, TERM, or its own clock: --time-left) exits with status 75 and is requeued;
 # one that exits with 0 is finished, and starting it again does nothing. Any other status is a failure; but if a node no

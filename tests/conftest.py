@@ -16,7 +16,7 @@ from dsgd_mpi.data.convert import subset
 from dsgd_mpi.data.formats import write
 from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.staged import StagedHost
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import Machine
 from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host

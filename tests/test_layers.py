@@ -21,7 +21,7 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
     ("net.gpu", "nn", "optim"),
     ("algorithms",),
-    ("training.rankfile", "training.resume", "training.inject"),
+    ("training.rankfile", "training.resume", "training.inject", "training.staging"),
     ("training.writing",),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
      "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),

@@ -26,7 +26,8 @@ from dsgd_mpi import algorithms as known
 from dsgd_mpi.arrays.flat import Array, Layout
 from dsgd_mpi.data import partition
 from dsgd_mpi.data.formats import open_dataset
-from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster
+from dsgd_mpi.net.simulated.host import SimulatedHost
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.study.style import COLOURS, MARKERS, STYLE, canvas

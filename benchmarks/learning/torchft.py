@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks.shared import provenance
 from dsgd_mpi import algorithms, optim
 from dsgd_mpi.arrays.flat import Array, Layout
-from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster
+from dsgd_mpi.net.simulated.host import SimulatedHost
 
 RANKS, STEPS, SIZE = 2, 24, 20
 RATES = {"sgd": 0.05, "adamw": 0.05}

@@ -20,7 +20,8 @@ from typing import Any
 import click
 import numpy as np
 
-from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster
+from dsgd_mpi.net.simulated.host import SimulatedHost
 from dsgd_mpi.net.simulated.machine import Link, Machine, Tier
 from dsgd_mpi.net.topology import matching
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -277,6 +277,24 @@ class Dataset:
     def bytes_each(self) -> float:
         """What an image takes where it is stored, on average."""
         return sum(path.stat().st_size for path in self.files()) / (len(self.train) + len(self.test))
+
+    def in_others(self) -> str:
+        """The first of its datasets that is kept in another file, which is no shard; "" if none is."""
+        for name in ("classes", *(f"{part}/{what}" for part in self._images for what in ("images", "labels"))):
+            found = self._file.get(name)
+            if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external or found.file != self._file):
+                return name
+        return ""
+
+    def check_shard(self, number: int, path: Path, pause: Callable[[], object]) -> None:
+        """That the file `path` holds what that shard should, of all in the order of `files`. UsageError."""
+        for split, images in zip((self.train, self.test), self._images.values(), strict=True):
+            if number < len(images.names):
+                first, last = images.starts[number:number + 2]
+                images.check_copy(number, path, split.labels[first:last], pause)
+                return
+            number -= len(images.names)
+        raise IndexError(number)
 
     def touch(self) -> None:
         """Reads the first and the last image, and what says where all are; UsageError if they are not stored."""

@@ -19,7 +19,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -169,9 +169,9 @@ class Shards:
     def file_of(self, shard: int) -> Path:
         return self.path.parent / self.names[shard]
 
-    def _checked(self, shard: int) -> _Open:
-        """Opens a shard and compares what it says of itself with the index."""
-        path, kind = self.file_of(shard), KINDS[self.jpeg]
+    def _checked(self, shard: int, path: Path | None = None) -> _Open:
+        """Opens a shard, or a copy of it at `path`, and compares what it says of itself with the index."""
+        path, kind = path or self.file_of(shard), KINDS[self.jpeg]
         if not path.is_file():
             raise UsageError(f"{path}: expected the images {self.starts[shard]} to {self.starts[shard + 1] - 1} of "
                              f"{self.path}, found no file; put it back, the shards move together with their index")
@@ -230,12 +230,29 @@ class Shards:
             if self.jpeg:
                 digest.add(opened.offsets)
             digest.add(labels[first:last])
-            if digest.text() != self.sums[shard]:
-                raise UsageError(f"{opened.path}: damaged, its SHA-256 does not match the one in {self.path}; "
-                                 f"{self._again}")
+            self._compare(shard, digest, opened.path)
             step = max(1, DECODED_BYTES // int(np.prod(self.image)))
             for start in range(first, last, step) if self.jpeg else ():
                 yield self[start:min(start + step, last)]
+
+    def check_copy(self, shard: int, path: Path, labels: Array, pause: Callable[[], object]) -> None:
+        """That a file holds what the shard should; `labels` of its images, int64 (n,). UsageError.
+
+        `pause()` is called now and then.
+        """
+        opened, digest = self._checked(shard, path), Digest()
+        with opened.file:
+            for part in blocks(opened.data):
+                with reading(path, opened.data.name[1:]):
+                    digest.add(opened.data[part])
+                pause()
+        for values in (opened.offsets, labels) if self.jpeg else (labels,):
+            digest.add(values)
+        self._compare(shard, digest, path)
+
+    def _compare(self, shard: int, digest: Digest, path: Path) -> None:
+        if digest.text() != self.sums[shard]:
+            raise UsageError(f"{path}: damaged, its SHA-256 does not match the one in {self.path}; {self._again}")
 
     def close(self) -> None:
         with self._lock:

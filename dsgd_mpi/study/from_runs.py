@@ -23,7 +23,8 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster
+from dsgd_mpi.net.simulated.host import SimulatedHost
 from dsgd_mpi.net.simulated.machine import Link, Machine
 from dsgd_mpi.nn import models
 from dsgd_mpi.study.axes import named

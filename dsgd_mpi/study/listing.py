@@ -20,7 +20,8 @@ from dsgd_mpi.config import Config
 from dsgd_mpi.data import open_dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.compression.half import Compressed
-from dsgd_mpi.net.simulated.host import Cluster, Deadlock, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster, Deadlock
+from dsgd_mpi.net.simulated.host import SimulatedHost
 from dsgd_mpi.net.simulated.machine import Gradient, Machine
 from dsgd_mpi.net.topology import OneOf, mixing_weights, period, senders, shares
 from dsgd_mpi.nn import models

@@ -23,7 +23,8 @@ from dsgd_mpi.arrays.flat import Array, Buckets, Hear, Layout
 from dsgd_mpi.config import Config, GroupedCommand, command_line_options
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine as machines
-from dsgd_mpi.net.simulated.host import Cluster, Deadlock, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster, Deadlock
+from dsgd_mpi.net.simulated.host import SimulatedHost
 from dsgd_mpi.net.simulated.machine import Machine
 from dsgd_mpi.nn import Model, models
 from dsgd_mpi.study import timeline

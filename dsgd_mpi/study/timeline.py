@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dsgd_mpi.net.simulated.host import Span, Travel
+from dsgd_mpi.net.simulated.spans import Span, Travel
 from dsgd_mpi.study.style import COLOURS, STYLE, canvas
 
 KINDS = {"compute": ("computes", COLOURS[0]), "wait": ("waits for others", COLOURS[1]),

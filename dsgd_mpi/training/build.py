@@ -28,7 +28,7 @@ from dsgd_mpi.nn.layers import Graph
 from dsgd_mpi.nn.turns import Turns
 from dsgd_mpi.optim.api import Optimizer
 from dsgd_mpi.optim.schedule import Schedule
-from dsgd_mpi.training import inject
+from dsgd_mpi.training import inject, staging
 from dsgd_mpi.training.agreement import about_data
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.parts import Training
@@ -51,6 +51,7 @@ class Prepared:
     network: Model | None = None            # that the ranks of a simulated cluster take turns in
     notes: dict[str, str] = field(default_factory=dict)     # of a simulated cluster, for banner and summary
     cores: int = 1                          # of this rank, once they are known
+    staged: str = ""                        # where the data set was copied to, if it was
     owned: dict[Any, Array] = field(default_factory=dict)   # what `owners` has found, which all simulated ranks share
 
     def model(self) -> Model:
@@ -96,6 +97,7 @@ def prepare(config_: Config, ranks: int | None, dataset: Dataset | None = None) 
     """
     config_.slowed()
     inject.parse(config_.inject)
+    staging.check(config_)
     rule = partition.parse(config_.partition)
     algorithm = algorithms.build(config_.algorithm, config_.algorithm_options())
     optimizer = optimizer_of(config_, algorithm)

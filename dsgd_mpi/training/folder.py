@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.arrays.strict import to_json
-from dsgd_mpi.config import FIELDS, Config, from_toml
+from dsgd_mpi.config import FIELDS, OF_A_START, Config, from_toml
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.files import read_text
 from dsgd_mpi.training.build import optimizer_of
@@ -162,7 +162,7 @@ def begin(config: Config, folder: Path, claim: Claim) -> None:
     file = folder / "config.toml"
     if not file.exists():                   # looked for again: now nobody else can write it
         with writing(folder):
-            write_whole(file, replace(config, out=str(folder), auto_resume=False, inject=None).to_toml())
+            write_whole(file, replace(config, out=str(folder), **OF_A_START).to_toml())
         claim.made = True
     elif not (config.auto_resume and same_run(config, folder)):
         raise UsageError(f"{folder} already holds {'another' if config.auto_resume else 'a'} run; continue it with "

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -30,7 +30,7 @@ from dsgd_mpi.arrays.flat import to_numpy
 from dsgd_mpi.arrays.hdf5 import atomic, read_finite
 from dsgd_mpi.arrays.strict import to_json
 from dsgd_mpi.config import Config
-from dsgd_mpi.data import partition
+from dsgd_mpi.data import Dataset, partition
 from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
@@ -47,6 +47,7 @@ from dsgd_mpi.training.record import Record
 from dsgd_mpi.training.results import keep_config, lacking
 from dsgd_mpi.training.resume import Consent, changes, course_of, gone_on
 from dsgd_mpi.training.signals import STATUS, StopRequest
+from dsgd_mpi.training.staging import staged
 from dsgd_mpi.training.survive import Survivor
 from dsgd_mpi.training.watch import Watch
 
@@ -118,7 +119,10 @@ def run(config: Config | None, problem: UsageError | None = None) -> int:
             if claim:
                 claims.enter_context(claim)
             where = watch.folder = Path(host.allgather(claim and str(claim.folder))[0])
-            status = work(parts, net, where, stop, job, claims)
+            copying = staged(config, parts.dataset, host, stop)
+            status = work(parts, net, where, stop, job, claims, copying)
+            if status == UsageError.exit_code and claim and claim.made:
+                claim.unmake()
         watch.close()
         host.close(status)
         return status
@@ -182,8 +186,12 @@ def no_room(failure: BaseException | None) -> bool:
                                     or no_room(failure.__cause__))
 
 
-def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None, claims: ExitStack) -> int:
-    """Collective: one run in its folder. `claims` holds this rank's claim on it, if any."""
+def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: BatchJob | None, claims: ExitStack,
+         copying: AbstractContextManager[tuple[Dataset, str]] | None = None) -> int:
+    """Collective: one run in its folder. `claims` holds this rank's claim on it, if any.
+
+    `copying`: gives what the data set is read from, once it is known that there is something to do.
+    """
     config = parts.config
     training = assemble(parts, host, folder)
     display = Display(host.rank == 0 and not config.quiet, training.steps)
@@ -209,6 +217,13 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
                 return 0
         if host.rank == 0:
             keep_config(folder, config)
+    if copying:
+        copied, problem = attempted(claims.enter_context, copying)
+        if told(host, problem):
+            return UsageError.exit_code
+        assert copied
+        parts.dataset, parts.staged = copied
+        training.batches.split, training = parts.dataset.train, replace(training, test=parts.dataset.test)
     machine = {**environment(parts, host, training.threads), **shares(parts, training)}
     display.table("dsgd_mpi", {**banner(parts, training, machine, folder, first),
                                **({"changed": changed} if changed else {}),
@@ -323,6 +338,7 @@ def banner(parts: Prepared, training: Training, machine: dict[str, Any], folder:
                  f"{parts.graph.macs / 1e6:,.1f} million multiply-adds per image",
         "data": f"{config.data}: {len(parts.dataset.train):,} + {len(parts.dataset.test):,} images of "
                 f"{'x'.join(map(str, parts.dataset.image))}, {len(parts.dataset.classes)} classes",
+        **({"read from": parts.staged} if parts.staged else {}),
         **({"partition": f"{config.partition}: {partition.summary(np.array(machine['partition']['images']))}"}
            if "partition" in machine else {}),
         "batch": f"{config.batch} per rank, {config.batch * training.workers} in total",

@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 
-from dsgd_mpi.config import Config
+from dsgd_mpi.config import OF_A_START, Config
 from dsgd_mpi.files import read_text, regular
 from dsgd_mpi.training.output import write_whole
 from dsgd_mpi.training.rankfile import must_be_file
@@ -26,7 +26,7 @@ log = logging.getLogger("dsgd_mpi")
 def keep_config(folder: Path, config: Config) -> None:
     """Makes config.toml what is being run, at once or not at all; a file system that refuses gets a warning."""
     path = folder / "config.toml"
-    text = replace(config, out=str(folder), auto_resume=False, resume=None, resume_as="same", inject=None).to_toml()
+    text = replace(config, out=str(folder), resume=None, resume_as="same", **OF_A_START).to_toml()
     try:
         if read_text(path, errors="replace") != text:
             write_whole(path, text)

@@ -33,7 +33,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-UNTOLD = {"out", "resume", "resume_as", "auto_resume", "quiet"}     # of a configuration, if they change
+# of a configuration, if they change
+UNTOLD = {"out", "resume", "resume_as", "auto_resume", "quiet", "stage", "keep_staged", "cache"}
 ADDED = ("images", "images_applied", "bytes_sent")          # of totals: these add up over ranks, others are alike
 DIGITS = 4                                  # of a mean or std that is told
 

@@ -66,8 +66,9 @@ def test_each_of_ten_steps_of_a_resnet50_has_the_loss_of_the_reference(cupy, dty
         losses.append([each.loss_and_gradient(*batch(image, n)) for each in (model, exact)])
         sgd.update(exact.flat, exact.flat_gradient, 3e-4)
     found, expected = np.transpose(losses)
-    print(dtype, np.abs(found - expected).max(), expected)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE[dtype] * expected[0])
+    off = np.sqrt(np.mean((found - expected) ** 2))     # with bfloat16 0.05 by oneDNN, too
+    print(dtype, off, found - expected)
+    assert off < CLOSE[dtype] * expected[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -7,7 +7,7 @@ from dsgd_mpi.algorithms.demo import DecoupledMomentum
 from dsgd_mpi.arrays.flat import Layout, beside, to_numpy
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.cosines import Cosines, cosines
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.sparse import Sparse
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd

@@ -13,7 +13,7 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms.local_sgd import Local
 from dsgd_mpi.algorithms.parameter_server import ParameterServer
 from dsgd_mpi.arrays.flat import Layout
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.net.topology import OneOf, neighbours
 from dsgd_mpi.optim.sgd import Sgd

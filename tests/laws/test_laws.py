@@ -41,7 +41,7 @@ from dsgd_mpi.net.api import Done
 from dsgd_mpi.net.base_graph import base_graph, factors
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.fragments import Fragments
-from dsgd_mpi.net.simulated.host import Cluster, Deadlock
+from dsgd_mpi.net.simulated.cluster import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.net.topology import (
     NAMES,

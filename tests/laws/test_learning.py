@@ -5,7 +5,7 @@ import pytest
 
 from dsgd_mpi import algorithms, optim
 from dsgd_mpi.data import Batches, evaluation_batches, open_dataset
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.optim.schedule import Schedule

@@ -6,7 +6,7 @@ import pytest
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.powersgd import PowerSGD
 from dsgd_mpi.arrays.flat import Layout, beside, to_numpy
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.quadratic import in_one_piece, on
 

@@ -21,7 +21,7 @@ import pytest
 from dsgd_mpi import algorithms
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.net.mixing import Mixing
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.net.topology import NAMES, exponential_peer, exponential_sender, mixing_weights
 from dsgd_mpi.optim.sgd import Sgd

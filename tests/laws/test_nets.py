@@ -8,7 +8,7 @@ import pytest
 from dsgd_mpi.arrays.flat import Buckets
 from dsgd_mpi.net.compression.half import Compressed
 from dsgd_mpi.net.sharded import Sharded
-from dsgd_mpi.net.simulated.host import Cluster, Deadlock
+from dsgd_mpi.net.simulated.cluster import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import Link, star
 from tests.support.quadratic import on
 

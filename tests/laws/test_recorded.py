@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dsgd_mpi import algorithms
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import star
 from tests.support.quadratic import Quadratic, train
 

@@ -14,9 +14,9 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.simulated import machine as machines
 from dsgd_mpi.net.simulated.clock import Clock, Event
+from dsgd_mpi.net.simulated.cluster import Cluster, Deadlock
 from dsgd_mpi.net.simulated.flows import NOWHERE, Flows, fair
 from dsgd_mpi.net.simulated.gradients import Gradients
-from dsgd_mpi.net.simulated.host import Cluster, Deadlock
 from dsgd_mpi.net.simulated.machine import Death, Gradient, Link, Machine, Slow, Tier, star
 from dsgd_mpi.net.simulated.wires import Wires
 from dsgd_mpi.study.simulate import simulate

@@ -10,7 +10,7 @@ from dsgd_mpi.algorithms.dpsgd import Decentralised
 from dsgd_mpi.algorithms.gradient_tracking import GradientTracking
 from dsgd_mpi.algorithms.qgm import QuasiGlobalMomentum
 from dsgd_mpi.algorithms.relay import Relay
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from tests.support.quadratic import Skewed, sgd_for, train
 
 

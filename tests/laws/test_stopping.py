@@ -11,7 +11,7 @@ import pytest
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.arrays.flat import Layout
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.topology import mixing_weights
 from dsgd_mpi.optim.sgd import Sgd
 from tests.support.quadratic import Skewed, in_one_piece

@@ -1,7 +1,35 @@
-"""A run on data that are not what they seem: refused by one line for all ranks, before anything is made."""
+"""Runs on data that are not what they seem, refused by one line for all ranks, and on copies of data."""
 
-from tests.support.jobs import train
+import os
+import re
+import shutil
+import signal
+
+import pytest
+
+from dsgd_mpi.data import sharding
+from tests.support import ROOT
+from tests.support.data_samples import plan
+from tests.support.jobs import Job, pids, train, until
 from tests.unit.test_data_storage import virtual_file
+
+SHORT = ("--model", "resnet8", "--batch", 4, "--threads", 1, "--quiet", "--image-size", 12, "--shuffle", "blocks")
+SLOW = """
+import time
+from dsgd_mpi.data import copies
+from dsgd_mpi.train import main
+made = copies.copy
+copies.BLOCK_BYTES = 1000
+copies.copy = lambda source, target, pause, digest: made(
+    source, target, lambda count: (time.sleep(0.1), pause(count)), digest)
+main()
+"""
+
+
+def sharded(folder, monkeypatch):
+    monkeypatch.setattr(sharding, "SHARD_BYTES", 20 * 8 * 8 * 3)
+    sharding.make(folder / "set.h5", plan(), 2)
+    return folder / "set.h5"
 
 
 def test_a_virtual_file_whose_part_is_gone_is_refused_by_all_ranks_in_one_line_and_trained_on_when_it_is_back(tmp_path):
@@ -16,3 +44,29 @@ def test_a_virtual_file_whose_part_is_gone_is_refused_by_all_ranks_in_one_line_a
     (tmp_path / "c.h5").rename(part)
     status, _, errors = train(*options, ranks=2)
     assert (status, errors) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
+def test_a_run_that_is_ended_while_it_copies_leaves_no_copy_and_goes_on_from_another(tmp_path, monkeypatch, number):
+    run, disk, program = tmp_path / "run", tmp_path / "disk", tmp_path / "program.py"
+    program.write_text(SLOW)
+    options = (*SHORT, "--steps", 4, "--data", sharded(tmp_path, monkeypatch), "--out", run, "--auto-resume",
+               "--stage", "$NODE/disk")
+    env = {"NODE": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    job = Job(program, *options, ranks=2, env=env)
+    until(lambda: list(disk.glob("*/set/.*.part")))
+    os.kill(pids(str(program))[-1], number)
+    status, _, errors = job.finish()
+    until(lambda: not list(disk.iterdir()))
+    assert (status, errors) == (75, "") if number == signal.SIGTERM else status
+    status, output, errors = train(*options, "--keep-staged", "--no-quiet", ranks=2, env=env)
+    assert (status, errors) == (0, "")
+    place, = disk.iterdir()
+    assert re.search(rf"read from +│ {place}, ", output)
+    assert (place / "set" / "train-00000.h5").exists()
+    assert "stage = " not in (run / "config.toml").read_text()
+    if number == signal.SIGKILL:            # once is enough
+        shutil.rmtree(place)
+        status, output, errors = train(*options, "--no-quiet", ranks=2, env=env)
+        assert (status, errors, list(disk.iterdir())) == (0, "", [])
+        assert output == f"{run}: already finished, at step 4\n", "without another copy"

@@ -14,7 +14,7 @@ from dsgd_mpi.doctor import machine
 from dsgd_mpi.doctor.command import accelerators, folders, judge_cores, on_gpus, question_mpi
 from dsgd_mpi.doctor.report import Report
 from dsgd_mpi.doctor.selftest import partner, selftest, timed
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from tests.support.jobs import run
 
 VERBS = ("mean", "exchange", "window add", "window read")

@@ -7,7 +7,7 @@ from dsgd_mpi.config import FIELDS, Config
 from dsgd_mpi.data import Dataset, open_dataset
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.graph_file import read
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.training import agreement
 from tests.support.data_samples import dataset_file
 

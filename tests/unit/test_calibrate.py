@@ -7,7 +7,7 @@ import pytest
 
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import Gradient, Link, Machine, read
 from dsgd_mpi.nn import Model
 from dsgd_mpi.study import calibrate

@@ -15,7 +15,7 @@ from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.adamw import AdamW
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import checkpoint, command, rankfile

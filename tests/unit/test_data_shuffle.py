@@ -14,7 +14,7 @@ from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Course, formats, sharding, shards, shuffle
 from dsgd_mpi.data.formats import Dataset, Split, open_dataset
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.training.build import assemble, prepare
 from tests.support.data_samples import MEAN, STD, content, images, plan
 

@@ -13,7 +13,7 @@ from dsgd_mpi.data import open_dataset
 from dsgd_mpi.data.formats import Split
 from dsgd_mpi.data.loader import evaluation_batches
 from dsgd_mpi.kernels.api import Known
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.evaluate import evaluate
 from dsgd_mpi.training.record import Record

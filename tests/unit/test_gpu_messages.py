@@ -18,7 +18,7 @@ from dsgd_mpi.net.gpu.cuda import identity
 from dsgd_mpi.net.gpu.nccl import NcclHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.places import gpu_of, ranges, refuse
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from tests.support.numpy_device import Array, Event, NumpyDevice, on_host
 
 # which GPU

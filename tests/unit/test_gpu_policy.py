@@ -13,7 +13,7 @@ from dsgd_mpi.net.gpu.direct import DirectHost
 from dsgd_mpi.net.gpu.nccl import NcclHost
 from dsgd_mpi.net.gpu.staged import StagedHost
 from dsgd_mpi.net.places import gpu_of
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import Machine
 from tests.support.numpy_device import NumpyDevice
 

@@ -15,7 +15,7 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.graph_file import read
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import Machine
 from dsgd_mpi.net.topology import OneOf
 from dsgd_mpi.training.build import check_ranks, prepare

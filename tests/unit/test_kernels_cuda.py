@@ -22,7 +22,7 @@ from dsgd_mpi.kernels.gpu.device import PageLocked, Staging, problem
 from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
 from dsgd_mpi.kernels.gpu.tuner import Choices
 from dsgd_mpi.kernels.reference import Reference
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.nn import resnet
 from dsgd_mpi.nn.activations import image_shape
 from dsgd_mpi.nn.layers import Graph

@@ -7,7 +7,7 @@ import pytest
 
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.nn import models, resnet
 from dsgd_mpi.training.build import assemble, prepare
 from dsgd_mpi.training.job import ramp

@@ -8,7 +8,7 @@ import pytest
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.algorithms import Algorithm
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.training import loop
 from dsgd_mpi.training.display import Display
 from dsgd_mpi.training.evaluate import take_answer

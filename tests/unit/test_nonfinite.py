@@ -10,7 +10,7 @@ import pytest
 
 from dsgd_mpi import algorithms
 from dsgd_mpi.arrays.flat import Layout, finite
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints

@@ -6,7 +6,7 @@ from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.config import Config
 from dsgd_mpi.errors import UsageError
 from dsgd_mpi.kernels.gpu.cudnn import CuDNN
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.lars import Lars
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import build

@@ -13,7 +13,8 @@ from dsgd_mpi.algorithms.backup import Backup
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.data import Course
 from dsgd_mpi.kernels.api import Known
-from dsgd_mpi.net.simulated.host import Cluster, SimulatedHost
+from dsgd_mpi.net.simulated.cluster import Cluster
+from dsgd_mpi.net.simulated.host import SimulatedHost
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.training import loop
 from dsgd_mpi.training.display import Display

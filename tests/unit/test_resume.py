@@ -11,7 +11,7 @@ from dsgd_mpi.arrays.flat import Layout
 from dsgd_mpi.config import Config, from_toml
 from dsgd_mpi.data import Course
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training.checkpoint import Checkpoints
 from dsgd_mpi.training.results import keep_config

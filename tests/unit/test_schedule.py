@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.schedule import Schedule
 from dsgd_mpi.train import command
 from dsgd_mpi.training.build import assemble, prepare

@@ -10,7 +10,8 @@ from dsgd_mpi import algorithms
 from dsgd_mpi.config import Config
 from dsgd_mpi.data import Batches, Course, open_dataset
 from dsgd_mpi.errors import UsageError
-from dsgd_mpi.net.simulated.host import Cluster, RankLost
+from dsgd_mpi.net.simulated.cluster import Cluster
+from dsgd_mpi.net.simulated.host import RankLost
 from dsgd_mpi.net.simulated.machine import star
 from dsgd_mpi.training import loop
 from dsgd_mpi.training.build import prepare

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.arrays.flat import Buckets
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.net.simulated.machine import Death, star
 from dsgd_mpi.study import timeline
 

@@ -13,7 +13,7 @@ import pytest
 from dsgd_mpi.algorithms.allreduce import Allreduce
 from dsgd_mpi.algorithms.gossip import Gossip
 from dsgd_mpi.arrays.flat import Layout
-from dsgd_mpi.net.simulated.host import Cluster
+from dsgd_mpi.net.simulated.cluster import Cluster
 from dsgd_mpi.optim.sgd import Sgd
 from dsgd_mpi.training import checkpoint, rankfile, writing
 from dsgd_mpi.training.checkpoint import Checkpoints

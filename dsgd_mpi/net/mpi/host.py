@@ -325,6 +325,13 @@ class MpiHost:
     def forget_stop(self) -> None:
         self.stop.forget()
 
+    def told_to_stop(self, asked: bool) -> bool:
+        """Before the first step: whether any rank was asked to stop, as far as is known here. All then stop there."""
+        if asked:
+            self.stop.ask()
+        self.stop.listen()
+        return self.stop.bidding is not None
+
     def prepare_to_survive(self) -> None:
         """From now on `shrink` is possible. UsageError if it never will be."""
         ulfm.require(self.size)

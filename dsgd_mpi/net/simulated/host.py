@@ -1,8 +1,4 @@
-"""The verbs over a simulated cluster: every rank is a greenlet, and a virtual clock decides which runs next.
-
-The algorithms run unchanged; only time is simulated. Simultaneous events are processed in the order of their creation,
-so runs are bitwise reproducible.
-"""
+"""The verbs over a simulated cluster: every rank is a greenlet, and a virtual clock decides which runs next."""
 
 from __future__ import annotations
 
@@ -13,339 +9,29 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import greenlet
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array, Buckets
-from dsgd_mpi.arrays.half import Half, rounded, wire_bytes
-from dsgd_mpi.net.api import Letter, Shared, Traffic, Weigh
+from dsgd_mpi.arrays.half import Half, wire_bytes
+from dsgd_mpi.net.api import Letter, Traffic
 from dsgd_mpi.net.places import cpu
-from dsgd_mpi.net.simulated.clock import Clock, Event
-from dsgd_mpi.net.simulated.gradients import Gradients
-from dsgd_mpi.net.simulated.machine import Death, Machine
-from dsgd_mpi.net.simulated.wires import Among, Wires
+from dsgd_mpi.net.simulated.clock import Event
+from dsgd_mpi.net.simulated.meetings import Meeting, Reason, Waiting, averaged
+from dsgd_mpi.net.simulated.memory import Memory, Numbers, SharedMemory
+from dsgd_mpi.net.simulated.spans import Span
 
-Reason = str | tuple[str, tuple[int, ...], int]     # in words; or a verb, its ranks, and which call of it
+if TYPE_CHECKING:
+    from dsgd_mpi.net.simulated.cluster import Cluster, Group
+
 IDLE_S = 1e-3                               # between two reads of shared memory
 OUTSIDE_S = 1e-4                            # between two looks at what is not simulated
 
 
-class Deadlock(RuntimeError):
-    """Some ranks wait for something that will never happen; the message names them."""
-
-
 class RankLost(RuntimeError):
     """A rank of the cluster has ended (`SimulatedHost.die`)."""
-
-
-class Cluster:
-    """`size` ranks that share a clock, and nothing else that is visible to them. The seed is that of their speeds."""
-
-    def __init__(self, size: int, machine: Machine | None = None, seed: int = 0) -> None:
-        self.machine, self.clock = machine or Machine(), Clock()
-        self.wires: Wires | Among = Wires(self.clock, self.machine, size)
-        self.gradients = Gradients(self.machine, size, seed)
-        self.absent = Absences(self.machine.death)
-        self.begun, self.ends = np.zeros(size), np.zeros(size)      # the computation that each rank is in, or was
-        self.shrunk = 0                     # how often they were numbered anew
-        self._begin(size)
-        self.stop_step: int | None = None
-        self.trace: list[Span] = []         # what each rank did,
-        self.travels: list[Travel] = []     # and what travelled between them,
-        self.traced_s = 0.0                 # as far as it began before that time
-        self.hosts = [SimulatedHost(self, rank) for rank in range(size)]
-        self.living = list(self.hosts)
-        self.gathered: set[SimulatedHost] = set()   # those that have called `shrink`,
-        self.all_gathered = Event(self.clock)       # and once these are all
-
-    def _begin(self, size: int) -> None:
-        """With nothing under way between so many ranks."""
-        self.size, self.all = size, tuple(range(size))
-        self.members = list(self.all)       # one for all ranks: a list each would be the square of the ranks
-        self.meetings: dict[Hashable, Meeting] = {}
-        self.inboxes: list[list[Letter]] = [[] for _ in range(size)]
-        self.routes: defaultdict[tuple[int, int], deque[Parcel]] = defaultdict(deque)   # letters, as they were sent
-        self.groups: dict[Hashable, Group] = {}
-        self.memories: dict[int, Memory] = {}
-        self.numbers: dict[int, Array] = {}     # values of counters,
-        self.counts, self.counter_changes = 0, Event(self.clock)    # their changes so far, and the next one
-        self.letters = 0                    # in flight
-        self.all_arrived = Event(self.clock)
-        self.all_arrived.happen()
-
-    def run(self, main: Callable[[SimulatedHost], Any]) -> list[Any]:
-        """Runs `main(host)` on every rank to its end; the results in rank order. An exception on one rank ends all."""
-        self.trace += [Span(rank, "dead", at, min(back, self.traced_s)) for rank, times in self.absent.by_rank.items()
-                       for at, back in times if at < self.traced_s]
-        for host in self.hosts:
-            host.begin(main)
-        self.clock.run()
-        waiting = {host.rank: host.waits_for for host in self.hosts if not host.thread.dead}
-        if waiting:
-            dead = "".join(f"; rank {rank} is dead since {self.absent.since(rank, self.clock.now):g} s"
-                           for rank in sorted(waiting) if self.absent.back(rank, self.clock.now) == math.inf)
-            rank, reason = next(iter(waiting.items()))
-            raise Deadlock(f"ranks {sorted(waiting)} wait forever: rank {rank} waits for "
-                           f"{in_words(rank, reason)}{dead}")
-        return [host.result for host in self.hosts]
-
-    def post(self, letter: Letter, peer: int, nbytes: float) -> None:
-        """Sends it; the letters of one rank to another arrive in the order in which they were sent."""
-        if not self.letters:
-            self.all_arrived = Event(self.clock)
-        self.letters += 1
-        parcel, route, then = Parcel(letter), self.routes[letter.source, peer], self.shrunk
-        route.append(parcel)
-
-        def arrive() -> None:
-            if then != self.shrunk:
-                return
-            parcel.arrived = True
-            while route and route[0].arrived:
-                self.inboxes[peer].append(route.popleft().letter)
-                self.letters -= 1
-                self.hosts[peer].heard()
-            if not self.letters:
-                self.all_arrived.happen()
-        self.send(letter.source, peer, nbytes).then(arrive)
-
-    def send(self, source: int, target: int, nbytes: float) -> Event:
-        """Happens when the message has arrived."""
-        sent = self.wires.send(source, target, nbytes)
-        return self.noted(False, (source, target), sent) if nbytes and source != target else sent
-
-    def noted(self, together: bool, ranks: tuple[int, ...], arrived: Event) -> Event:
-        """The same event, by which something will have travelled."""
-        begin = self.clock.now
-        if begin < self.traced_s:
-            arrived.then(lambda: self.travels.append(Travel(together, ranks, begin, self.clock.now)))
-        return arrived
-
-    def lose(self, dead: SimulatedHost) -> None:
-        """Wherever the others are, they are told now."""
-        self.living.remove(dead)
-        self.gathered, self.all_gathered = set(), Event(self.clock)
-        for host in self.living:
-            self.clock.at(self.clock.now, partial(host.interrupt, self.shrunk))
-
-    def renumber(self) -> None:
-        """Those that live go on with nothing under way, and what still travels is for nobody."""
-        self.shrunk += 1
-        self.hosts, self.gathered, self.stop_step = list(self.living), set(), None
-        self._begin(len(self.living))
-        self.members = [host.number for host in self.hosts]
-        for rank, host in enumerate(self.hosts):
-            host.rank, host.size, host.members = rank, self.size, self.members
-            host.calls.clear()
-
-    def count(self) -> None:
-        """A counter has changed."""
-        self.counts += 1
-        before, self.counter_changes = self.counter_changes, Event(self.clock)
-        before.happen()
-
-    def serves(self, owner: int) -> float:
-        """How long a one-sided call that has reached `owner` waits until it is served, in seconds."""
-        now, every, least = self.clock.now, self.machine.enters_mpi_s, self.machine.one_sided_s
-        gone = self.absent.back(owner, now) - now
-        if gone > 0 or not every or self.ends[owner] <= now:
-            return gone + least
-        entered = self.begun[owner] + every * math.ceil((now - self.begun[owner]) / every)
-        return float(min(entered, self.ends[owner])) - now + least
-
-
-def in_words(rank: int, reason: Reason) -> str:
-    """For whom a rank waits, and in what."""
-    if isinstance(reason, str):
-        return reason
-    verb, ranks, call = reason
-    others = "all ranks" if len(ranks) > 2 else " and ".join(f"rank {each}" for each in ranks if each != rank)
-    return f"{others or 'itself'} in {verb} (its call {call})"
-
-
-def averaged(half: Half | None, arrays: dict[int, Array]) -> dict[int, Array]:
-    """All arrays, by rank, as their mean, which is taken in the order of the ranks."""
-    def arriving(values: Array) -> Array:
-        return rounded(values, half) if half else values
-    total = 0 + arriving(arrays[0])
-    for rank in range(1, len(arrays)):
-        total += arriving(arrays[rank])
-    mean = arriving(total / len(arrays))
-    for array in arrays.values():
-        array[:] = mean
-    return arrays
-
-
-class Absences:
-    """Which ranks are dead, and when."""
-
-    def __init__(self, deaths: tuple[Death, ...]) -> None:
-        self.by_rank: dict[int, list[tuple[float, float]]] = {}
-        for death in sorted(deaths, key=lambda death: death.at_s):
-            self.by_rank.setdefault(death.rank, []).append((death.at_s, death.back_s or math.inf))
-
-    def back(self, rank: int, now: float) -> float:
-        """When a rank that is dead comes back; now, if it is not."""
-        return next((back for at, back in self.by_rank.get(rank, ()) if at <= now < back), now)
-
-    def since(self, rank: int, now: float) -> float:
-        return next((at for at, back in self.by_rank.get(rank, ()) if at <= now < back), now)
-
-    def done(self, rank: int, begin: float, seconds: float) -> float:
-        """When a computation that begins then has taken its seconds."""
-        end = begin + seconds
-        for at, back in self.by_rank.get(rank, ()):
-            if begin < back and at < end:
-                end = back + (end - max(at, begin))
-        return end
-
-
-class Parcel:
-    """A letter on its way."""
-
-    def __init__(self, letter: Letter) -> None:
-        self.letter, self.arrived = letter, False
-
-
-class Span(NamedTuple):
-    """What a rank did for a time."""
-
-    rank: int
-    what: str                               # "compute", "wait", "one-sided", or "dead", meanwhile
-    begin: float
-    end: float
-    last: tuple[float, int] | None = None   # when the last of those that it met came, and who that was
-
-
-class Travel(NamedTuple):
-    """A message from one rank to another, or what all of them averaged, or got from one, together."""
-
-    together: bool
-    ranks: tuple[int, ...]
-    begin: float
-    end: float
-
-
-class Meeting:
-    """An operation of several ranks: its answers exist once all have joined, and are delivered when `done`."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.arrays: dict[int, Any] = {}
-        self.answers: dict[int, Any] = {}
-        self.last: tuple[float, int] | None = None      # when the last joined, and who
-        self.done = Event(clock)
-
-
-class Waiting:
-    """This rank's view of a meeting, or of anything else that ends with an event."""
-
-    def __init__(self, host: SimulatedHost, meeting: Meeting, reason: Reason) -> None:
-        self.host, self.meeting, self.reason = host, meeting, reason
-
-    def test(self) -> bool:
-        return self.meeting.done.done
-
-    def wait(self) -> Any:
-        self.host._wait(self.meeting.done, self.reason, self.meeting)
-        return self.meeting.answers[self.host.rank]
-
-
-class Memory:
-    """What was shared: the ranks' parts, one after the other, and the additions to each so far."""
-
-    def __init__(self, parts: list[Array]) -> None:
-        self.whole = np.concatenate(parts)
-        self.lengths = np.array([part.size for part in parts])
-        bounds = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.parts = [self.whole[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
-        self.counts = np.zeros(len(parts), np.int64)
-
-
-class SharedMemory(Shared):
-    """`Shared` on a simulated cluster: reading is a request and its answer, adding one message."""
-
-    def __init__(self, host: SimulatedHost, memory: Memory) -> None:
-        self.host, self.memory = host, memory
-        self.seen = np.zeros(host.size, np.int64)
-
-    def read(self, owner: int, out: Array | None = None, glance: bool = False) -> Array:
-        part = self.memory.parts[owner]
-        out = np.empty_like(part) if out is None else out
-        self.host.travel(self.host.rank, owner)
-        self.host.be_served(owner)
-        out[:] = part
-        if not glance:
-            self.seen[owner] = self.memory.counts[owner]
-        self.host.travel(owner, self.host.rank, out.nbytes * self.host.cluster.machine.read_factor)
-        self.host.touch(out.nbytes if owner == self.host.rank else 0)
-        self._moved(slice(owner, owner + 1), out)
-        return out
-
-    def add(self, owner: int, delta: Array, weigh: Weigh | None = None) -> int:
-        delta = delta.copy()
-        self.host.travel(self.host.rank, owner, delta.nbytes * self.host.cluster.machine.add_factor)
-        self.host.be_served(owner)
-        self.host.touch(delta.nbytes if owner == self.host.rank else 0)
-        return self._added(slice(owner, owner + 1), self.memory.parts[owner], delta, weigh)
-
-    def read_parts(self, parts: Sequence[slice], out: Array, glance: bool = False) -> Array:
-        """One flow and one event, since the parts are one after the other."""
-        assert out.size == self.memory.whole.size
-        self.host.reach(len(parts), 2)
-        out[:] = self.memory.whole
-        if not glance:
-            self.seen[: len(parts)] = self.memory.counts[: len(parts)]
-        self.host.spread(out.nbytes, len(parts), to_them=False)
-        self._moved(slice(0, len(parts)), out)
-        return out
-
-    def add_parts(self, parts: Sequence[slice], delta: Array, weigh: Weigh | None = None) -> None:
-        delta = delta.copy()
-        self.host.spread(delta.nbytes, len(parts), to_them=True)
-        self.host.reach(len(parts), 1)
-        self._added(slice(0, len(parts)), self.memory.whole, delta, weigh)
-
-    def _added(self, owners: slice, to: Array, delta: Array, weigh: Weigh | None) -> int:
-        """The staleness at the first of them."""
-        memory, traffic = self.memory, self.host.traffic
-        stale = memory.counts[owners] - self.seen[owners]
-        if weigh:
-            delta *= np.repeat([weigh(int(each)) for each in stale], memory.lengths[owners]).astype(delta.dtype)
-        to += delta
-        memory.counts[owners] += 1
-        self.seen[owners] += 1
-        for each, times in zip(*np.unique(stale, return_counts=True), strict=True):
-            traffic.staleness[int(each)] += int(times)
-        self._moved(owners, delta)
-        return int(stale[0])
-
-    def _moved(self, owners: slice, x: Array) -> None:
-        """Counts the bytes of their parts of x, less this rank's own."""
-        own = self.memory.lengths[self.host.rank] if owners.start <= self.host.rank < owners.stop else 0
-        self.host.traffic.bytes_sent += round((x.size - int(own)) * x.itemsize * self.host.cluster.machine.scale)
-
-
-class Numbers:
-    """`Counters` on a simulated cluster, on rank 0."""
-
-    def __init__(self, host: SimulatedHost, numbers: Array) -> None:
-        self.host, self.numbers = host, numbers
-
-    def add(self, which: int, amount: int = 1) -> int:
-        self.host.travel(self.host.rank, 0)
-        before = int(self.numbers[which])
-        self.numbers[which] += amount
-        self.host.cluster.count()
-        self.host.travel(0, self.host.rank)
-        return before
-
-    def values(self) -> Array:
-        self.host.travel(self.host.rank, 0)
-        found, self.host.counted = self.numbers.copy(), self.host.cluster.counts
-        self.host.travel(0, self.host.rank)
-        return found
 
 
 class SimulatedHost:
@@ -397,7 +83,7 @@ class SimulatedHost:
     def group(self, ranks: Sequence[int]) -> GroupHost:
         self.calls["group"] += 1
         name = self.calls["group"], tuple(sorted(ranks))
-        group = self.cluster.groups.setdefault(name, Group(self.cluster, name[1]))
+        group = self.cluster.part(name)
         host = group.hosts[name[1].index(self.rank)] = GroupHost(self, group, name[1].index(self.rank))
         self._from_all(None)                # nobody sends before all are there
         return host
@@ -686,24 +372,6 @@ class SimulatedHost:
 
     def _wire_bytes(self, x: Array, half: Half | None = None) -> int:
         return round(self.cluster.machine.scale * wire_bytes(x, half))
-
-
-class Group(Cluster):
-    """Some ranks of a cluster, numbered anew: its time and wires, but letters, meetings and memory of their own."""
-
-    def __init__(self, cluster: Cluster, ranks: tuple[int, ...]) -> None:
-        self.cluster, self.ranks = cluster, ranks
-        self.machine, self.clock, self.absent, self.shrunk = cluster.machine, cluster.clock, cluster.absent, 0
-        self.traced_s = cluster.traced_s
-        self.wires = Among(cluster.wires, ranks)
-        self.hosts: list[Any] = [None] * len(ranks)
-        self._begin(len(ranks))
-
-    def serves(self, owner: int) -> float:
-        return self.cluster.serves(self.ranks[owner])
-
-    def noted(self, together: bool, ranks: tuple[int, ...], arrived: Event) -> Event:
-        return self.cluster.noted(together, tuple(self.ranks[rank] for rank in ranks), arrived)
 
 
 class GroupHost(SimulatedHost):
