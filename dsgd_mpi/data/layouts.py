@@ -20,6 +20,7 @@ import numpy as np
 
 from dsgd_mpi.data import matfile, sources
 from dsgd_mpi.data.convert import folder_of, listing
+from dsgd_mpi.data.parts import chosen
 from dsgd_mpi.data.sources import Item
 from dsgd_mpi.errors import UsageError
 
@@ -31,7 +32,6 @@ META, TRUTH, SOLUTION = "meta.mat", "ILSVRC2012_validation_ground_truth.txt", "L
 WORDS = ("LOC_synset_mapping.txt", "synset_words.txt")
 PUBLISHED = (1_281_167, 50_000, 1000)
 SYNSET = re.compile(r"n\d{8}")
-LARGEST = 1 << 24                           # bytes of a list
 
 
 @dataclass(frozen=True)
@@ -99,23 +99,10 @@ def class_folders(folder: Path, test_share: float = 0) -> Found:
     if not 0 < test_share < 1:
         raise UsageError(f"{folder}: expected train/ and val/ or test/ in it, found {listing(folder)}; give the share "
                          "of the images that become test images, as --test-share 0.1")
-    parts: tuple[list[Item], list[Item]] = [], []
-    for item in _chosen(_labelled(by_class, classes, train), test_share, train, classes):
-        parts[item[0]].append(item[1])
+    items = _labelled(by_class, classes, train)
+    is_test = chosen(np.array([item.label for item in items]), test_share, [f"{train / name}" for name in classes])
+    parts = [[item for item, test in zip(items, is_test, strict=True) if test == part] for part in (False, True)]
     return Found(parts[0], parts[1], names)
-
-
-def _chosen(items: list[Item], share: float, where: Path, classes: list[str]) -> list[tuple[int, Item]]:
-    """Each item, with 1 if it is a test image and 0 if not."""
-    labels, rng = np.array([item.label for item in items]), np.random.default_rng(0)
-    is_test = np.zeros(len(items), int)
-    for label in range(len(classes)):
-        of_class = rng.permutation(np.flatnonzero(labels == label))
-        if len(of_class) < 2:
-            raise UsageError(f"{where / classes[label]}: expected at least 2 images, of which one becomes a test "
-                             f"image, found {len(of_class)}; add some, or remove the folder")
-        is_test[of_class[:min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = 1
-    return list(zip(is_test.tolist(), items, strict=True))
 
 
 def _by_class(place: Path) -> dict[str, list[Item]]:
@@ -163,7 +150,7 @@ def _synsets_of_val(folder: Path, images: list[Item], labels: Path | None) -> Ca
 
 
 def _from_list(path: Path, images: list[Item]) -> Callable[[Item], str]:
-    text = _text(_read(path), path)
+    text = sources.text(sources.read(path), path)
     fields = [re.split(r"[\s,;\"']+", line.strip(" \"'")) for line in text.splitlines()]
     synset_of = {Path(line[0]).stem: name for line in fields for name in line[1:2] if SYNSET.fullmatch(name)}
     missing = [item.name for item in images if item.stem not in synset_of]
@@ -185,7 +172,7 @@ def _from_truth(folder: Path, images: list[Item]) -> Callable[[Item], str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder}: expected the devkit's {META} with the struct synsets, found none ({error}); "
                          "download it again") from error
-    numbers = [int(number) for number in _text(truth, folder / TRUTH).split() if number.isdecimal()]
+    numbers = [int(number) for number in sources.text(truth, folder / TRUTH).split() if number.isdecimal()]
     place = {}
     for order, item in enumerate(images):
         named = re.search(r"_val_(\d+)$", item.stem)
@@ -202,14 +189,14 @@ def _from_truth(folder: Path, images: list[Item]) -> Callable[[Item], str]:
 def _devkit(folder: Path, name: str) -> bytes | None:
     path = next((path for place in DEVKIT if (path := folder / place / name).is_file()), None)
     if path:
-        return _read(path)
+        return sources.read(path)
     packed = folder / DEVKIT_PACKED
     if packed.is_file():
         try:
             with tarfile.open(packed) as tar:
                 found = next((member for member in tar if Path(member.name).name == name and member.isreg()), None)
                 file = tar.extractfile(found) if found else None
-                return file.read(LARGEST) if file else None
+                return file.read(sources.LARGEST) if file else None
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UsageError(f"{packed}: cannot be unpacked ({error}); download it again") from error
     return None
@@ -219,25 +206,10 @@ def _words(folder: Path) -> dict[str, str]:
     """The first word for each synset, as far as there are any."""
     path = next((folder / name for name in WORDS if (folder / name).is_file()), None)
     if path:
-        lines = re.findall(r"^(n\d{8})\s+([^,\n]+)", _text(_read(path), path), re.MULTILINE)
+        lines = re.findall(r"^(n\d{8})\s+([^,\n]+)", sources.text(sources.read(path), path), re.MULTILINE)
         return {synset: word.strip() for synset, word in lines}
     try:
         synsets = matfile.load(_devkit(folder, META) or b"")["synsets"]
         return {str(each["WNID"]): str(each["words"]).split(",")[0] for each in synsets}
     except (ValueError, KeyError, TypeError):
         return {}                           # where they are needed, _from_truth says what is wrong
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(LARGEST)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
-
-
-def _text(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected a list in UTF-8, found other bytes; download it again") from None

@@ -1,4 +1,4 @@
-"""`data imagenet`, `data folder` and `data synthetic`: sharded sets, made by threads, with a bar and the time left."""
+"""`data imagenet`, `folder`, `webdataset`, `synthetic`: sharded sets, made by threads, with a bar and the time left."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dsgd_mpi.data import layouts, pictures
+from dsgd_mpi.data import webdataset as finder
 from dsgd_mpi.data.formats import data_folder
 from dsgd_mpi.data.pictures import Picture
 from dsgd_mpi.data.sharding import Plan, check_target, make
@@ -49,6 +50,10 @@ workers_option = click.option("--workers", type=click.IntRange(1, 1024), default
                               show_default="this machine's cores", help="Threads; each takes some 400 MB.")
 
 
+licence_option = click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who "
+                              "read the file.")
+
+
 @click.command("imagenet")
 @options
 @click.option("--labels", type=PATH, metavar="FILE", help="A line for each validation image, its name and its synset.")
@@ -74,7 +79,7 @@ def imagenet(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, la
 @options
 @click.option("--test-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
               help="Share of the images of each class that become test images, where there is no val/ or test/ folder.")
-@click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who read the file.")
+@licence_option
 @click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder beside it.")
 def folder(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test_share: float | None, licence: str,
            to: Path) -> None:
@@ -83,6 +88,35 @@ def folder(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test
     Without these two, FOLDER holds the folders of the classes, and --test-share says how much of each is for testing.
     """
     _pictures(to, partial(layouts.class_folders, folder, test_share or 0), size, jpeg, workers, strict,
+              printable(folder.absolute()), licence)
+
+
+def packed_options(command: Command) -> Command:
+    """Those of files that hold many pictures each."""
+    for option in reversed((
+            click.option("--test-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+                         help="Share of the images of each class that become test images, where there are no files of "
+                         "such."),
+            click.option("--classes", type=PATH, metavar="FILE", help="A line for each class, its name."),
+            click.option("--first-label", type=click.IntRange(0, 10**6), default=None, help="What labels are counted "
+                         "from.  [default: 0, of which there has to be an image]"),
+            licence_option,
+            click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder "
+                         "beside it."))):
+        command = option(command)
+    return options(command)
+
+
+@click.command("webdataset")
+@packed_options
+def webdataset(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test_share: float | None,
+               classes: Path | None, first_label: int | None, licence: str, to: Path) -> None:
+    """Convert WebDataset's tar shards: KEY.jpg, .jpeg or .png, and its label in KEY.cls, or in KEY.json as `label`.
+
+    The tar files are in FOLDER or below it, and have the words train, and validation, val or test, in their names or
+    those of their folders. Names of the classes are those in --classes, or in classes.txt or classnames.txt in FOLDER.
+    """
+    _pictures(to, partial(finder.find, folder, workers, test_share, first_label, classes), size, jpeg, workers, strict,
               printable(folder.absolute()), licence)
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dsgd_mpi.data.pictures import EXTENSIONS, Broken, Picture, picture
 from dsgd_mpi.errors import UsageError
 
+LARGEST = 1 << 24                           # bytes of a list
 
 class Item(NamedTuple):
     """A picture of `size` bytes from byte `offset` of a file on, with the name that the user knows it by."""
@@ -60,8 +61,8 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path for path in _entries(folder) if path.is_dir() and not path.name.startswith("."))
 
 
-def in_folder(folder: Path, label: int = -1) -> list[Item]:
-    """The pictures in a folder and those below it, by name."""
+def in_folder(folder: Path, label: int = -1, fits: Callable[[str], bool] = is_picture) -> list[Item]:
+    """The pictures in a folder and those below it, by name; or other files whose names fit."""
     found, seen = [], set()                 # a link may lead to a folder above it
     for above, below, names in os.walk(folder, onerror=_cannot, followlinks=True):
         if (real := os.path.realpath(above)) in seen:
@@ -69,7 +70,7 @@ def in_folder(folder: Path, label: int = -1) -> list[Item]:
             continue
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(filter(is_picture, names)):
+        for name in sorted(filter(fits, names)):
             path = os.path.join(above, name)
             if os.path.isfile(path):
                 found.append(Item(printable(path), path, 0, os.path.getsize(path), label))
@@ -106,6 +107,22 @@ def members(item: Item) -> Iterator[Item]:
 
 def of_file(path: Path) -> Item:
     return Item(printable(path), str(path), 0, path.stat().st_size)
+
+
+def read(path: Path) -> bytes:
+    """All of a list. UsageError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(LARGEST)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
+
+
+def text(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: expected a list in UTF-8, found other bytes; download it again") from None
 
 
 def _entries(folder: Path) -> list[Path]:
