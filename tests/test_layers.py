@@ -48,6 +48,7 @@ CHOOSERS = ("net", "training.build", "training.job", "study", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "networkx": ("net.graph_file",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
+           "pyarrow": ("data",),
            "pickle": ("data",)}             # of foreign files; what ranks send each other and keep is data alone
 ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default
 BACK_ENDS_ARE_ASKED_FOR_IN = ("training.build", "kernels.load")

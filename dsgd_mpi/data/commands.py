@@ -99,7 +99,7 @@ def npz(source: Path, licence: str, to: Path) -> None:
     _write(to, small.npz(source, licence))
 
 
-for command in (making.imagenet, making.folder, making.webdataset, making.synthetic):
+for command in (making.imagenet, making.folder, making.hf_parquet, making.webdataset, making.synthetic):
     data.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`data imagenet`, `folder`, `webdataset`, `synthetic`: sharded sets, made by threads, with a bar and the time left."""
+"""`data imagenet`, `folder`, `webdataset` ...: sharded sets, made by threads, with a bar and the time left."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dsgd_mpi.data import layouts, pictures
+from dsgd_mpi.data import layouts, parquet, pictures
 from dsgd_mpi.data import webdataset as finder
 from dsgd_mpi.data.formats import data_folder
 from dsgd_mpi.data.pictures import Picture
 from dsgd_mpi.data.sharding import Plan, check_target, make
 from dsgd_mpi.data.sources import Item, printable
+from dsgd_mpi.data.work import by_threads
 from dsgd_mpi.errors import UsageError
 
 PATH = click.Path(path_type=Path)
@@ -120,6 +121,33 @@ def webdataset(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, 
               printable(folder.absolute()), licence)
 
 
+@click.command("hf-parquet")
+@packed_options
+@click.option("--image-column", metavar="NAME", help="The column with the pictures.  [default: that of the metadata, "
+              "or image or img]")
+@click.option("--label-column", metavar="NAME", help="The column with the classes.  [default: that of the metadata, "
+              "or label, labels or fine_label]")
+def hf_parquet(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test_share: float | None,
+               classes: Path | None, first_label: int | None, licence: str, to: Path, image_column: str | None,
+               label_column: str | None) -> None:
+    """Convert Parquet files as Hugging Face keeps them: a column image, {bytes, path}, and a column label.
+
+    The files are in FOLDER or below it, and have the words train, and validation or test, in their names or those of
+    their folders. Names of the classes are those in --classes, in classes.txt in FOLDER, or in the files. While it
+    lasts, the conversion takes as much disk again as the Parquet files.
+    """
+    parquet.check_pyarrow(f"{folder}: reading Parquet files")
+
+    def find() -> layouts.Found:
+        files, there = parquet.find(folder, workers, test_share, first_label, classes, image_column, label_column
+                                    ), to.with_suffix("")
+        with shown(len(files), "images unpacked") as tick:
+            by_threads(files.jobs(there), parquet.unpack, workers, tick)
+        return files.found(there, test_share)
+
+    _pictures(to, find, size, jpeg, workers, strict, printable(folder.absolute()), licence)
+
+
 class Drawn(NamedTuple):
     """An image that is made up, as an item."""
 
@@ -185,6 +213,7 @@ def _pictures(to: Path, find: Callable[[], layouts.Found], size: int, jpeg: bool
 def _make(to: Path, plan: Plan, workers: int, strict: bool) -> None:
     with shown(len(plan)) as tick:
         made = make(to, plan, workers, strict, tick)
+    parquet.remove(to.with_suffix(""))
     for remark in made.remarks:
         click.echo(f"Warning: {remark}", err=True)
     for image in made.skipped[:SHOWN]:
@@ -197,11 +226,11 @@ def _make(to: Path, plan: Plan, workers: int, strict: bool) -> None:
 
 
 @contextmanager
-def shown(total: int) -> Iterator[Callable[[int], Any]]:
+def shown(total: int, what: str = "images") -> Iterator[Callable[[int], Any]]:
     """What is called with each number of images that were done; shows a bar, or a line now and then, on stderr."""
     console = Console(stderr=True)
     if console.is_terminal:
-        with Progress(TextColumn("images"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), console=console
+        with Progress(TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), console=console
                       ) as bar:
             task = bar.add_task("", total=total)
             yield lambda count: bar.advance(task, count)
@@ -217,6 +246,6 @@ def shown(total: int) -> Iterator[Callable[[int], Any]]:
         if now - last >= PLAIN_S and done > kept:
             last = now
             left = (now - begun) / (done - kept) * (total - done)
-            click.echo(f"{done:,} of {total:,} images, about {-(-left // 60):.0f} min left", err=True)
+            click.echo(f"{done:,} of {total:,} {what}, about {-(-left // 60):.0f} min left", err=True)
 
     yield tick

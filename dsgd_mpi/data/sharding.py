@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 import re
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +30,11 @@ from dsgd_mpi.data.formats import prepare
 from dsgd_mpi.data.pictures import Broken, Picture
 from dsgd_mpi.data.shards import KINDS, Digest
 from dsgd_mpi.data.storage import reading
+from dsgd_mpi.data.work import by_threads
 from dsgd_mpi.errors import UsageError
 
 SHARD_BYTES = 128 << 20                     # a thread has one or two in memory; ImageNet becomes some 1,000 files
-SHARD = re.compile(r"(train|test)-\d{5,}\.h5|\..*\.part")              # names in the folder of the shards
+SHARD = re.compile(r"(train|test)-\d{5,}\.h5|unpacked-\d{5,}\.bin|\..*\.part")     # names in the folder of the shards
 SHUFFLE_SEED = 0                            # of the order in which training images are stored
 
 
@@ -97,7 +97,7 @@ def make(path: Path, plan: Plan, workers: int, strict: bool = False, tick: Calla
     tick(len(plan) - sum(len(shard.items) for shard in missing))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # Pillow's, of what is told in a line
-        _write_all(missing, plan, digest, workers, strict, tick)
+        by_threads(missing, partial(_write, plan=plan, digest=digest, strict=strict), workers, tick)
     return _write_index(path, plan, shards)
 
 
@@ -149,29 +149,9 @@ def _told(file: h5py.File) -> dict[str, Any]:
     return told
 
 
-def _write_all(shards: list[_Shard], plan: Plan, digest: str, workers: int, strict: bool,
-               tick: Callable[[int], None]) -> None:
-    stop, lock = threading.Event(), threading.Lock()
-
-    def write(shard: _Shard) -> None:
-        def one_more() -> bool:
-            with lock:
-                tick(1)
-            return not stop.is_set()
-
-        if content := _made(shard, plan, digest, strict, one_more):
-            place(shard.path, content.content(), lambda part: digest_if_same(part, content.content()))
-
-    with ThreadPoolExecutor(workers, "shards") as pool:
-        try:
-            for done in as_completed([pool.submit(write, shard) for shard in shards]):
-                done.result()
-        except BaseException as error:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            if isinstance(error, OSError):
-                raise UsageError(f"{error}; mend that, and convert again: what is whole is kept") from error
-            raise
+def _write(shard: _Shard, done: Callable[[int], bool], plan: Plan, digest: str, strict: bool) -> None:
+    if content := _made(shard, plan, digest, strict, lambda: done(1)):
+        place(shard.path, content.content(), lambda part: digest_if_same(part, content.content()))
 
 
 def _made(shard: _Shard, plan: Plan, digest: str, strict: bool, go_on: Callable[[], bool]) -> Memory | None:

@@ -6,6 +6,7 @@ Nothing is unpacked: a member of an uncompressed tar file is a run of its bytes.
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +49,13 @@ class Item(NamedTuple):
 
 
 def printable(path: Path | str) -> str:
-    """A name that may be stored and shown: bytes in it that are no UTF-8 become \\xff."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """A name that may be stored and shown in a line: bytes in it that are no UTF-8 become \\xff, line ends \\n."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return text if text.isprintable() else re.sub(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def is_picture(name: str) -> bool:
