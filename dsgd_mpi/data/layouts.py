@@ -32,6 +32,7 @@ META, TRUTH, SOLUTION = "meta.mat", "ILSVRC2012_validation_ground_truth.txt", "L
 WORDS = ("LOC_synset_mapping.txt", "synset_words.txt")
 PUBLISHED = (1_281_167, 50_000, 1000)
 SYNSET = re.compile(r"n\d{8}")
+SHOWN = 3                                   # names in a line
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def imagenet(folder: Path, labels: Path | None = None) -> Found:
     """ILSVRC2012 as published, unpacked or not, or as in Kaggle's archive. UsageError."""
     folder_of(folder)
     train, val = _first(folder, TRAIN), _first(folder, VAL)
-    by_synset = {name: items for name, items in _by_class(train).items() if SYNSET.fullmatch(name)}
+    others: list[str] = []
+    by_synset = {name: items for name, items in _by_class(train, others).items() if SYNSET.fullmatch(name)}
     if not by_synset:
         raise UsageError(f"{train}: expected folders or tar files of synsets, n01440764 and so on, found none; "
                          "`data folder` takes other class folders")
@@ -68,7 +70,7 @@ def imagenet(folder: Path, labels: Path | None = None) -> Found:
     remarks = () if counts == PUBLISHED else (f"{shown[0]} were found; as published there are {shown[1]}",)
     words = _words(folder)
     classes = [f"{name} {words.get(name, '')}".strip() for name in synsets]
-    return Found(_labelled(by_synset, synsets, train), test, classes, remarks)
+    return Found(_labelled(by_synset, synsets, train), test, classes, (*remarks, *_left_out(others)))
 
 
 def class_folders(folder: Path, test_share: float = 0) -> Found:
@@ -83,35 +85,48 @@ def class_folders(folder: Path, test_share: float = 0) -> Found:
     if train != folder and test and test_share:
         raise UsageError(f"{folder}: expected --test-share only where there are no test images, found {test}; leave "
                          "out one of them")
-    by_class = _by_class(train)
+    others: list[str] = []
+    by_class = _by_class(train, others)
     classes = sorted(by_class)
     names = [sources.printable(name) for name in classes]
     if len(classes) < 2:
         raise UsageError(f"{train}: expected a folder of images for each class, found {', '.join(classes) or 'none'}; "
                          "give the folder above those of the classes")
     if train != folder and test:
-        tested = _by_class(test)
+        tested = _by_class(test, others)
         if strange := sorted(set(tested) - set(classes)):
             raise UsageError(f"{test}: expected the classes of {train}, found {strange[0]} too; add its training "
                              "images or remove it")
         tested = {name: items for name, items in tested.items() if items}
-        return Found(_labelled(by_class, classes, train), _labelled(tested, classes, test), names)
+        return Found(_labelled(by_class, classes, train), _labelled(tested, classes, test), names,
+                     _left_out(others))
     if not 0 < test_share < 1:
         raise UsageError(f"{folder}: expected train/ and val/ or test/ in it, found {listing(folder)}; give the share "
                          "of the images that become test images, as --test-share 0.1")
     items = _labelled(by_class, classes, train)
     is_test = chosen(np.array([item.label for item in items]), test_share, [f"{train / name}" for name in classes])
     parts = [[item for item, test in zip(items, is_test, strict=True) if test == part] for part in (False, True)]
-    return Found(parts[0], parts[1], names)
+    return Found(parts[0], parts[1], names, _left_out(others))
 
 
-def _by_class(place: Path) -> dict[str, list[Item]]:
-    """Pictures of each class folder or class tar file; those of one that is empty are an empty list."""
+def _by_class(place: Path, others: list[str]) -> dict[str, list[Item]]:
+    """Pictures of each class folder or class tar file; those of one that is empty are an empty list.
+
+    What else lies there is added to `others`.
+    """
     if place.is_file():
         inner = [item for item in sources.members(sources.of_file(place)) if item.name.endswith(".tar")]
         return {item.stem: _pictures(item) for item in inner}
-    found = {path.name: sources.in_folder(path) for path in sources.folders(place)}
+    if found := {path.name: sources.in_folder(path, others=others) for path in sources.folders(place)}:
+        others += sources.loose(place)
     return found or {path.stem: _pictures(sources.of_file(path)) for path in sources.tars(place)}
+
+
+def _left_out(others: list[str]) -> tuple[str, ...]:
+    """A line, if there are any."""
+    more = ", ..." if len(others) > SHOWN else ""
+    return (f"{len(others)} file{'s are' if len(others) > 1 else ' is'} no picture in a class's folder, by name and "
+            f"place, and left out: {', '.join(others[:SHOWN])}{more}",) if others else ()
 
 
 def _images(place: Path) -> list[Item]:

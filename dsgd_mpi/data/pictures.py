@@ -22,6 +22,7 @@ LONGEST = 8                                 # times as long as wide: of longer i
 QUALITY = 95                                # of JPEG made of what is no RGB or grey JPEG
 TILE, TEXT, GAP = 96, 16, 6                 # pixels of a contact sheet: an image at least, a line of text, between two
 ORIENTATION = 0x0112                        # in EXIF
+PNG, DEPTH = b"\x89PNG\r\n\x1a\n", 24        # how such a file begins; where it has the bits of a value
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
@@ -95,7 +96,7 @@ def picture(content: bytes, name: str, size: int, jpeg: bool) -> Picture:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            remarks = _remarks(image, name, size)
+            remarks = _remarks(image, name, size, content)
             as_it_is = jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
             rgb = _rgb(image)
     except Broken:
@@ -147,16 +148,16 @@ def _reason(content: bytes, error: Exception) -> str:
     if content.lstrip()[:1] == b"<":
         return "a web page"
     text = " ".join(str(error).split())
-    return "no picture that Pillow knows" if text.startswith("cannot identify") else text[:100]
+    return "no picture that Pillow knows" if text.startswith("cannot identify") else text[:120]
 
 
-def _remarks(image: Any, name: str, size: int) -> tuple[str, ...]:
+def _remarks(image: Any, name: str, size: int, content: bytes) -> tuple[str, ...]:
     """What is counted and told; the same words for all images that are alike."""
     found = []
     mode = {"L": "greyscale", "1": "black and white", "CMYK": "CMYK", "YCCK": "CMYK", "P": "of a palette"}
     if image.mode in mode:
         found.append(f"{mode[image.mode]}, made RGB")
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or (content.startswith(PNG) and content[DEPTH] == 16):
         found.append("of 16 bits, made RGB of 8")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         found.append("with alpha, which was dropped")
@@ -168,6 +169,8 @@ def _remarks(image: Any, name: str, size: int) -> tuple[str, ...]:
         found.append("of several frames, of which the first was taken")
     if "exif" in image.info and image.getexif().get(ORIENTATION, 1) not in (0, 1):
         found.append("with an EXIF rotation, which was ignored")
+    if max(image.size) > LONGEST * min(image.size):
+        found.append(f"more than {LONGEST} times as long as wide, of which only the middle was taken")
     if min(image.size) < size:
         found.append(f"smaller than {size} pixels, enlarged")
     return tuple(found)

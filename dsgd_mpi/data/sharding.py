@@ -24,7 +24,7 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import Memory, atomic, digest_if_same, place
-from dsgd_mpi.data.check import PARTS, Tally, check_layout, check_stored
+from dsgd_mpi.data.check import PARTS, Tally, check_contrast, check_layout, check_stored
 from dsgd_mpi.data.formats import prepare
 from dsgd_mpi.data.pictures import Broken, Picture
 from dsgd_mpi.data.shards import KINDS, Digest
@@ -243,6 +243,7 @@ def _write_index(path: Path, plan: Plan, shards: list[Shard]) -> Made:
     lines = [*plan.remarks, *(f"{count} {'image is' if count == 1 else 'images are'} {remark}"
                                for remark, count in sorted(remarks.items()))]
     mean, std = tally.moments()
+    check_contrast(mean, std, sum(map(len, labels["train"])), path)
     text = h5py.string_dtype()
     try:
         with atomic(path, verify=lambda file: check_stored(file, check_layout(file, path)[0], path, True)) as file:

@@ -67,8 +67,11 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path for path in _entries(folder) if path.is_dir() and not path.name.startswith("."))
 
 
-def in_folder(folder: Path, label: int = -1, fits: Callable[[str], bool] = is_picture) -> list[Item]:
-    """The pictures in a folder and those below it, by name; or other files whose names fit."""
+def in_folder(folder: Path, fits: Callable[[str], bool] = is_picture, others: list[str] | None = None) -> list[Item]:
+    """The pictures in a folder and those below it, by name; or other files whose names fit.
+
+    The names of what does not fit, hidden files apart, are added to `others`.
+    """
     found, seen = [], set()                 # a link may lead to a folder above it
     for above, below, names in os.walk(folder, onerror=_cannot, followlinks=True):
         if (real := os.path.realpath(above)) in seen:
@@ -76,11 +79,20 @@ def in_folder(folder: Path, label: int = -1, fits: Callable[[str], bool] = is_pi
             continue
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(filter(fits, names)):
+        for name in sorted(names):
             path = os.path.join(above, name)
-            if os.path.isfile(path):
-                found.append(Item(printable(path), path, 0, os.path.getsize(path), label))
+            if not fits(name):
+                if others is not None and not name.startswith("."):
+                    others.append(printable(path))
+            elif os.path.isfile(path):
+                found.append(Item(printable(path), path, 0, os.path.getsize(path)))
     return found
+
+
+def loose(folder: Path) -> list[str]:
+    """The pictures and tar files right in a folder, by name."""
+    return [printable(path) for path in sorted(_entries(folder))
+            if (is_picture(path.name) or path.suffix == ".tar") and path.is_file()]
 
 
 def tars(folder: Path) -> list[Path]:
