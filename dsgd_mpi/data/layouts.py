@@ -115,11 +115,20 @@ def _by_class(place: Path, others: list[str]) -> dict[str, list[Item]]:
     What else lies there is added to `others`.
     """
     if place.is_file():
-        inner = [item for item in sources.members(sources.of_file(place)) if item.name.endswith(".tar")]
-        return {item.stem: _pictures(item) for item in inner}
-    if found := {path.name: sources.in_folder(path, others=others) for path in sources.folders(place)}:
-        others += sources.loose(place)
-    return found or {path.stem: _pictures(sources.of_file(path)) for path in sources.tars(place)}
+        tars = [item for item in sources.members(sources.of_file(place)) if item.name.endswith(".tar")]
+    elif folders := sources.folders(place):
+        found = sources.side_by_side(_in_folder, folders)
+        others += [name for _, names in found for name in names] + sources.loose(place)
+        return {path.name: items for path, (items, _) in zip(folders, found, strict=True)}
+    else:
+        tars = [sources.of_file(path) for path in sources.tars(place)]
+    return dict(zip((tar.stem for tar in tars), sources.side_by_side(_pictures, tars), strict=True))
+
+
+def _in_folder(folder: Path) -> tuple[list[Item], list[str]]:
+    """The pictures there, and the names of what are none."""
+    others: list[str] = []
+    return sources.in_folder(folder, others=others), others
 
 
 def _left_out(others: list[str]) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def webdataset(folder: Path, test_share: float | None, classes: Path | None, fir
     The tar files are in FOLDER or below it, and have the words train, and validation, val or test, in their names or
     those of their folders. Names of the classes are those in --classes, or in classes.txt or classnames.txt in FOLDER.
     """
-    _pictures(to, lambda work: finder.find(folder, work.workers, test_share, first_label, classes),
+    _pictures(to, lambda work: finder.find(folder, test_share, first_label, classes),
               printable(folder.absolute()), licence, **how)
 
 
@@ -132,7 +132,7 @@ def hf_parquet(folder: Path, test_share: float | None, classes: Path | None, fir
     lasts, the conversion takes as much disk again as the Parquet files.
     """
     def find(work: Work) -> layouts.Found:
-        files = parquet.find(folder, work.workers, test_share, first_label, classes, image_column, label_column)
+        files = parquet.find(folder, test_share, first_label, classes, image_column, label_column)
         there = to.with_suffix("")
         with shown(len(files), "images unpacked") as tick:
             work.do("unpack", files.jobs(there), tick)

@@ -17,7 +17,6 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import placed
+from dsgd_mpi.data import sources
 from dsgd_mpi.data.layouts import Found
 from dsgd_mpi.data.parts import checked_labels, chosen, class_names, parts, unknown_classes
 from dsgd_mpi.data.sources import Item, printable
@@ -92,12 +92,11 @@ def check_pyarrow(purpose: str) -> None:
         raise UsageError(f"{purpose} needs pyarrow, which is not installed; pip install pyarrow") from None
 
 
-def find(folder: Path, workers: int, test_share: float | None = None, first_label: int | None = None,
+def find(folder: Path, test_share: float | None = None, first_label: int | None = None,
          classes: Path | None = None, image: str | None = None, label: str | None = None) -> Files:
     """The Parquet files in a folder and their labels; of the pictures nothing is read. UsageError."""
     found = parts(folder, ".parquet", "Parquet files", test_share)
-    with ThreadPoolExecutor(workers, "parquet") as pool:
-        files = list(pool.map(lambda item: _file(item, image, label), [*found.train, *found.test]))
+    files = sources.side_by_side(lambda item: _file(item, image, label), [*found.train, *found.test])
     if other := next((file for file in files if file.names != files[0].names), None):
         raise UsageError(f"{other.item.name}: expected the classes of {files[0].item.name}, found others; give the "
                          "folder of one set")

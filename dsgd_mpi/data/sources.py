@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dsgd_mpi.data.pictures import EXTENSIONS, Broken, Picture, picture
 from dsgd_mpi.errors import UsageError
 
 LARGEST = 1 << 24                           # bytes of a list
+READERS = 16                                # of folders and of what is in packed files
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 class Item(NamedTuple):
     """A picture of `size` bytes from byte `offset` of a file on, with the name that the user knows it by."""
@@ -84,9 +90,21 @@ def in_folder(folder: Path, fits: Callable[[str], bool] = is_picture, others: li
             if not fits(name):
                 if others is not None and not name.startswith("."):
                     others.append(printable(path))
-            elif os.path.isfile(path):
-                found.append(Item(printable(path), path, 0, os.path.getsize(path)))
+            elif (about := _stat(path)) and stat.S_ISREG(about.st_mode):
+                found.append(Item(printable(path), path, 0, about.st_size))
     return found
+
+
+def _stat(path: str) -> os.stat_result | None:
+    with suppress(OSError):                 # a link to nowhere
+        return os.stat(path)
+    return None
+
+
+def side_by_side(look: Callable[[Argument], Result], at: Iterable[Argument]) -> list[Result]:
+    """`look(each)`, by more threads than there are cores: most of the time the file system is waited for."""
+    with ThreadPoolExecutor(READERS, "look") as pool:
+        return list(pool.map(look, at))
 
 
 def loose(folder: Path) -> list[str]:

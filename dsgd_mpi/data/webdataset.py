@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,12 @@ KEYS = ("label", "cls")                     # in .json
 MOST = 1 << 20                              # bytes of a .cls or .json
 
 
-def find(folder: Path, workers: int, test_share: float | None = None, first_label: int | None = None,
+def find(folder: Path, test_share: float | None = None, first_label: int | None = None,
          classes: Path | None = None) -> Found:
     """The pictures and labels of all tar shards in a folder. UsageError."""
     files = parts(folder, ".tar", "tar shards", test_share)
-    with ThreadPoolExecutor(workers, "tar") as pool:
-        items = [[item for items in pool.map(_samples, tars) for item in items] for tars in (files.train, files.test)]
+    items = [[item for items in sources.side_by_side(_samples, tars) for item in items]
+             for tars in (files.train, files.test)]
     for found, tars in zip(items, (files.train, files.test), strict=True):
         if tars and not found:
             raise UsageError(f"{tars[0].name}: expected pictures, KEY.jpg, KEY.jpeg or KEY.png, found none; give tar "

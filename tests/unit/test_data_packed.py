@@ -50,7 +50,7 @@ def contents_of(found):
 @pytest.mark.parametrize("sample", [as_cls, as_json, both])
 def test_tar_shards_are_found_by_the_words_in_their_names_with_pictures_and_labels(tmp_path, sample, names):
     tars(tmp_path, sample, names)
-    found = webdataset.find(tmp_path, 2)
+    found = webdataset.find(tmp_path)
     assert contents_of(found) == (EVERY[:8], EVERY[8:])
     assert (found.classes, found.remarks) == (["0", "1", "2"], ())
 
@@ -88,18 +88,18 @@ def test_broken_pictures_in_tar_shards_are_named_and_left_out(tmp_path):
 def test_a_share_of_each_class_becomes_test_images_where_there_are_none(tmp_path):
     tars(tmp_path, names=["a0", "a1", "a2"])
     with pytest.raises(UsageError, match=r"expected validation or test in the names .*, found 3 .*--test-share 0\.1"):
-        webdataset.find(tmp_path, 1)
-    found = webdataset.find(tmp_path, 1, 0.3)
+        webdataset.find(tmp_path)
+    found = webdataset.find(tmp_path, 0.3)
     train, test = contents_of(found)
     assert sorted(train + test) == sorted(EVERY)
     assert sorted(item.label for item in found.test) == [0, 1, 2]
-    assert webdataset.find(tmp_path, 2, 0.3) == found
+    assert webdataset.find(tmp_path, 0.3) == found
 
 
 def test_what_is_missing_of_numbered_files_is_told(tmp_path):
     tars(tmp_path, names=["train-00000-of-00007", "train-00003-of-00007", "val-0000"])
     tars(tmp_path, names=["val-0002", "test-0001", "test-0002"])
-    assert webdataset.find(tmp_path, 1).remarks == (
+    assert webdataset.find(tmp_path).remarks == (
         f"of the 7 files {tmp_path}/train-* 5 are missing: 1, 2, 4, ...",
         f"of the 3 files {tmp_path}/val-* 1 are missing: 1",
         "of 2 files with the word test no use was made, since there are files for validation")
@@ -147,16 +147,16 @@ def test_what_is_amiss_with_tar_shards_is_one_line(tmp_path, kind):
     tars(tmp_path / "x")
     act(tmp_path / "x")
     with pytest.raises(UsageError, match=message) as told:
-        webdataset.find(tmp_path / "x", 1, **options)
+        webdataset.find(tmp_path / "x", **options)
     assert str(told.value).startswith(str(tmp_path))
     assert "\n" not in str(told.value)
 
 
 def test_labels_from_1_are_taken_as_the_line_tells(tmp_path):
     tars(tmp_path, labels=[[label + 1 for label in each] for each in LABELS])
-    found = webdataset.find(tmp_path, 1, first_label=1)
+    found = webdataset.find(tmp_path, first_label=1)
     assert (contents_of(found), found.classes) == ((EVERY[:8], EVERY[8:]), ["1", "2", "3"])
-    found = webdataset.find(tmp_path, 1, first_label=0)
+    found = webdataset.find(tmp_path, first_label=0)
     assert found.remarks == ("of 1 of 4 classes there are no training images: 0",)
 
 

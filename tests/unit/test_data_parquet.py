@@ -45,7 +45,7 @@ def files(folder, labels=LABELS, names=NAMES, meta=None, image="image", label="l
 
 def found_in(folder, **options):
     """As the command finds them."""
-    found, there = parquet.find(folder, 2, **options), folder.with_name(f"{folder.name}-unpacked")
+    found, there = parquet.find(folder, **options), folder.with_name(f"{folder.name}-unpacked")
     there.mkdir(exist_ok=True)
     for job in found.jobs(there):
         parquet.unpack(job, lambda count: True)
@@ -221,7 +221,7 @@ def test_what_is_amiss_with_parquet_files_is_one_line(tmp_path, kind):
     act, message = AMISS[kind]
     act(tmp_path / "x")
     with pytest.raises(UsageError, match=message) as told:
-        parquet.find(tmp_path / "x", 1)
+        parquet.find(tmp_path / "x")
     assert str(told.value).startswith(str(tmp_path))
     assert "\n" not in str(told.value)
 
@@ -230,7 +230,7 @@ def test_what_is_amiss_with_parquet_files_is_one_line(tmp_path, kind):
 def test_columns_are_taken_by_the_names_that_are_given(tmp_path, option, name):
     files(tmp_path / "x", meta={}, **{option: name})
     with pytest.raises(UsageError, match=f"name it by --{option}-column"):
-        parquet.find(tmp_path / "x", 1)
+        parquet.find(tmp_path / "x")
     assert contents_of(found_in(tmp_path / "x", **{option: name})) == (EVERY[:8], EVERY[8:])
 
 
