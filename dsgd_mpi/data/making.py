@@ -205,7 +205,7 @@ def _pictures(to: Path, find: Callable[[Work], layouts.Found], source: str, lice
         check_target(to)                    # to find the pictures may take minutes
         found = find(work)
         _make(to, Plan(found.train, found.test, found.classes, source, licence, form.image, form.make, jpeg,
-                       found.remarks), work)
+                       (*found.remarks, *pictures.not_looked_for())), work)
 
     form = Form((size, size, 3), picture, jpeg, Item)
     _together(lead, form, workers, strict, check)

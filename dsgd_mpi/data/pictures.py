@@ -56,6 +56,15 @@ def check_decoder(what: Path | str) -> None:
                          "simplejpeg, or convert the set without --jpeg") from None
 
 
+def not_looked_for() -> tuple[str, ...]:
+    """A line, if damage within JPEG files would not be noticed."""
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError:
+        return ("JPEG files were not searched for damage within, which takes simplejpeg: pip install simplejpeg",)
+    return ()
+
+
 def decoded(content: Any, size: int) -> Array:
     """The pixels of a JPEG in RGB or grey, `fitted`: uint8 (size, size, 3). ValueError."""
     from PIL import Image
@@ -97,6 +106,8 @@ def picture(content: bytes, name: str, size: int, jpeg: bool) -> Picture:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             remarks = _remarks(image, name, size, content)
+            if image.format in ("JPEG", "MPO"):
+                remarks += _damage(content)
             as_it_is = jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
             rgb = _rgb(image)
     except Broken:
@@ -140,6 +151,26 @@ def contact_sheet(images: Array, names: Sequence[str]) -> bytes:
     made = io.BytesIO()
     sheet.save(made, "PNG")
     return made.getvalue()
+
+
+def _damage(content: bytes) -> tuple[str, ...]:
+    """What libjpeg warns of in a JPEG that can be decoded, as far as simplejpeg is there; Pillow passes over it.
+
+    Broken if pixels are lost: from there on they are grey, or of another place.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return ()
+    try:
+        simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
+    except ValueError as error:
+        warning = str(error)
+        if "extraneous bytes" in warning:
+            return ("a JPEG with bytes of no use in it, as damage may leave them",)
+        if warning.startswith(("Corrupt JPEG data", "Premature end")):
+            raise Broken(f"damaged within ({warning.removeprefix('Corrupt JPEG data: ')})") from None
+    return ()
 
 
 def _reason(content: bytes, error: Exception) -> str:

@@ -4,11 +4,13 @@ Those in `tests/photos` are in the public domain and come with matplotlib and sc
 """
 
 import io
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dsgd_mpi.data import pictures
 from dsgd_mpi.data.formats import Dataset, check
 from tests.support import ROOT
 from tests.unit.test_data_layouts import put, run, tar
@@ -64,6 +66,28 @@ def by_pillow(content):
     image = image.resize([SIZE * side // short for side in image.size], Image.Resampling.BILINEAR)
     left, top = (round((side - SIZE) / 2) for side in image.size)
     return np.asarray(image)[top:top + SIZE, left:left + SIZE].astype(int)
+
+
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_a_photograph_that_is_damaged_within_is_broken_though_pillow_reads_it(jpeg):
+    pytest.importorskip("simplejpeg", reason="simplejpeg is not installed")
+    whole = PHOTOS["rocket.jpg"]
+    for damaged in (whole[:60_000] + bytes(200) + whole[60_200:], whole[:60_000] + whole[60_100:]):
+        Image.open(io.BytesIO(damaged)).load()
+        with pytest.raises(pictures.Broken, match=r"damaged within \(premature end of data segment\)"):
+            pictures.picture(damaged, "rocket.jpg", SIZE, jpeg)
+    end = whole.rindex(b"\xff\xd9")
+    found = pictures.picture(whole[:end] + bytes(50) + whole[end:], "rocket.jpg", SIZE, jpeg)
+    assert found.remarks == ("a JPEG with bytes of no use in it, as damage may leave them",)
+    np.testing.assert_array_equal(found.pixels, by_pillow(whole))
+
+
+def test_without_simplejpeg_it_is_told_that_damage_is_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    done = run(*folders(tmp_path / "x"), "--from", tmp_path / "x", "--to", tmp_path / "y.h5", "--size", 8)
+    assert done.exit_code == 0, done.output
+    assert ("Warning: JPEG files were not searched for damage within, which takes simplejpeg: pip install simplejpeg\n"
+            in done.stderr)
 
 
 def found_in(split):
