@@ -136,7 +136,7 @@ def hf_parquet(folder: Path, test_share: float | None, classes: Path | None, fir
         there = to.with_suffix("")
         with shown(len(files), "images unpacked") as tick:
             work.do("unpack", files.jobs(there), tick)
-        return files.found(there, test_share)
+        return files.found(there)
 
     _pictures(to, find, printable(folder.absolute()), licence,
               lambda: parquet.check_pyarrow(f"{folder}: reading Parquet files"), **how)

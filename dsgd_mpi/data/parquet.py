@@ -55,11 +55,11 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a set with labels counted from 0, those of training images first, and the names of the classes."""
+    """The files of a set with labels counted from 0, and which images are for testing, bool; the names of classes."""
 
     files: list[File]
     labels: list[Array]
-    train: int                              # files with training images
+    is_test: Array                          # of all files' rows
     classes: list[str]
     remarks: tuple[str, ...]
 
@@ -71,17 +71,13 @@ class Files:
         return [(file.item.path, file.item.name, file.column, str(_unpacked(folder, i)))
                 for i, file in enumerate(self.files)]
 
-    def found(self, folder: Path, test_share: float | None) -> Found:
+    def found(self, folder: Path) -> Found:
         """The pictures, once all files have been unpacked."""
-        items = [[item._replace(label=label) for item, label in
-                  zip(_items(file.item.name, _unpacked(folder, i)), labels.tolist(), strict=True)]
-                 for i, (file, labels) in enumerate(zip(self.files, self.labels, strict=True))]
-        train, test = (list(itertools.chain(*part)) for part in (items[:self.train], items[self.train:]))
-        if test_share:
-            is_test = chosen(np.concatenate(self.labels), test_share,
-                             [f"{folder}: class {name}" for name in self.classes])
-            train, test = ([item for item, other in zip(train, is_test, strict=True) if other == part]
-                           for part in (False, True))
+        items = [item for i, file in enumerate(self.files) for item in _items(file.item.name, _unpacked(folder, i))]
+        parts: tuple[list[Item], list[Item]] = [], []
+        for item, label, part in zip(items, np.concatenate(self.labels).tolist(), self.is_test.tolist(), strict=True):
+            parts[part].append(item._replace(label=label))
+        train, test = parts
         return Found(train, test, self.classes, self.remarks)
 
 
@@ -107,7 +103,9 @@ def find(folder: Path, test_share: float | None = None, first_label: int | None 
     named = class_names(classes, folder) or (list(files[0].names) if files[0].names else None)
     labels, names = checked_labels([file.labels for file in files], named, first_label, f"{folder}")
     remarks = (*found.remarks, *unknown_classes(np.concatenate(labels[:train]), names))
-    return Files(files, labels, train, names, remarks)
+    is_test = (chosen(np.concatenate(labels), test_share, [f"{folder}: class {name}" for name in names]) if test_share
+               else np.repeat(np.arange(len(files)) >= train, [len(each) for each in labels]))
+    return Files(files, labels, is_test, names, remarks)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def found_in(folder, **options):
     there.mkdir(exist_ok=True)
     for job in found.jobs(there):
         parquet.unpack(job, lambda count: True)
-    return found.found(there, options.get("test_share"))
+    return found.found(there)
 
 
 WAYS = {
@@ -170,6 +170,10 @@ def test_a_share_becomes_test_images_where_there_are_none(tmp_path):
     train, test = contents_of(found_in(tmp_path / "x", test_share=0.3))
     assert sorted(train + test) == sorted(EVERY)
     assert sorted(label for _, label in test) == [0, 1, 2]
+    write(tmp_path / "x" / "3.parquet", {"image": ONE, "label": [3]}, metadata([*CLASSES, "emu"]))
+    files(tmp_path / "x", names=["0", "1", "2"], meta=metadata([*CLASSES, "emu"]))
+    with pytest.raises(UsageError, match=f"{tmp_path}/x: class emu: expected at least 2 images, .* found 1; add some"):
+        parquet.find(tmp_path / "x", test_share=0.3)
 
 
 def change(**options):
