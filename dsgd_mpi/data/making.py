@@ -219,7 +219,6 @@ def _together(lead: Callable[[Work], None], form: Form, workers: int | None, str
 def _make(to: Path, plan: Plan, work: Work) -> None:
     with shown(len(plan)) as tick:
         made = make(to, plan, work.workers, tick=tick, work=work)
-    parquet.remove(to.with_suffix(""))
     for remark in made.remarks:
         click.echo(f"Warning: {remark}", err=True)
     for image in made.skipped[:SHOWN]:

@@ -244,9 +244,3 @@ def _items(name: str, path: Path) -> list[Item]:
     starts = itertools.accumulate(found["sizes"], initial=0)
     return [Item(f"{name}/{row}{f' {printable(called)}' if called else ''}", str(path), start, size)
             for row, (start, size, called) in enumerate(zip(starts, found["sizes"], found["names"], strict=False))]
-
-
-def remove(folder: Path) -> None:
-    """What was unpacked, once the shards are made."""
-    for path in folder.glob("unpacked-*.bin"):
-        path.unlink()

@@ -33,7 +33,8 @@ from dsgd_mpi.data.work import Job, Work
 from dsgd_mpi.errors import UsageError
 
 SHARD_BYTES = 128 << 20                     # a thread has one or two in memory; ImageNet becomes some 1,000 files
-SHARD = re.compile(r"(train|test)-\d{5,}\.h5|unpacked-\d{5,}\.bin|\..*\.part")     # names in the folder of the shards
+SHARD = re.compile(r"(train|test)-\d{5,}\.h5")         # names in the folder of the shards, and those of what does not
+SCAFFOLD = re.compile(r"unpacked-\d{5,}\.bin|\..*\.part")             # stay: what `parquet` or a killed process left
 SHUFFLE_SEED = 0                            # of the order in which training images are stored
 
 
@@ -115,7 +116,12 @@ def make(path: Path, plan: Plan, workers: int, strict: bool = False, tick: Calla
     tick(len(plan) - sum(len(shard.items) for shard in missing))
     work.do("shards", missing, tick)
     os.listdir(path.with_suffix(""))        # NFS remembers what was not there, until it looks at the folder
-    return _write_index(path, plan, shards)
+    made = _write_index(path, plan, shards)
+    for each in path.with_suffix("").iterdir():
+        if SCAFFOLD.fullmatch(each.name):
+            with suppress(OSError):
+                each.unlink()
+    return made
 
 
 def writer(form: Form, strict: bool) -> Job:
@@ -137,7 +143,7 @@ def check_target(path: Path) -> None:
                          f"is whole in {folder}, or choose another path by --to")
     try:
         folder.mkdir(exist_ok=True)
-        others = sorted(name for name in os.listdir(folder) if not SHARD.fullmatch(name))
+        others = sorted(name for name in os.listdir(folder) if not (SHARD.fullmatch(name) or SCAFFOLD.fullmatch(name)))
     except OSError as error:
         raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another path by --to") from None
     if others:                              # it may be that of the pictures themselves

@@ -74,6 +74,7 @@ def test_what_parquet_files_hold_is_found_with_labels_and_names(tmp_path, way):
 
 def test_parquet_files_to_what_training_opens_and_nothing_stays_of_what_was_unpacked(tmp_path):
     files(tmp_path / "x" / "data")
+    put(tmp_path / "y" / ".train-00000.h5.01234567.part", b"of a process that was killed")
     done = run("hf-parquet", "--from", tmp_path / "x", "--to", tmp_path / "y.h5", "--size", 8)
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     assert sorted(path.name for path in (tmp_path / "y").iterdir()) == ["test-00000.h5", "train-00000.h5"]
