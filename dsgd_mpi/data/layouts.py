@@ -10,6 +10,7 @@ of their class; what does is one of
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from collections.abc import Callable, Sequence
@@ -116,13 +117,15 @@ def _by_class(place: Path, others: list[str]) -> dict[str, list[Item]]:
     """
     if place.is_file():
         tars = [item for item in sources.members(sources.of_file(place)) if item.name.endswith(".tar")]
+        stems, found = [tar.stem for tar in tars], sources.side_by_side(_pictures, tars)
     elif folders := sources.folders(place):
-        found = sources.side_by_side(_in_folder, folders)
-        others += [name for _, names in found for name in names] + sources.loose(place)
-        return {path.name: items for path, (items, _) in zip(folders, found, strict=True)}
+        stems, found = [path.name for path in folders], sources.side_by_side(_in_folder, folders)
+        others += sources.loose(place)
     else:
-        tars = [sources.of_file(path) for path in sources.tars(place)]
-    return dict(zip((tar.stem for tar in tars), sources.side_by_side(_pictures, tars), strict=True))
+        paths = sources.tars(place)
+        stems, found = [path.stem for path in paths], sources.side_by_side(_pictures, map(sources.of_file, paths))
+    others += [name for _, names in found for name in names]
+    return {stem: items for stem, (items, _) in zip(stems, found, strict=True)}
 
 
 def _in_folder(folder: Path) -> tuple[list[Item], list[str]]:
@@ -131,7 +134,7 @@ def _in_folder(folder: Path) -> tuple[list[Item], list[str]]:
     return sources.in_folder(folder, others=others), others
 
 
-def _left_out(others: list[str]) -> tuple[str, ...]:
+def _left_out(others: Sequence[str]) -> tuple[str, ...]:
     """A line, if there are any."""
     more = ", ..." if len(others) > SHOWN else ""
     return (f"{len(others)} file{'s are' if len(others) > 1 else ' is'} no picture in a class's folder, by name and "
@@ -139,15 +142,19 @@ def _left_out(others: list[str]) -> tuple[str, ...]:
 
 
 def _images(place: Path) -> list[Item]:
-    found = _pictures(sources.of_file(place)) if place.is_file() else sources.in_folder(place)
+    found, _ = _pictures(sources.of_file(place)) if place.is_file() else _in_folder(place)
     if not found:
         raise UsageError(f"{place}: expected images, found none; unpack them there")
     return found
 
 
-def _pictures(tar: Item) -> list[Item]:
-    found = (item for item in sources.members(tar) if sources.is_picture(item.name))
-    return sorted(found, key=lambda item: item.name)
+def _pictures(tar: Item) -> tuple[list[Item], list[str]]:
+    """The same of a tar file."""
+    found: tuple[list[Item], list[Item]] = [], []
+    for item in sources.members(tar):
+        found[sources.is_picture(item.name)].append(item)
+    others, pictures = (sorted(items, key=lambda item: item.name) for items in found)
+    return pictures, [item.name for item in others if not os.path.basename(item.name).startswith(".")]
 
 
 def _labelled(by_class: dict[str, list[Item]], classes: Sequence[str], where: Path) -> list[Item]:

@@ -25,6 +25,7 @@ from dsgd_mpi.data.sources import Item
 from dsgd_mpi.errors import UsageError
 
 KEYS = ("label", "cls")                     # in .json
+SHOWN = 3                                   # names in a line
 MOST = 1 << 20                              # bytes of a .cls or .json
 
 
@@ -32,8 +33,9 @@ def find(folder: Path, test_share: float | None = None, first_label: int | None 
          classes: Path | None = None) -> Found:
     """The pictures and labels of all tar shards in a folder. UsageError."""
     files = parts(folder, ".tar", "tar shards", test_share)
-    items = [[item for items in sources.side_by_side(_samples, tars) for item in items]
-             for tars in (files.train, files.test)]
+    samples = [sources.side_by_side(_samples, tars) for tars in (files.train, files.test)]
+    items = [[item for items, _ in part for item in items] for part in samples]
+    bare = [key for part in samples for _, keys in part for key in keys]
     for found, tars in zip(items, (files.train, files.test), strict=True):
         if tars and not found:
             raise UsageError(f"{tars[0].name}: expected pictures, KEY.jpg, KEY.jpeg or KEY.png, found none; give tar "
@@ -41,7 +43,9 @@ def find(folder: Path, test_share: float | None = None, first_label: int | None 
     labels, names = checked_labels([_labels(each) for each in items if each], class_names(classes, folder),
                                    first_label, f"{folder}")
     train = _labelled(items[0], labels[0])
-    remarks = (*files.remarks, *unknown_classes(labels[0], names))
+    left_out = f"{len(bare)} samples have a label but no picture, and were left out: {', '.join(bare[:SHOWN])}"
+    remarks = (*files.remarks, *unknown_classes(labels[0], names),
+               *([left_out + (", ..." if len(bare) > SHOWN else "")] if bare else []))
     if files.test:
         return Found(train, _labelled(items[1], labels[1]), names, remarks)
     is_test = chosen(labels[0], test_share or 0, [f"{folder}: class {name}" for name in names])
@@ -57,8 +61,8 @@ def _labelled(items: Sequence[Item], labels: Array) -> list[Item]:
     return [item._replace(label=label) for item, label in zip(items, labels.tolist(), strict=True)]
 
 
-def _samples(tar: Item) -> list[Item]:
-    """The pictures of a tar file in its order, each with its label."""
+def _samples(tar: Item) -> tuple[list[Item], list[str]]:
+    """The pictures of a tar file in its order, each with its label, and the names of samples that have none."""
     pictures: dict[str, Item] = {}
     labels: dict[str, tuple[str, int]] = {}
     with open(tar.path, "rb") as file:
@@ -83,7 +87,8 @@ def _samples(tar: Item) -> list[Item]:
         raise UsageError(f"{missing[0]}: expected its label in a file of the same name with .cls, or in .json as "
                          f"label, found neither, of {len(missing)} of {len(pictures)} pictures in {tar.name}; add "
                          "labels, or leave this file out")
-    return [item._replace(label=labels[key][1]) for key, item in pictures.items()]
+    return ([item._replace(label=labels[key][1]) for key, item in pictures.items()],
+            [key for key in labels if key not in pictures])
 
 
 def _label(content: bytes, ending: str) -> int | None:

@@ -391,6 +391,16 @@ def test_what_is_no_picture_by_name_or_in_no_class_is_counted_and_named(tmp_path
         f"{tmp_path}/train/cat/1.heic, {tmp_path}/train/cat/2.heic, ...",)
 
 
+def test_what_is_no_picture_in_a_tar_file_is_named_too(tmp_path):
+    for part in ("train", "val"):
+        for label in ("cat", "dog"):
+            put(tmp_path / part / f"{label}.tar", tar({"1.jpg": photo(1), ".hidden": b"x", "2.heic": b"x"}))
+    found = layouts.class_folders(tmp_path)
+    assert (len(found.train), len(found.test), found.classes) == (2, 2, ["cat", "dog"])
+    assert found.remarks[0].startswith("4 files are no picture in a class's folder, by name and place, and left out: "
+                                       f"{tmp_path}/train/cat.tar/2.heic, {tmp_path}/train/dog.tar/2.heic, ")
+
+
 def classes_folder(folder, extra):
     for part in ("train", "val"):
         for label in ("cat", "dog"):

@@ -105,6 +105,16 @@ def test_what_is_missing_of_numbered_files_is_told(tmp_path):
         "of 2 files with the word test no use was made, since there are files for validation")
 
 
+def test_samples_without_a_picture_are_counted_and_named(tmp_path):
+    tars(tmp_path)
+    bare = {f"{i}.cls": b"1" for i in range(4)} | {"0.npy": b"x", "about.json": b'{"samples": 3}'}
+    put(tmp_path / "train-2.tar", tar(bare | as_cls("5", PHOTOS[0][0], 1)))
+    found = webdataset.find(tmp_path)
+    assert len(found.train) == 9
+    assert found.remarks == (f"4 samples have a label but no picture, and were left out: {tmp_path}/train-2.tar/0, "
+                             f"{tmp_path}/train-2.tar/1, {tmp_path}/train-2.tar/2, ...",)
+
+
 def labelled(*labels):
     return lambda folder: tars(folder, labels=labels)
 
