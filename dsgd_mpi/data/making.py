@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dsgd_mpi.data import layouts, parquet, pictures, ranks
 from dsgd_mpi.data import webdataset as finder
 from dsgd_mpi.data.formats import data_folder
 from dsgd_mpi.data.pictures import Picture
+from dsgd_mpi.data.progress import shown
 from dsgd_mpi.data.sharding import Form, Plan, check_target, make, writer
 from dsgd_mpi.data.sources import Item, printable
 from dsgd_mpi.data.work import Work
 from dsgd_mpi.errors import UsageError
 
 PATH = click.Path(path_type=Path)
-PLAIN_S = 60.0                              # between two lines where there is no terminal
 SHOWN = 20                                  # images that were skipped; `data info` lists all
 SYNTHETIC_IMAGES = 10_000
 Command = Callable[..., None]
@@ -228,29 +224,3 @@ def _make(to: Path, plan: Plan, work: Work) -> None:
     shards = list(to.with_suffix("").glob("*.h5"))
     size = sum(path.stat().st_size for path in shards)
     click.echo(f"{to}: {made.train} training and {made.test} test images in {len(shards)} shards, {size / 1e6:.1f} MB")
-
-
-@contextmanager
-def shown(total: int, what: str = "images") -> Iterator[Callable[[int], Any]]:
-    """What is called with each number of images that were done; shows a bar, or a line now and then, on stderr."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with Progress(TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), console=console
-                      ) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    begun = last = time.monotonic()
-    done = kept = 0
-
-    def tick(count: int) -> None:
-        nonlocal last, done, kept
-        kept = kept or count if done == 0 else kept         # by an earlier run: no measure of speed
-        done += count
-        now = time.monotonic()
-        if now - last >= PLAIN_S and done > kept:
-            last = now
-            left = (now - begun) / (done - kept) * (total - done)
-            click.echo(f"{done:,} of {total:,} {what}, about {-(-left // 60):.0f} min left", err=True)
-
-    yield tick
