@@ -19,10 +19,10 @@ FLOORS = [                                  # lowest first; a module is of the r
     ("net.graph_file",),
     ("config", "net.api", "net.topology", "net.places", "kernels.api", "optim.schedule"),
     ("net", "net.compression", "net.mpi", "net.simulated", "kernels", "data"),
-    ("net.gpu", "nn", "optim"),
-    ("algorithms",),
-    ("training.rankfile", "training.resume", "training.inject", "training.staging"),
-    ("training.writing",),
+    ("net.gpu", "nn", "optim", "net.start"),
+    ("algorithms", "data.ranks"),
+    ("training.rankfile", "training.resume", "training.inject", "training.staging", "data.making"),
+    ("training.writing", "data.commands"),
     ("study", "training", "training.checkpoint", "training.record", "training.display", "training.signals",
      "training.deadline", "training.output", "training.agreement", "training.results", "training.watch"),
     ("training.parts",),
@@ -48,6 +48,7 @@ CHOOSERS = ("net", "training.build", "training.job", "study", "doctor")
 FOREIGN = {"mpi4py": ("net.mpi", "net.gpu.aware"), "cupy": ("kernels", "net.gpu"), "cupyx": ("kernels.gpu", "net.gpu"),
            "greenlet": ("net.simulated",), "networkx": ("net.graph_file",), "matplotlib": ("study",),
            "rich": ("training", "study", "doctor", "data"), "cffi": ("kernels.cpu",),
+           "pyarrow": ("data",),
            "pickle": ("data",)}             # of foreign files; what ranks send each other and keep is data alone
 ALGORITHMS_ARE_NAMED_IN = ("algorithms", "config")          # the latter for its default
 BACK_ENDS_ARE_ASKED_FOR_IN = ("training.build", "kernels.load")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import h5py
 import numpy as np
@@ -64,6 +64,25 @@ def place(path: str | Path, content: Any, verify: Callable[[Path], Result]) -> R
     with suppress(OSError):                 # not every file system does this for a folder
         _fsync(path.parent)                 # the rename itself is in it
     return found
+
+
+@contextmanager
+def placed(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to in parts, which becomes `path` as that of `atomic` does, but is not read back. OSError."""
+    path = Path(os.path.realpath(path))
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        _remove_abandoned(path)
+        with open(part, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} was not written and is unchanged: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):             # it is gone if all went well
+            part.unlink()
 
 
 def digest_if_same(path: Path, content: Array) -> str:

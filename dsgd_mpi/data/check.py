@@ -50,7 +50,7 @@ def check_layout(file: h5py.File, path: Path) -> tuple[dict[str, Any], dict[str,
     classes = _checked_classes(class_names(file), path)
     labels = {part: _checked_labels(file, part, len(images[part]), classes, path) for part in PARTS}
     for name in ("mean", "std"):
-        _check_statistic(file.attrs[name], name, train[-1], path)
+        _check_statistic(file.attrs[name], name, train[-1], path, is_sharded(file))
     return images, labels
 
 
@@ -132,8 +132,9 @@ def _checked_labels(file: h5py.File, part: str, images: int, classes: list[str],
     expected = f"{path}: expected {part}/labels as integers, one per image, found {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and labels.shape[1] == 1:
         raise UsageError(f"{expected}, a column; `labels[:, 0]`")
-    if labels.ndim == 2 and labels.shape[1] == len(classes):
-        raise UsageError(f"{expected}; one-hot labels become integers by `np.argmax(labels, axis=1)`")
+    if labels.ndim == 2 and labels.shape == (images, len(classes)) and labels.dtype.kind in "biuf":
+        check_written(labels, path)
+        raise UsageError(f"{expected}; {one_hot(_read(labels, (), path), 'labels')}")
     if labels.ndim != 1:
         raise UsageError(f"{expected}; give each image the number of its class, counted from 0")
     if len(labels) != images:
@@ -150,6 +151,13 @@ def _checked_labels(file: h5py.File, part: str, images: int, classes: list[str],
         raise UsageError(f"{path}: expected {part}/labels from 0 to {len(classes) - 1} for the {len(classes)} classes, "
                          f"found {low} to {high}; {_in_range(part, low, high, len(classes))}")
     return values
+
+
+def one_hot(labels: Array, name: str) -> str:
+    """The way out for labels (N, C)."""
+    if np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(axis=1) == 1):
+        return f"one-hot labels become integers by `np.argmax({name}, axis=1)`"
+    return "an image must be of one class; give each the number of its class, counted from 0"
 
 
 def _as_integers(values: Array) -> str:
@@ -170,7 +178,7 @@ def _in_range(part: str, low: int, high: int, classes: int) -> str:
     return f"give the attribute classes all {high + 1} names, or correct the labels"
 
 
-def _check_statistic(value: Any, name: str, channels: int, path: Path) -> None:
+def _check_statistic(value: Any, name: str, channels: int, path: Path, sharded: bool) -> None:
     try:
         value = np.asarray(value, float)
     except (TypeError, ValueError):
@@ -180,9 +188,10 @@ def _check_statistic(value: Any, name: str, channels: int, path: Path) -> None:
     if not fits:
         limits = "from 0 to 1" if name == "mean" else "above 0, up to 1"
         shown = value.ravel()[:6].tolist()
+        way_out = (f"remove {path.name}, and convert again, which keeps the shards" if sharded else "compute it from "
+                   f"train/images: `file.attrs.update({name}=(images[()] / 255).{name}((0, 1, 2)))`")
         raise UsageError(f"{path}: expected the attribute {name} as {channels} numbers {limits}, one per channel, of "
-                         f"images / 255, found {shown}{' ...' if value.size > 6 else ''}; compute it from train/images:"
-                         f" `file.attrs.update({name}=(images[()] / 255).{name}((0, 1, 2)))`")
+                         f"images / 255, found {shown}{' ...' if value.size > 6 else ''}; {way_out}")
 
 
 def check_images(file: h5py.File, images: dict[str, Any], path: Path, thorough: bool = True) -> dict[str, int]:
@@ -223,9 +232,7 @@ def _tallied(images: Any, path: Path) -> Tally:
 
 def _check_moments(tally: Tally, count: int, attributes: Any, path: Path) -> None:
     found = dict(zip(("mean", "std"), tally.moments(), strict=True))
-    if not np.all(found["std"] > 0):
-        raise UsageError(f"{path}: expected training images, found {count} of mean {found['mean'].round(4)} and std "
-                         f"{found['std'].round(4)}, without any contrast; convert it again, to the end")
+    check_contrast(found["mean"], found["std"], count, path, "convert it again, to the end")
     for name, value in found.items():
         if np.abs(value - attributes[name]).max() > LIKELY:
             way_out = ("the attribute or the images are of another set; if the images are right, "
@@ -235,6 +242,16 @@ def _check_moments(tally: Tally, count: int, attributes: Any, path: Path) -> Non
                            "convert it again")
             raise UsageError(f"{path}: expected the attribute {name} to be that of the training images, "
                              f"{value.round(4)}, found {np.round(attributes[name], 4)}; {way_out}")
+
+
+def check_contrast(mean: Array, std: Array, count: int, path: Path, way_out: str = "give other images") -> None:
+    """That the channels of training images can be normalised. UsageError."""
+    flat = np.flatnonzero(~(std > 0))
+    if len(flat):
+        if len(flat) < len(std):
+            way_out = f"leave out channel {flat[0]}, which is the same everywhere: np.delete(images, {flat[0]}, axis=3)"
+        raise UsageError(f"{path}: expected training images, found {count} of mean {mean.round(4)} and std "
+                         f"{std.round(4)}, without any contrast; {way_out}")
 
 
 def _sampled(images: Any, attributes: Any, path: Path, count: int) -> bool:

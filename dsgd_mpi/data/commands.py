@@ -1,8 +1,9 @@
-"""`data`: makes data files from public data sets and checks them; one process, no MPI."""
+"""`data`: makes data files from public data sets and checks them. Under a launcher ranks share what takes long."""
 
 from __future__ import annotations
 
 import os
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,22 +18,39 @@ from dsgd_mpi.data import bench as benchmark
 from dsgd_mpi.data import convert, making, pictures, small
 from dsgd_mpi.data.formats import Content, Dataset, data_folder, open_dataset, write
 from dsgd_mpi.errors import UsageError
+from dsgd_mpi.net.launch import launched
 
 THREADS = Annotated[int, 1, config.Most(4096)]
 SHOWN = 6                                   # classes in a line
 PATH = click.Path(path_type=Path)
+SHARED = {str(command.name): command for command in (making.imagenet, making.folder, making.hf_parquet,
+                                                     making.webdataset, making.synthetic)}
 to_option = click.option("--to", type=PATH, help="File to write, *.h5.  [default: in $DSGD_DATA_DIR or "
                          "~/.cache/dsgd_mpi, where training finds it by name]")
 
 
-@click.group()
-def data() -> None:
+class Together(click.Group):
+    """Under a launcher only rank 0 prints."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if launched().rank == 0:
+            return super().main(*args, **kwargs)
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return super().main(*args, **kwargs)
+
+
+@click.group(cls=Together)
+@click.pass_context
+def data(ctx: click.Context) -> None:
     """Make data files and check them.
 
     A data file is HDF5: train/images and test/images (uint8, images x height x width x channels), train/labels and
     test/labels (integers), and the attributes classes, mean, std, source and licence. Of large sets it is the index,
-    and the images are in the folder beside it. The set fashion-mnist-12k comes with the package.
+    and the images are in the folder beside it. The set fashion-mnist-12k comes with the package. Under mpirun or srun
+    the ranks share the work where pictures are converted; all else rank 0 does.
     """
+    if launched().rank and ctx.invoked_subcommand not in SHARED:
+        ctx.exit()
 
 
 @data.command("fashion-mnist")
@@ -99,7 +117,7 @@ def npz(source: Path, licence: str, to: Path) -> None:
     _write(to, small.npz(source, licence))
 
 
-for command in (making.imagenet, making.folder, making.synthetic):
+for command in SHARED.values():
     data.add_command(command)
 
 

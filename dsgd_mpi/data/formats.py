@@ -28,7 +28,15 @@ from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import atomic
 from dsgd_mpi.data import colours, crops
 from dsgd_mpi.data.augment import Crop, Recipe
-from dsgd_mpi.data.check import check_images, check_layout, check_stored, class_names, empty_classes, statistics
+from dsgd_mpi.data.check import (
+    check_contrast,
+    check_images,
+    check_layout,
+    check_stored,
+    class_names,
+    empty_classes,
+    statistics,
+)
 from dsgd_mpi.data.shards import Shards, check_as_long, read_runs
 from dsgd_mpi.data.storage import cause, reading
 from dsgd_mpi.data.trial import tried
@@ -412,6 +420,7 @@ def write(path: str | Path, content: Content, compression: str | None = None, **
             for part, (images, labels) in (("train", content.train), ("test", content.test)):
                 _write_split(file, part, images, labels, compression)
             mean, std = statistics(content.train[0])
+            check_contrast(mean, std, len(content.train[0]), path)
             file.attrs.update(mean=mean, std=std, source=content.source, licence=content.licence, **notes)
             write_classes(file, content.classes)
     except OSError as error:

@@ -10,6 +10,7 @@ of their class; what does is one of
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 
 from dsgd_mpi.data import matfile, sources
 from dsgd_mpi.data.convert import folder_of, listing
+from dsgd_mpi.data.parts import chosen
 from dsgd_mpi.data.sources import Item
 from dsgd_mpi.errors import UsageError
 
@@ -31,7 +33,7 @@ META, TRUTH, SOLUTION = "meta.mat", "ILSVRC2012_validation_ground_truth.txt", "L
 WORDS = ("LOC_synset_mapping.txt", "synset_words.txt")
 PUBLISHED = (1_281_167, 50_000, 1000)
 SYNSET = re.compile(r"n\d{8}")
-LARGEST = 1 << 24                           # bytes of a list
+SHOWN = 3                                   # names in a line
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def imagenet(folder: Path, labels: Path | None = None) -> Found:
     """ILSVRC2012 as published, unpacked or not, or as in Kaggle's archive. UsageError."""
     folder_of(folder)
     train, val = _first(folder, TRAIN), _first(folder, VAL)
-    by_synset = {name: items for name, items in _by_class(train).items() if SYNSET.fullmatch(name)}
+    others: list[str] = []
+    by_synset = {name: items for name, items in _by_class(train, others).items() if SYNSET.fullmatch(name)}
     if not by_synset:
         raise UsageError(f"{train}: expected folders or tar files of synsets, n01440764 and so on, found none; "
                          "`data folder` takes other class folders")
@@ -68,7 +71,7 @@ def imagenet(folder: Path, labels: Path | None = None) -> Found:
     remarks = () if counts == PUBLISHED else (f"{shown[0]} were found; as published there are {shown[1]}",)
     words = _words(folder)
     classes = [f"{name} {words.get(name, '')}".strip() for name in synsets]
-    return Found(_labelled(by_synset, synsets, train), test, classes, remarks)
+    return Found(_labelled(by_synset, synsets, train), test, classes, (*remarks, *_left_out(others)))
 
 
 def class_folders(folder: Path, test_share: float = 0) -> Found:
@@ -83,60 +86,75 @@ def class_folders(folder: Path, test_share: float = 0) -> Found:
     if train != folder and test and test_share:
         raise UsageError(f"{folder}: expected --test-share only where there are no test images, found {test}; leave "
                          "out one of them")
-    by_class = _by_class(train)
+    others: list[str] = []
+    by_class = _by_class(train, others)
     classes = sorted(by_class)
     names = [sources.printable(name) for name in classes]
     if len(classes) < 2:
         raise UsageError(f"{train}: expected a folder of images for each class, found {', '.join(classes) or 'none'}; "
                          "give the folder above those of the classes")
     if train != folder and test:
-        tested = _by_class(test)
+        tested = _by_class(test, others)
         if strange := sorted(set(tested) - set(classes)):
             raise UsageError(f"{test}: expected the classes of {train}, found {strange[0]} too; add its training "
                              "images or remove it")
         tested = {name: items for name, items in tested.items() if items}
-        return Found(_labelled(by_class, classes, train), _labelled(tested, classes, test), names)
+        return Found(_labelled(by_class, classes, train), _labelled(tested, classes, test), names,
+                     _left_out(others))
     if not 0 < test_share < 1:
         raise UsageError(f"{folder}: expected train/ and val/ or test/ in it, found {listing(folder)}; give the share "
                          "of the images that become test images, as --test-share 0.1")
-    parts: tuple[list[Item], list[Item]] = [], []
-    for item in _chosen(_labelled(by_class, classes, train), test_share, train, classes):
-        parts[item[0]].append(item[1])
-    return Found(parts[0], parts[1], names)
+    items = _labelled(by_class, classes, train)
+    is_test = chosen(np.array([item.label for item in items]), test_share, [f"{train / name}" for name in classes])
+    parts = [[item for item, test in zip(items, is_test, strict=True) if test == part] for part in (False, True)]
+    return Found(parts[0], parts[1], names, _left_out(others))
 
 
-def _chosen(items: list[Item], share: float, where: Path, classes: list[str]) -> list[tuple[int, Item]]:
-    """Each item, with 1 if it is a test image and 0 if not."""
-    labels, rng = np.array([item.label for item in items]), np.random.default_rng(0)
-    is_test = np.zeros(len(items), int)
-    for label in range(len(classes)):
-        of_class = rng.permutation(np.flatnonzero(labels == label))
-        if len(of_class) < 2:
-            raise UsageError(f"{where / classes[label]}: expected at least 2 images, of which one becomes a test "
-                             f"image, found {len(of_class)}; add some, or remove the folder")
-        is_test[of_class[:min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = 1
-    return list(zip(is_test.tolist(), items, strict=True))
+def _by_class(place: Path, others: list[str]) -> dict[str, list[Item]]:
+    """Pictures of each class folder or class tar file; those of one that is empty are an empty list.
 
-
-def _by_class(place: Path) -> dict[str, list[Item]]:
-    """Pictures of each class folder or class tar file; those of one that is empty are an empty list."""
+    What else lies there is added to `others`.
+    """
     if place.is_file():
-        inner = [item for item in sources.members(sources.of_file(place)) if item.name.endswith(".tar")]
-        return {item.stem: _pictures(item) for item in inner}
-    found = {path.name: sources.in_folder(path) for path in sources.folders(place)}
-    return found or {path.stem: _pictures(sources.of_file(path)) for path in sources.tars(place)}
+        tars = [item for item in sources.members(sources.of_file(place)) if item.name.endswith(".tar")]
+        stems, found = [tar.stem for tar in tars], sources.side_by_side(_pictures, tars)
+    elif folders := sources.folders(place):
+        stems, found = [path.name for path in folders], sources.side_by_side(_in_folder, folders)
+        others += sources.loose(place)
+    else:
+        paths = sources.tars(place)
+        stems, found = [path.stem for path in paths], sources.side_by_side(_pictures, map(sources.of_file, paths))
+    others += [name for _, names in found for name in names]
+    return {stem: items for stem, (items, _) in zip(stems, found, strict=True)}
+
+
+def _in_folder(folder: Path) -> tuple[list[Item], list[str]]:
+    """The pictures there, and the names of what are none."""
+    others: list[str] = []
+    return sources.in_folder(folder, others=others), others
+
+
+def _left_out(others: Sequence[str]) -> tuple[str, ...]:
+    """A line, if there are any."""
+    more = ", ..." if len(others) > SHOWN else ""
+    return (f"{len(others)} file{'s are' if len(others) > 1 else ' is'} no picture in a class's folder, by name and "
+            f"place, and left out: {', '.join(others[:SHOWN])}{more}",) if others else ()
 
 
 def _images(place: Path) -> list[Item]:
-    found = _pictures(sources.of_file(place)) if place.is_file() else sources.in_folder(place)
+    found, _ = _pictures(sources.of_file(place)) if place.is_file() else _in_folder(place)
     if not found:
         raise UsageError(f"{place}: expected images, found none; unpack them there")
     return found
 
 
-def _pictures(tar: Item) -> list[Item]:
-    found = (item for item in sources.members(tar) if sources.is_picture(item.name))
-    return sorted(found, key=lambda item: item.name)
+def _pictures(tar: Item) -> tuple[list[Item], list[str]]:
+    """The same of a tar file."""
+    found: tuple[list[Item], list[Item]] = [], []
+    for item in sources.members(tar):
+        found[sources.is_picture(item.name)].append(item)
+    others, pictures = (sorted(items, key=lambda item: item.name) for items in found)
+    return pictures, [item.name for item in others if not os.path.basename(item.name).startswith(".")]
 
 
 def _labelled(by_class: dict[str, list[Item]], classes: Sequence[str], where: Path) -> list[Item]:
@@ -163,7 +181,7 @@ def _synsets_of_val(folder: Path, images: list[Item], labels: Path | None) -> Ca
 
 
 def _from_list(path: Path, images: list[Item]) -> Callable[[Item], str]:
-    text = _text(_read(path), path)
+    text = sources.text(sources.read(path), path)
     fields = [re.split(r"[\s,;\"']+", line.strip(" \"'")) for line in text.splitlines()]
     synset_of = {Path(line[0]).stem: name for line in fields for name in line[1:2] if SYNSET.fullmatch(name)}
     missing = [item.name for item in images if item.stem not in synset_of]
@@ -185,7 +203,7 @@ def _from_truth(folder: Path, images: list[Item]) -> Callable[[Item], str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder}: expected the devkit's {META} with the struct synsets, found none ({error}); "
                          "download it again") from error
-    numbers = [int(number) for number in _text(truth, folder / TRUTH).split() if number.isdecimal()]
+    numbers = [int(number) for number in sources.text(truth, folder / TRUTH).split() if number.isdecimal()]
     place = {}
     for order, item in enumerate(images):
         named = re.search(r"_val_(\d+)$", item.stem)
@@ -202,14 +220,14 @@ def _from_truth(folder: Path, images: list[Item]) -> Callable[[Item], str]:
 def _devkit(folder: Path, name: str) -> bytes | None:
     path = next((path for place in DEVKIT if (path := folder / place / name).is_file()), None)
     if path:
-        return _read(path)
+        return sources.read(path)
     packed = folder / DEVKIT_PACKED
     if packed.is_file():
         try:
             with tarfile.open(packed) as tar:
                 found = next((member for member in tar if Path(member.name).name == name and member.isreg()), None)
                 file = tar.extractfile(found) if found else None
-                return file.read(LARGEST) if file else None
+                return file.read(sources.LARGEST) if file else None
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UsageError(f"{packed}: cannot be unpacked ({error}); download it again") from error
     return None
@@ -219,25 +237,10 @@ def _words(folder: Path) -> dict[str, str]:
     """The first word for each synset, as far as there are any."""
     path = next((folder / name for name in WORDS if (folder / name).is_file()), None)
     if path:
-        lines = re.findall(r"^(n\d{8})\s+([^,\n]+)", _text(_read(path), path), re.MULTILINE)
+        lines = re.findall(r"^(n\d{8})\s+([^,\n]+)", sources.text(sources.read(path), path), re.MULTILINE)
         return {synset: word.strip() for synset, word in lines}
     try:
         synsets = matfile.load(_devkit(folder, META) or b"")["synsets"]
         return {str(each["WNID"]): str(each["words"]).split(",")[0] for each in synsets}
     except (ValueError, KeyError, TypeError):
         return {}                           # where they are needed, _from_truth says what is wrong
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(LARGEST)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
-
-
-def _text(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected a list in UTF-8, found other bytes; download it again") from None

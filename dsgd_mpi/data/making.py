@@ -1,23 +1,24 @@
-"""`data imagenet`, `data folder` and `data synthetic`: sharded sets, made by threads, with a bar and the time left."""
+"""`data imagenet`, `folder`, `webdataset` ...: sharded sets, made by threads of all ranks, with a bar."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 
-from dsgd_mpi.data import layouts, pictures
+from dsgd_mpi.data import layouts, parquet, pictures, ranks
+from dsgd_mpi.data import webdataset as finder
 from dsgd_mpi.data.formats import data_folder
 from dsgd_mpi.data.pictures import Picture
 from dsgd_mpi.data.progress import shown
-from dsgd_mpi.data.sharding import Plan, check_target, make
+from dsgd_mpi.data.sharding import Form, Plan, check_target, make, writer
 from dsgd_mpi.data.sources import Item, printable
+from dsgd_mpi.data.work import Work
 from dsgd_mpi.errors import UsageError
 
 PATH = click.Path(path_type=Path)
@@ -41,8 +42,12 @@ def options(command: Command) -> Command:
     return command
 
 
-workers_option = click.option("--workers", type=click.IntRange(1, 1024), default=lambda: len(os.sched_getaffinity(0)),
-                              show_default="this machine's cores", help="Threads; each takes some 400 MB.")
+workers_option = click.option("--workers", type=click.IntRange(1, 1024), default=None, show_default="this machine's "
+                              "cores", help="Threads, of each rank; each takes some 400 MB.")
+
+
+licence_option = click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who "
+                              "read the file.")
 
 
 @click.command("imagenet")
@@ -50,8 +55,7 @@ workers_option = click.option("--workers", type=click.IntRange(1, 1024), default
 @click.option("--labels", type=PATH, metavar="FILE", help="A line for each validation image, its name and its synset.")
 @click.option("--to", type=PATH, help="Index to write, *.h5; the shards go to a folder beside it.  [default: "
               "imagenet.h5 in $DSGD_DATA_DIR or ~/.cache/dsgd_mpi, where training finds it by name]")
-def imagenet(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, labels: Path | None, to: Path | None
-             ) -> None:
+def imagenet(folder: Path, labels: Path | None, to: Path | None, **how: Any) -> None:
     """Convert ILSVRC2012 as published: 1,281,167 + 50,000 photographs in 1000 classes.
 
     FOLDER holds the training images: ILSVRC2012_img_train.tar, or train/ with a folder or a tar file for each synset;
@@ -60,26 +64,78 @@ def imagenet(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, la
     ILSVRC2012_validation_ground_truth.txt and meta.mat, unpacked or in ILSVRC2012_devkit_t12.tar.gz. The unpacked
     archive of Kaggle is found too. Run again after a kill, it goes on where it was.
     """
-    find = partial(layouts.imagenet, folder, labels)
-    _pictures(to or data_folder() / "imagenet.h5", find, size, jpeg, workers, strict,
+    _pictures(to or data_folder() / "imagenet.h5", lambda work: layouts.imagenet(folder, labels),
               "ILSVRC2012, https://image-net.org, Russakovsky et al. 2015 (arXiv:1409.0575)",
-              "for non-commercial research and education only, https://image-net.org/download")
+              "for non-commercial research and education only, https://image-net.org/download", **how)
 
 
 @click.command("folder")
 @options
 @click.option("--test-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
               help="Share of the images of each class that become test images, where there is no val/ or test/ folder.")
-@click.option("--licence", default="not stated", show_default=True, help="Of the images, for those who read the file.")
+@licence_option
 @click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder beside it.")
-def folder(folder: Path, size: int, jpeg: bool, workers: int, strict: bool, test_share: float | None, licence: str,
-           to: Path) -> None:
+def folder(folder: Path, test_share: float | None, licence: str, to: Path, **how: Any) -> None:
     """Convert pictures in one folder for each class, in train/ and in val/ or test/ of FOLDER.
 
     Without these two, FOLDER holds the folders of the classes, and --test-share says how much of each is for testing.
     """
-    _pictures(to, partial(layouts.class_folders, folder, test_share or 0), size, jpeg, workers, strict,
-              printable(folder.absolute()), licence)
+    _pictures(to, lambda work: layouts.class_folders(folder, test_share or 0), printable(folder.absolute()), licence,
+              **how)
+
+
+def packed_options(command: Command) -> Command:
+    """Those of files that hold many pictures each."""
+    for option in reversed((
+            click.option("--test-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+                         help="Share of the images of each class that become test images, where there are no files of "
+                         "such."),
+            click.option("--classes", type=PATH, metavar="FILE", help="A line for each class, its name."),
+            click.option("--first-label", type=click.IntRange(0, 10**6), default=None, help="What labels are counted "
+                         "from.  [default: 0, of which there has to be an image]"),
+            licence_option,
+            click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder "
+                         "beside it."))):
+        command = option(command)
+    return options(command)
+
+
+@click.command("webdataset")
+@packed_options
+def webdataset(folder: Path, test_share: float | None, classes: Path | None, first_label: int | None, licence: str,
+               to: Path, **how: Any) -> None:
+    """Convert WebDataset's tar shards: KEY.jpg, .jpeg or .png, and its label in KEY.cls, or in KEY.json as `label`.
+
+    The tar files are in FOLDER or below it, and have the words train, and validation, val or test, in their names or
+    those of their folders. Names of the classes are those in --classes, or in classes.txt or classnames.txt in FOLDER.
+    """
+    _pictures(to, lambda work: finder.find(folder, test_share, first_label, classes),
+              printable(folder.absolute()), licence, **how)
+
+
+@click.command("hf-parquet")
+@packed_options
+@click.option("--image-column", metavar="NAME", help="The column with the pictures.  [default: that of the metadata, "
+              "or image or img]")
+@click.option("--label-column", metavar="NAME", help="The column with the classes.  [default: that of the metadata, "
+              "or label, labels or fine_label]")
+def hf_parquet(folder: Path, test_share: float | None, classes: Path | None, first_label: int | None, licence: str,
+               to: Path, image_column: str | None, label_column: str | None, **how: Any) -> None:
+    """Convert Parquet files as Hugging Face keeps them: a column image, {bytes, path}, and a column label.
+
+    The files are in FOLDER or below it, and have the words train, and validation or test, in their names or those of
+    their folders. Names of the classes are those in --classes, in classes.txt in FOLDER, or in the files. While it
+    lasts, the conversion takes as much disk again as the Parquet files.
+    """
+    def find(work: Work) -> layouts.Found:
+        files = parquet.find(folder, test_share, first_label, classes, image_column, label_column)
+        there = to.with_suffix("")
+        with shown(len(files), "images unpacked") as tick:
+            work.do("unpack", files.jobs(there), tick)
+        return files.found(there)
+
+    _pictures(to, find, printable(folder.absolute()), licence,
+              lambda: parquet.check_pyarrow(f"{folder}: reading Parquet files"), **how)
 
 
 class Drawn(NamedTuple):
@@ -95,7 +151,7 @@ class Drawn(NamedTuple):
 @click.option("--jpeg", is_flag=True, help="Store JPEG: only of square images of 3 channels.")
 @workers_option
 @click.option("--to", type=PATH, required=True, help="Index to write, *.h5; the shards go to a folder beside it.")
-def synthetic(what: str, jpeg: bool, workers: int, to: Path) -> None:
+def synthetic(what: str, jpeg: bool, workers: int | None, to: Path) -> None:
     """Make up images, such as 224x224x3:1000: a pattern for each class, in noise. For trying things out.
 
     IMAGES training images, 10,000 by default, and a tenth of that for testing.
@@ -107,13 +163,13 @@ def synthetic(what: str, jpeg: bool, workers: int, to: Path) -> None:
         raise UsageError(f"expected HxWxC:CLASSES[:IMAGES]{square} with no more classes than images, found {what}; "
                          "for instance 224x224x3:1000:10000")
     height, width, channels, classes, images = numbers
-    if jpeg:
-        pictures.check_decoder(f"{to}")
     items = [[Drawn(f"{part} {i}", i % classes, height * width // 3) for i in range(count)]
              for part, count in (("train", images), ("test", max(1, images // 10)))]
+    form = Form((height, width, channels), partial(_drawn, (height, width, channels), jpeg), jpeg, Drawn)
     plan = Plan(items[0], items[1], [f"pattern {i}" for i in range(classes)], f"made up, {what}", "none needed",
-                (height, width, channels), partial(_drawn, (height, width, channels), jpeg), jpeg)
-    _make(to, plan, workers, False)
+                form.image, form.make, form.jpeg)
+    _together(lambda work: _make(to, plan, work), form, workers, False,
+              lambda: pictures.check_decoder(f"{to}") if jpeg else None)
 
 
 def _drawn(shape: tuple[int, int, int], jpeg: bool, item: Drawn) -> Picture:
@@ -131,22 +187,34 @@ def _drawn(shape: tuple[int, int, int], jpeg: bool, item: Drawn) -> Picture:
     return Picture(pictures.decoded(stored, height), stored, (height, width), ())
 
 
-def _pictures(to: Path, find: Callable[[], layouts.Found], size: int, jpeg: bool, workers: int, strict: bool,
-              source: str, licence: str) -> None:
-    pictures.check_decoder(to) if jpeg else pictures.check_pillow(f"{to}: converting pictures")
-    check_target(to)                        # to find the pictures may take minutes
-    found = find()
+def _pictures(to: Path, find: Callable[[Work], layouts.Found], source: str, licence: str,
+              ready: Callable[[], None] = lambda: None, *, size: int, jpeg: bool, workers: int | None, strict: bool
+              ) -> None:
+    def check() -> None:
+        pictures.check_decoder(to) if jpeg else pictures.check_pillow(f"{to}: converting pictures")
+        ready()
 
     def picture(item: Item) -> Picture:
         return item.picture(size, jpeg)
 
-    _make(to, Plan(found.train, found.test, found.classes, source, licence, (size, size, 3), picture, jpeg,
-                   found.remarks), workers, strict)
+    def lead(work: Work) -> None:
+        check_target(to)                    # to find the pictures may take minutes
+        found = find(work)
+        _make(to, Plan(found.train, found.test, found.classes, source, licence, form.image, form.make, jpeg,
+                       (*found.remarks, *pictures.not_looked_for())), work)
+
+    form = Form((size, size, 3), picture, jpeg, Item)
+    _together(lead, form, workers, strict, check)
 
 
-def _make(to: Path, plan: Plan, workers: int, strict: bool) -> None:
+def _together(lead: Callable[[Work], None], form: Form, workers: int | None, strict: bool, ready: Callable[[], None]
+              ) -> None:
+    ranks.run(lead, {"shards": writer(form, strict), "unpack": parquet.unpack}, workers, ready)
+
+
+def _make(to: Path, plan: Plan, work: Work) -> None:
     with shown(len(plan)) as tick:
-        made = make(to, plan, workers, strict, tick)
+        made = make(to, plan, work.workers, tick=tick, work=work)
     for remark in made.remarks:
         click.echo(f"Warning: {remark}", err=True)
     for image in made.skipped[:SHOWN]:

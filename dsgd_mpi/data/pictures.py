@@ -22,6 +22,7 @@ LONGEST = 8                                 # times as long as wide: of longer i
 QUALITY = 95                                # of JPEG made of what is no RGB or grey JPEG
 TILE, TEXT, GAP = 96, 16, 6                 # pixels of a contact sheet: an image at least, a line of text, between two
 ORIENTATION = 0x0112                        # in EXIF
+PNG, DEPTH = b"\x89PNG\r\n\x1a\n", 24        # how such a file begins; where it has the bits of a value
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
@@ -53,6 +54,15 @@ def check_decoder(what: Path | str) -> None:
     except ImportError:
         raise UsageError(f"{what}: reading JPEG images needs simplejpeg, which is not installed; pip install "
                          "simplejpeg, or convert the set without --jpeg") from None
+
+
+def not_looked_for() -> tuple[str, ...]:
+    """A line, if damage within JPEG files would not be noticed."""
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError:
+        return ("JPEG files were not searched for damage within, which takes simplejpeg: pip install simplejpeg",)
+    return ()
 
 
 def decoded(content: Any, size: int) -> Array:
@@ -95,7 +105,9 @@ def picture(content: bytes, name: str, size: int, jpeg: bool) -> Picture:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            remarks = _remarks(image, name, size)
+            remarks = _remarks(image, name, size, content)
+            if image.format in ("JPEG", "MPO"):
+                remarks += _damage(content)
             as_it_is = jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
             rgb = _rgb(image)
     except Broken:
@@ -141,22 +153,42 @@ def contact_sheet(images: Array, names: Sequence[str]) -> bytes:
     return made.getvalue()
 
 
+def _damage(content: bytes) -> tuple[str, ...]:
+    """What libjpeg warns of in a JPEG that can be decoded, as far as simplejpeg is there; Pillow passes over it.
+
+    Broken if pixels are lost: from there on they are grey, or of another place.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return ()
+    try:
+        simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
+    except ValueError as error:
+        warning = str(error)
+        if "extraneous bytes" in warning:
+            return ("a JPEG with bytes of no use in it, as damage may leave them",)
+        if warning.startswith(("Corrupt JPEG data", "Premature end")):
+            raise Broken(f"damaged within ({warning.removeprefix('Corrupt JPEG data: ')})") from None
+    return ()
+
+
 def _reason(content: bytes, error: Exception) -> str:
     if not content:
         return "an empty file"
     if content.lstrip()[:1] == b"<":
         return "a web page"
     text = " ".join(str(error).split())
-    return "no picture that Pillow knows" if text.startswith("cannot identify") else text[:100]
+    return "no picture that Pillow knows" if text.startswith("cannot identify") else text[:120]
 
 
-def _remarks(image: Any, name: str, size: int) -> tuple[str, ...]:
+def _remarks(image: Any, name: str, size: int, content: bytes) -> tuple[str, ...]:
     """What is counted and told; the same words for all images that are alike."""
     found = []
     mode = {"L": "greyscale", "1": "black and white", "CMYK": "CMYK", "YCCK": "CMYK", "P": "of a palette"}
     if image.mode in mode:
         found.append(f"{mode[image.mode]}, made RGB")
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or (content.startswith(PNG) and content[DEPTH] == 16):
         found.append("of 16 bits, made RGB of 8")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         found.append("with alpha, which was dropped")
@@ -168,6 +200,8 @@ def _remarks(image: Any, name: str, size: int) -> tuple[str, ...]:
         found.append("of several frames, of which the first was taken")
     if "exif" in image.info and image.getexif().get(ORIENTATION, 1) not in (0, 1):
         found.append("with an EXIF rotation, which was ignored")
+    if max(image.size) > LONGEST * min(image.size):
+        found.append(f"more than {LONGEST} times as long as wide, of which only the middle was taken")
     if min(image.size) < size:
         found.append(f"smaller than {size} pixels, enlarged")
     return tuple(found)

@@ -3,6 +3,7 @@
 A shard is made in memory, written under another name, read back, and renamed; the index comes last. What mean and std
 need, what was strange and what was skipped is kept in the shard. Run again, a conversion keeps the shards of the same
 plan in which no image was broken. Threads make shards side by side: Pillow decodes without Python's lock.
+Under a launcher the threads of all ranks do (`ranks`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ import hashlib
 import json
 import os
 import re
-import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +24,17 @@ import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
 from dsgd_mpi.arrays.hdf5 import Memory, atomic, digest_if_same, place
-from dsgd_mpi.data.check import PARTS, Tally, check_layout, check_stored
+from dsgd_mpi.data.check import PARTS, Tally, check_contrast, check_layout, check_stored
 from dsgd_mpi.data.formats import prepare
 from dsgd_mpi.data.pictures import Broken, Picture
 from dsgd_mpi.data.shards import KINDS, Digest
 from dsgd_mpi.data.storage import reading
+from dsgd_mpi.data.work import Job, Work
 from dsgd_mpi.errors import UsageError
 
 SHARD_BYTES = 128 << 20                     # a thread has one or two in memory; ImageNet becomes some 1,000 files
-SHARD = re.compile(r"(train|test)-\d{5,}\.h5|\..*\.part")              # names in the folder of the shards
+SHARD = re.compile(r"(train|test)-\d{5,}\.h5")         # names in the folder of the shards, and those of what does not
+SCAFFOLD = re.compile(r"unpacked-\d{5,}\.bin|\..*\.part")             # stay: what `parquet` or a killed process left
 SHUFFLE_SEED = 0                            # of the order in which training images are stored
 
 
@@ -68,6 +68,15 @@ class Plan:
         return found.hexdigest()
 
 
+class Form(NamedTuple):
+    """What is made of each item: as in `Plan`, and the items' type, a tuple."""
+
+    image: tuple[int, int, int]
+    make: Callable[[Any], Picture]
+    jpeg: bool
+    item: Callable[..., Any]
+
+
 @dataclass(frozen=True)
 class Made:
     """Numbers of images, what was strange, a line each, and the images that were skipped, with the reason."""
@@ -78,27 +87,51 @@ class Made:
     skipped: list[str]
 
 
-class _Shard(NamedTuple):
+class Shard(NamedTuple):
+    """What a shard is made of; it can be stored as JSON."""
+
     part: str
     name: str                               # relative to the index
-    path: Path
+    where: str
+    plan: str                               # its digest
     items: list[Any]
 
+    @property
+    def path(self) -> Path:
+        return Path(self.where)
 
-def make(path: Path, plan: Plan, workers: int, strict: bool = False, tick: Callable[[int], Any] = id) -> Made:
+
+def make(path: Path, plan: Plan, workers: int, strict: bool = False, tick: Callable[[int], Any] = id,
+         work: Work | None = None) -> Made:
     """Makes the index `path` and its shards in the folder beside it of the same name; `tick(n)` tells of n more images.
 
-    With `strict`, a broken image ends it. UsageError if anything does; the shards that are whole stay.
+    With `strict`, a broken image ends it. `work`: who does the jobs of the kind "shards". UsageError if anything ends
+    it; the shards that are whole stay.
     """
     check_target(path)
-    digest = plan.digest()
+    form = Form(plan.image, plan.make, plan.jpeg, type(plan.train[0]))
+    work = work or Work({"shards": writer(form, strict)}, workers)
     shards = list(_cut(plan, path))
-    missing = [shard for shard in shards if not _kept(shard, digest)]
+    missing = [shard for shard in shards if not _kept(shard)]
     tick(len(plan) - sum(len(shard.items) for shard in missing))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # Pillow's, of what is told in a line
-        _write_all(missing, plan, digest, workers, strict, tick)
-    return _write_index(path, plan, shards)
+    work.do("shards", missing, tick)
+    os.listdir(path.with_suffix(""))        # NFS remembers what was not there, until it looks at the folder
+    made = _write_index(path, plan, shards)
+    for each in path.with_suffix("").iterdir():
+        if SCAFFOLD.fullmatch(each.name):
+            with suppress(OSError):
+                each.unlink()
+    return made
+
+
+def writer(form: Form, strict: bool) -> Job:
+    """What makes a shard."""
+    def write(job: Shard, done: Callable[[int], bool]) -> None:
+        shard = Shard(*job)
+        shard = shard._replace(items=[form.item(*each) for each in shard.items])
+        if content := _made(shard, form, strict, lambda: done(1)):
+            place(shard.path, content.content(), lambda part: digest_if_same(part, content.content()))
+    return write
 
 
 def check_target(path: Path) -> None:
@@ -110,7 +143,7 @@ def check_target(path: Path) -> None:
                          f"is whole in {folder}, or choose another path by --to")
     try:
         folder.mkdir(exist_ok=True)
-        others = sorted(name for name in os.listdir(folder) if not SHARD.fullmatch(name))
+        others = sorted(name for name in os.listdir(folder) if not (SHARD.fullmatch(name) or SCAFFOLD.fullmatch(name)))
     except OSError as error:
         raise UsageError(f"{folder} cannot be created ({error.strerror}); choose another path by --to") from None
     if others:                              # it may be that of the pictures themselves
@@ -118,7 +151,8 @@ def check_target(path: Path) -> None:
                          f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; choose another path by --to")
 
 
-def _cut(plan: Plan, path: Path) -> Iterator[_Shard]:
+def _cut(plan: Plan, path: Path) -> Iterator[Shard]:
+    digest = plan.digest()
     pixels = int(np.prod(plan.image))
     for part in PARTS:
         items = getattr(plan, part)
@@ -129,15 +163,15 @@ def _cut(plan: Plan, path: Path) -> Iterator[_Shard]:
         of_shard = (np.cumsum(sizes) - sizes) // SHARD_BYTES
         for number, chosen in enumerate(np.split(order, np.flatnonzero(np.diff(of_shard)) + 1)):
             name = f"{path.stem}/{part}-{number:05}.h5"
-            yield _Shard(part, name, path.parent / name, [items[i] for i in chosen.tolist()])
+            yield Shard(part, name, str(path.parent / name), digest, [items[i] for i in chosen.tolist()])
 
 
-def _kept(shard: _Shard, digest: str) -> bool:
+def _kept(shard: Shard) -> bool:
     """Whether a shard is there, of this plan and without gaps. UsageError if it is of another plan."""
     if not shard.path.exists():
         return False
     with suppress(OSError, KeyError, ValueError), h5py.File(shard.path, "r", locking=False) as file:
-        if file.attrs["plan"] != digest:
+        if file.attrs["plan"] != shard.plan:
             raise UsageError(f"{shard.path}: expected a shard of this conversion, found one of other images or "
                              f"options; remove the folder {shard.path.parent}, or choose another path by --to")
         return not _told(file)["skipped"]
@@ -149,42 +183,17 @@ def _told(file: h5py.File) -> dict[str, Any]:
     return told
 
 
-def _write_all(shards: list[_Shard], plan: Plan, digest: str, workers: int, strict: bool,
-               tick: Callable[[int], None]) -> None:
-    stop, lock = threading.Event(), threading.Lock()
-
-    def write(shard: _Shard) -> None:
-        def one_more() -> bool:
-            with lock:
-                tick(1)
-            return not stop.is_set()
-
-        if content := _made(shard, plan, digest, strict, one_more):
-            place(shard.path, content.content(), lambda part: digest_if_same(part, content.content()))
-
-    with ThreadPoolExecutor(workers, "shards") as pool:
-        try:
-            for done in as_completed([pool.submit(write, shard) for shard in shards]):
-                done.result()
-        except BaseException as error:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            if isinstance(error, OSError):
-                raise UsageError(f"{error}; mend that, and convert again: what is whole is kept") from error
-            raise
-
-
-def _made(shard: _Shard, plan: Plan, digest: str, strict: bool, go_on: Callable[[], bool]) -> Memory | None:
+def _made(shard: Shard, form: Form, strict: bool, go_on: Callable[[], bool]) -> Memory | None:
     """A shard's file; None if it is no longer wanted."""
     labels: list[int] = []
     remarks, skipped = Counter[str](), []
-    pixels = np.empty((0 if plan.jpeg else len(shard.items), *plan.image), np.uint8)
-    jpegs, shapes, tally = [], [], Tally(plan.image[2])
+    pixels = np.empty((0 if form.jpeg else len(shard.items), *form.image), np.uint8)
+    jpegs, shapes, tally = [], [], Tally(form.image[2])
     for item in shard.items:
         if not go_on():
             return None
         try:
-            picture = plan.make(item)
+            picture = form.make(item)
         except Broken as problem:
             if strict:
                 raise UsageError(f"{item.name}: expected an image, found {problem}; replace or remove it, or leave out "
@@ -192,7 +201,7 @@ def _made(shard: _Shard, plan: Plan, digest: str, strict: bool, go_on: Callable[
             skipped.append(f"{item.name}: {problem}")
             continue
         tally.add(picture.pixels[None])
-        if plan.jpeg:
+        if form.jpeg:
             jpegs.append(picture.jpeg)
             shapes.append(picture.shape)
         else:
@@ -200,7 +209,7 @@ def _made(shard: _Shard, plan: Plan, digest: str, strict: bool, go_on: Callable[
         labels.append(item.label)
         remarks.update(picture.remarks)
     content: dict[str, Array] = {"images": pixels[:len(labels)]}
-    if plan.jpeg:
+    if form.jpeg:
         content = {"jpeg": np.frombuffer(b"".join(jpegs), np.uint8),
                    "offsets": np.cumsum([0, *map(len, jpegs)], dtype=np.int64)}
     content["labels"] = np.array(labels, np.int64)
@@ -211,15 +220,15 @@ def _made(shard: _Shard, plan: Plan, digest: str, strict: bool, go_on: Callable[
     with h5py.File(memory, "w") as file:
         for name, values in content.items():
             file.create_dataset(name, data=values)
-        if plan.jpeg:
+        if form.jpeg:
             file.create_dataset("shape", data=np.array(shapes, np.int64).reshape(-1, 2))
         file.create_dataset("counts", data=tally.counts)
         file.create_dataset("told", data=json.dumps({"remarks": remarks, "skipped": skipped}))
-        file.attrs.update(sha256=found.text(), plan=digest)
+        file.attrs.update(sha256=found.text(), plan=shard.plan)
     return memory
 
 
-def _write_index(path: Path, plan: Plan, shards: list[_Shard]) -> Made:
+def _write_index(path: Path, plan: Plan, shards: list[Shard]) -> Made:
     tally, remarks, skipped = Tally(plan.image[2]), Counter[str](), []
     about: dict[str, list[tuple[str, str]]] = {part: [] for part in PARTS}
     labels: dict[str, list[Array]] = {part: [] for part in PARTS}
@@ -240,6 +249,7 @@ def _write_index(path: Path, plan: Plan, shards: list[_Shard]) -> Made:
     lines = [*plan.remarks, *(f"{count} {'image is' if count == 1 else 'images are'} {remark}"
                                for remark, count in sorted(remarks.items()))]
     mean, std = tally.moments()
+    check_contrast(mean, std, sum(map(len, labels["train"])), path)
     text = h5py.string_dtype()
     try:
         with atomic(path, verify=lambda file: check_stored(file, check_layout(file, path)[0], path, True)) as file:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.data.check import statistics
+from dsgd_mpi.data.check import one_hot, statistics
 from dsgd_mpi.data.convert import CIFAR10_IMAGE, NOT_PUBLISHED, folder_of, from_planes, idx_files, listing, read_file
 from dsgd_mpi.data.formats import Content
+from dsgd_mpi.data.parts import MOST_CLASSES, unknown_classes
 from dsgd_mpi.data.pickles import array, load, text
 from dsgd_mpi.data.sources import printable
 from dsgd_mpi.errors import UsageError
@@ -129,12 +130,19 @@ def npz(path: Path, licence: str) -> Content:
     train_x, train_y, test_x, test_y = (arrays[key] for key in keys)
     (train, test) = ((_images(x, name, path), _labels(y, name_y, len(x), path)) for x, name, y, name_y in
                      ((train_x, keys[0], train_y, keys[1]), (test_x, keys[2], test_y, keys[3])))
-    highest = max(int(labels.max()) for _, labels in (train, test))
-    classes = [str(each) for each in arrays.get("classes", range(highest + 1))]
-    if len(classes) <= highest:
-        raise UsageError(f"{path}: expected names for {highest + 1} classes, found {len(classes)} in classes; add the "
-                         "others")
-    return Content(train, test, classes, printable(path.absolute()), licence)
+    highest, tested = (int(labels.max()) for _, labels in (train, test))
+    if tested > highest:
+        way_out = (f"subtract 1 from {keys[3]}" if (int(test[1].min()), tested) == (1, highest + 1) else
+                   "leave out test images of other classes, or add training images of these")
+        raise UsageError(f"{path}: expected {keys[3]} from 0 to {highest}, as {keys[1]}, found {test[1].min()} to "
+                         f"{tested}; {way_out}")
+    found = arrays.get("classes", np.arange(highest + 1))
+    if found.ndim != 1 or len(found) <= highest:
+        raise UsageError(f"{path}: expected a list of names for {highest + 1} classes in classes, found "
+                         f"{len(found) if found.ndim == 1 else found.shape}; add the others")
+    classes = [str(each) for each in found]
+    return Content(train, test, classes, printable(path.absolute()), licence,
+                   "".join(unknown_classes(train[1], classes)))
 
 
 def _arrays(path: Path) -> dict[str, Array]:
@@ -155,6 +163,8 @@ def _arrays(path: Path) -> dict[str, Array]:
 def _images(found: Array, name: str, path: Path) -> Array:
     images = found[..., None] if found.ndim == 3 else found
     expected = f"{path}: expected {name} as uint8 (N, H, W) or (N, H, W, C), found {found.dtype} {found.shape}"
+    if not len(found):
+        raise UsageError(f"{path}: expected some images in {name}, found none; give both parts some")
     if images.ndim != 4 or 0 in images.shape:
         raise UsageError(f"{expected}; give each image its height and width: {name}.reshape(-1, height, width, "
                          "channels)")
@@ -162,20 +172,32 @@ def _images(found: Array, name: str, path: Path) -> Array:
         raise UsageError(f"{expected}, whose second length looks like the number of channels; channels come last: "
                          f"`np.transpose({name}, (0, 2, 3, 1))`")
     if images.dtype != np.uint8:
-        scale = " * 255" if images.dtype.kind == "f" and images.max() <= 1 else ""
-        raise UsageError(f"{expected}; images are normalised when they are read, so save bytes from 0 to 255: "
-                         f"`np.uint8(np.round({name}{scale}))`")
+        raise UsageError(f"{expected}; images are normalised when they are read, so {_as_bytes(images, name)}")
     return images
+
+
+def _as_bytes(images: Array, name: str) -> str:
+    """The way out for numbers of another type; no way that would change any in silence."""
+    low, high = (images.min(), images.max()) if images.dtype.kind in "iuf" else (np.nan, np.nan)
+    if low >= 0 and high <= 255:
+        scale = " * 255" if images.dtype.kind == "f" and high <= 1 else ""
+        return f"save bytes from 0 to 255: `np.uint8(np.round({name}{scale}))`"
+    if images.dtype == np.uint16:
+        return f"save bytes, as the upper halves of these: `np.uint8({name} >> 8)`"
+    return f"save them as they were before that, as bytes from 0 to 255; these are from {low:g} to {high:g}"
 
 
 def _labels(found: Array, name: str, images: int, path: Path) -> Array:
     labels = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     expected = (f"{path}: expected {name} as integers, one for each of {images} images, found {found.dtype} "
                 f"{found.shape}")
-    if labels.ndim == 2:
-        raise UsageError(f"{expected}; one-hot labels become integers by `np.argmax({name}, axis=1)`")
+    if labels.ndim == 2 and len(labels) == images and labels.dtype.kind in "biuf":
+        raise UsageError(f"{expected}; {one_hot(labels, name)}")
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != images:
         raise UsageError(f"{expected}; give each image the number of its class, counted from 0")
+    if labels.max() >= MOST_CLASSES:
+        raise UsageError(f"{path}: expected {name} below {MOST_CLASSES}, found {labels.max()}; give each image the "
+                         "number of its class, counted from 0")
     if labels.min() != 0 and "train" in name:
         raise UsageError(f"{path}: expected {name} counted from 0, found {labels.min()} to {labels.max()}; subtract "
                          f"{labels.min()} from all labels, of the test images too")

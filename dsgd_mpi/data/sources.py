@@ -6,14 +6,22 @@ Nothing is unpacked: a member of an uncompressed tar file is a run of its bytes.
 from __future__ import annotations
 
 import os
+import re
+import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dsgd_mpi.data.pictures import EXTENSIONS, Broken, Picture, picture
 from dsgd_mpi.errors import UsageError
 
+LARGEST = 1 << 24                           # bytes of a list
+READERS = 16                                # of folders and of what is in packed files
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 class Item(NamedTuple):
     """A picture of `size` bytes from byte `offset` of a file on, with the name that the user knows it by."""
@@ -47,8 +55,13 @@ class Item(NamedTuple):
 
 
 def printable(path: Path | str) -> str:
-    """A name that may be stored and shown: bytes in it that are no UTF-8 become \\xff."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """A name that may be stored and shown in a line: bytes in it that are no UTF-8 become \\xff, line ends \\n."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return text if text.isprintable() else re.sub(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def is_picture(name: str) -> bool:
@@ -60,8 +73,11 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path for path in _entries(folder) if path.is_dir() and not path.name.startswith("."))
 
 
-def in_folder(folder: Path, label: int = -1) -> list[Item]:
-    """The pictures in a folder and those below it, by name."""
+def in_folder(folder: Path, fits: Callable[[str], bool] = is_picture, others: list[str] | None = None) -> list[Item]:
+    """The pictures in a folder and those below it, by name; or other files whose names fit.
+
+    The names of what does not fit, hidden files apart, are added to `others`.
+    """
     found, seen = [], set()                 # a link may lead to a folder above it
     for above, below, names in os.walk(folder, onerror=_cannot, followlinks=True):
         if (real := os.path.realpath(above)) in seen:
@@ -69,11 +85,32 @@ def in_folder(folder: Path, label: int = -1) -> list[Item]:
             continue
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(filter(is_picture, names)):
+        for name in sorted(names):
             path = os.path.join(above, name)
-            if os.path.isfile(path):
-                found.append(Item(printable(path), path, 0, os.path.getsize(path), label))
+            if not fits(name):
+                if others is not None and not name.startswith("."):
+                    others.append(printable(path))
+            elif (about := _stat(path)) and stat.S_ISREG(about.st_mode):
+                found.append(Item(printable(path), path, 0, about.st_size))
     return found
+
+
+def _stat(path: str) -> os.stat_result | None:
+    with suppress(OSError):                 # a link to nowhere
+        return os.stat(path)
+    return None
+
+
+def side_by_side(look: Callable[[Argument], Result], at: Iterable[Argument]) -> list[Result]:
+    """`look(each)`, by more threads than there are cores: most of the time the file system is waited for."""
+    with ThreadPoolExecutor(READERS, "look") as pool:
+        return list(pool.map(look, at))
+
+
+def loose(folder: Path) -> list[str]:
+    """The pictures and tar files right in a folder, by name."""
+    return [printable(path) for path in sorted(_entries(folder))
+            if (is_picture(path.name) or path.suffix == ".tar") and path.is_file()]
 
 
 def tars(folder: Path) -> list[Path]:
@@ -106,6 +143,22 @@ def members(item: Item) -> Iterator[Item]:
 
 def of_file(path: Path) -> Item:
     return Item(printable(path), str(path), 0, path.stat().st_size)
+
+
+def read(path: Path) -> bytes:
+    """All of a list. UsageError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(LARGEST)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
+
+
+def text(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: expected a list in UTF-8, found other bytes; download it again") from None
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -254,7 +254,8 @@ def fails(tool: Path, library: str, limit_s: float) -> tuple[str, str] | None:
 def examine(report: Report, ranks: int, out: Path, seconds: float, stage: Callable[[str], None]) -> int:
     """Collective: hosts, verbs, and the report's end; the exit status, the same on all ranks."""
     stage("the start of MPI")
-    from dsgd_mpi.training.job import fail, started_mpi
+    from dsgd_mpi.net.start import started_mpi
+    from dsgd_mpi.training.job import fail
     try:
         host = started_mpi(ranks)
     except UsageError as unusable:

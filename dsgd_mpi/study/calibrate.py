@@ -24,13 +24,14 @@ from dsgd_mpi.errors import UsageError
 from dsgd_mpi.net.api import Host
 from dsgd_mpi.net.launch import launched
 from dsgd_mpi.net.simulated import machine as machines
+from dsgd_mpi.net.start import started_mpi
 from dsgd_mpi.study import from_runs
 from dsgd_mpi.study.fits import Fit, machine_of, percent
 from dsgd_mpi.study.style import COLOURS, STYLE, canvas, require_matplotlib
 from dsgd_mpi.study.timings import Groups, gradients, messages, steps, to_busy
 from dsgd_mpi.terminal import print_anything
 from dsgd_mpi.training.build import Prepared, connect, on_gpu, prepare
-from dsgd_mpi.training.job import attempted, fail, started_mpi, told
+from dsgd_mpi.training.job import attempted, fail, told
 from dsgd_mpi.training.output import write_whole
 
 USED = ("model", "batch", "data", "device", "kernels", "dtype", "threads")      # of the options of `train`

@@ -33,7 +33,8 @@ from dsgd_mpi.config import Config
 from dsgd_mpi.data import Dataset, partition
 from dsgd_mpi.errors import RunError, UsageError
 from dsgd_mpi.net.api import Host
-from dsgd_mpi.net.launch import MPI_WAY_OUT, launched
+from dsgd_mpi.net.launch import launched
+from dsgd_mpi.net.start import started_mpi
 from dsgd_mpi.training import agreement
 from dsgd_mpi.training.build import Prepared, among, assemble, connect, fit, on_gpu, paced, prepare
 from dsgd_mpi.training.checkpoint import steps_in
@@ -137,21 +138,6 @@ def attempted(act: Callable[..., Result], *args: Any) -> tuple[Result | None, Us
         return act(*args), None
     except UsageError as problem:
         return None, problem
-
-
-def started_mpi(ranks: int) -> Any:
-    try:
-        from dsgd_mpi.net.mpi.library import start
-        start()
-        from dsgd_mpi.net.mpi.host import MpiHost
-    except (ImportError, RuntimeError) as error:
-        raise UsageError(f"MPI could not be loaded ({str(error).splitlines()[0]}); {MPI_WAY_OUT}") from None
-    host = MpiHost()
-    if host.size < ranks:
-        raise UsageError(f"the launcher started {ranks} ranks but MPI sees {host.size}: mpirun or srun does not belong "
-                         f"to {host.library()}; use the launcher of that MPI (srun --mpi=pmi2 for MPICH, --mpi=pmix "
-                         "for Open MPI; srun --mpi=list lists what it supports)")
-    return host
 
 
 def told(host: Host, problem: UsageError | None) -> bool:

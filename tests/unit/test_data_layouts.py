@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dsgd_mpi.data import layouts, matfile
+from dsgd_mpi.data import layouts, matfile, pictures
 from dsgd_mpi.data.commands import data
 from dsgd_mpi.data.formats import Dataset, check
 from dsgd_mpi.errors import UsageError
@@ -324,6 +324,83 @@ BROKEN = {
 }
 
 
+def deep_png(*values):
+    """9 x 9 pixels of 16 bits a value, by the book: Pillow writes only grey ones."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = (b"\0" + struct.pack(f">{len(values)}H", *values) * 9) * 9
+    header = struct.pack(">2I5B", 9, 9, 16, {1: 0, 2: 4, 3: 2, 4: 6}[len(values)], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def saved(image, kind, **options):
+    made = io.BytesIO()
+    image.save(made, kind, **options)
+    return made.getvalue()
+
+
+RED = Image.new("RGB", (9, 9), (255, 0, 0))
+MORE = {                                    # the file, its remarks, and the colour of its pixels at 8 x 8
+    "grey.png": (deep_png(0x1234), ["of 16 bits, made RGB of 8"], (0x12, 0x12, 0x12)),
+    "rgb.png": (deep_png(0x1234, 0xffff, 0x00ff), ["of 16 bits, made RGB of 8"], (0x12, 0xff, 0)),
+    "rgba.png": (deep_png(0x1234, 0xffff, 0x00ff, 9), ["of 16 bits, made RGB of 8", "with alpha, which was dropped"],
+                 (0x12, 0xff, 0)),
+    "deep.tif": (saved(Image.fromarray(np.full((9, 9), 0x1234, np.uint16)), "TIFF"), ["of 16 bits, made RGB of 8"],
+                 (0x12, 0x12, 0x12)),
+    "la.png": (saved(Image.new("LA", (9, 9), (7, 9)), "PNG"), ["with alpha, which was dropped"], (7, 7, 7)),
+    "palette.png": (saved(RED.quantize(2), "PNG"), ["of a palette, made RGB"], (255, 0, 0)),
+    "bits.png": (saved(Image.new("1", (9, 9), 1), "PNG"), ["black and white, made RGB"], (255, 255, 255)),
+    "moves.gif": (saved(RED, "GIF", save_all=True, append_images=[Image.new("RGB", (9, 9), "blue")]),
+                  ["of a palette, made RGB", "of several frames, of which the first was taken"], (255, 0, 0)),
+    "long.png": (saved(Image.new("RGB", (90, 9), (1, 2, 3)), "PNG"),
+                 ["more than 8 times as long as wide, of which only the middle was taken"], (1, 2, 3)),
+    "dot.jpg": (saved(Image.new("RGB", (1, 1), (255, 255, 255)), "JPEG"), ["smaller than 8 pixels, enlarged"],
+                (255, 255, 255)),
+    "jpeg.png": (saved(RED, "JPEG", quality=95), ["JPEG under a name that ends in .png"], (254, 0, 0)),
+    "cmyk.jpg": (saved(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG", quality=95), ["CMYK, made RGB"],
+                 (255, 0, 0)),
+    "webp.jpg": (saved(RED, "WEBP", lossless=True), ["WEBP under a name that ends in .jpg"], (255, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_each_kind_of_picture_is_read_as_told_and_has_its_colour(name):
+    content, remarks, colour = MORE[name]
+    found = pictures.picture(content, name, 8, False)
+    assert list(found.remarks) == remarks
+    np.testing.assert_allclose(found.pixels, np.broadcast_to(colour, (8, 8, 3)), atol=1)
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (saved(RED, "BMP")[:18] + struct.pack("<2I", 60_000, 60_000) + saved(RED, "BMP")[26:], "3600000000 pixels"),
+    (saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "floating-point pixels"),
+    (saved(Image.fromarray(np.full((9, 9), 1 << 20, np.int32)), "TIFF"), "32 bits a pixel"),
+])
+def test_a_picture_that_cannot_be_bytes_is_broken(content, reason):
+    with pytest.raises(pictures.Broken, match=reason):
+        pictures.picture(content, "x.png", 8, False)
+
+
+def test_what_is_no_picture_by_name_or_in_no_class_is_counted_and_named(tmp_path):
+    classes_folder(tmp_path, {f"{i}.heic": b"x" for i in range(3)})
+    put(tmp_path / "val" / "stray.jpg", photo(1))
+    put(tmp_path / "val" / "list.txt", "a list is told of nowhere")
+    assert layouts.class_folders(tmp_path).remarks == (
+        f"5 files are no picture in a class's folder, by name and place, and left out: {tmp_path}/train/cat/0.heic, "
+        f"{tmp_path}/train/cat/1.heic, {tmp_path}/train/cat/2.heic, ...",)
+
+
+def test_what_is_no_picture_in_a_tar_file_is_named_too(tmp_path):
+    for part in ("train", "val"):
+        for label in ("cat", "dog"):
+            put(tmp_path / part / f"{label}.tar", tar({"1.jpg": photo(1), ".hidden": b"x", "2.heic": b"x"}))
+    found = layouts.class_folders(tmp_path)
+    assert (len(found.train), len(found.test), found.classes) == (2, 2, ["cat", "dog"])
+    assert found.remarks[0].startswith("4 files are no picture in a class's folder, by name and place, and left out: "
+                                       f"{tmp_path}/train/cat.tar/2.heic, {tmp_path}/train/dog.tar/2.heic, ")
+
+
 def classes_folder(folder, extra):
     for part in ("train", "val"):
         for label in ("cat", "dog"):
@@ -353,7 +430,9 @@ def test_what_is_strange_is_converted_counted_and_told_and_what_is_broken_is_lef
     assert ("Warning: 5 images are stored as JPEG of quality 95" in told) == jpeg
     for name, (_, reason) in BROKEN.items():
         assert any(line.startswith(f"Warning: left out train {tmp_path}/x/train/cat/{name}: {reason}") for line in told)
-    assert len(told) == len(BROKEN) + len(STRANGE) - 1 + jpeg
+    assert (f"Warning: 1 file is no picture in a class's folder, by name and place, and left out: {tmp_path}/x/train/"
+            "cat/Thumbs.db") in told
+    assert len(told) == len(BROKEN) + len(STRANGE) + jpeg
     assert done.stdout.startswith(f"{to}: {2 + len(STRANGE)} training and 2 test images in 2 shards")
     check(to)
     with Dataset(to) as dataset:

@@ -162,6 +162,7 @@ def test_one_class_by_its_name(tmp_path):
     (labels(lambda y: np.int64(y) * 9), "found 0 to 27; give the attribute classes all 28 names, or correct"),
     (lambda file: put(file, "test/labels", PARTS["test"][1] + 1), "found 1 to 4; train/labels do not count so"),
     (labels(lambda y: np.full(len(y), 2**64 - 1, np.uint64)), "found 18446744073709551615 to 184467440737095516"),
+    (labels(lambda y: np.ones((len(y), 4), int)), "(60, 4); an image must be of one class; give each the number"),
     (labels(lambda y: np.zeros((len(y), 7), int)), "(60, 7); give each image the number of its class"),
     (attributes(classes=np.array([["a", "b"], ["c", "d"]], object)), "list of names"),
     (attributes(classes=np.array(["a", "b", "c", "d"], "S1")), "write it with dtype=h5py.string_dtype"),

@@ -232,6 +232,35 @@ def test_an_index_that_cannot_be_is_refused(tmp_path, amiss):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(("name", "values"), [("mean", [0.5]), ("std", [0.2] * 4), ("mean", [127.0] * 3)])
+def test_a_mean_or_std_of_other_channels_is_refused_and_the_index_made_again(tmp_path, name, values):
+    path = made(tmp_path)
+    whole, before = path.read_bytes(), modified(tmp_path)
+    change(path, lambda file: file.attrs.update({name: values}))
+    with pytest.raises(UsageError, match=f"expected the attribute {name} as 3 .*; remove set.h5, and convert again"):
+        Dataset(path)
+    path.unlink()
+    made(tmp_path)
+    assert (path.read_bytes(), modified(tmp_path)) == (whole, before)
+
+
+def test_pictures_without_contrast_are_refused(tmp_path):
+    black = Content((np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)), content().test, list("abcd"), "a test", "none")
+    with pytest.raises(UsageError, match=r"found 4 of mean .* without any contrast; give other images"):
+        sharding.make(tmp_path / "set.h5", plan(made=black), 1)
+    assert not (tmp_path / "set.h5").exists()
+
+
+@pytest.mark.parametrize("number", [28, 122])
+def test_a_used_up_quota_is_told_as_a_full_disk_is(tmp_path, monkeypatch, number):
+    def full(path, content):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(hdf5, "_write", full)
+    with pytest.raises(UsageError, match=f"{os.strerror(number)}; mend that, and convert again: what is whole is kept"):
+        made(tmp_path)
+
+
 def test_jpeg_without_its_decoder_is_one_line(tmp_path, monkeypatch):
     path = made(tmp_path, True)
     monkeypatch.setitem(__import__("sys").modules, "simplejpeg", None)

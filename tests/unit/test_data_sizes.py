@@ -1,6 +1,7 @@
 """Laws of what the network sees of pictures: their size and crops, alike from JPEG and pixels and on all ranks."""
 
 import io
+from typing import NamedTuple
 import sys
 from copy import copy
 
@@ -22,17 +23,23 @@ STORED, SEEN = 32, 28
 RESIZED = Recipe("resized")
 
 
-class File:
+class File(NamedTuple):
     """A photograph of a size of its own, as an item of a sharded set."""
 
-    def __init__(self, number, jpeg):
-        self.name, self.label, self.size, self.jpeg = f"{number}.jpg", number, 1, jpeg
-        file = io.BytesIO()
-        Image.fromarray(photograph(40 + 3 * number, 64 - number)).save(file, "JPEG", quality=95)
-        self.content = file.getvalue()
+    name: str
+    label: int
+    content: bytes
+    jpeg: bool
+    size: int = 1
 
     def picture(self):
         return pictures.picture(self.content, self.name, STORED, self.jpeg)
+
+
+def file(number, jpeg):
+    content = io.BytesIO()
+    Image.fromarray(photograph(40 + 3 * number, 64 - number)).save(content, "JPEG", quality=95)
+    return File(f"{number}.jpg", number, content.getvalue(), jpeg)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pixels", "jpeg"])
@@ -45,7 +52,7 @@ def jpeg(request):
 def path(tmp_path_factory, jpeg):
     """A file of 20 + 6 photographs with labels of their own, stored at 32 x 32 or as JPEG."""
     path = tmp_path_factory.mktemp("sizes") / "set.h5"
-    files = [File(number, jpeg) for number in range(20)]
+    files = [file(number, jpeg) for number in range(20)]
     names = [str(number) for number in range(20)]
     sharding.make(path, sharding.Plan(files, files[:6], names, "a test", "none", (STORED, STORED, 3), File.picture,
                                       jpeg), 1)

@@ -1,6 +1,7 @@
 """Laws of MNIST, CIFAR-100 and .npz: each layout gives its arrays, and what is amiss has its one line."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -123,6 +124,25 @@ def test_arrays_in_npz_become_a_set(tmp_path, changes):
         np.testing.assert_array_equal(dataset.train._images[()], expected.reshape(12, 8, 8, -1))
 
 
+def test_classes_without_training_images_are_told(tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays(y_train=np.arange(12) % 2 * 4))
+    assert small.npz(tmp_path / "x.npz", "none").remark == "of 3 of 5 classes there are no training images: 1, 2, 3"
+
+
+@pytest.mark.parametrize(("flat", "message"), [
+    (slice(0, 4), "without any contrast; give other images"),
+    (3, r"without any contrast; leave out channel 3, which is the same everywhere: np.delete\(images, 3, axis=3\)"),
+])
+def test_channels_without_contrast_are_refused_before_anything_is_written(tmp_path, flat, message):
+    pixels = images(12, channels=4)
+    pixels[..., flat] = 255
+    np.savez(tmp_path / "x.npz", **arrays(x_train=pixels, x_test=images(6, channels=4)))
+    refused = run("npz", "--from", tmp_path / "x.npz", "--to", tmp_path / "x.h5")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert re.search(message, refused.stderr)
+    assert not (tmp_path / "x.h5").exists()
+
+
 def test_arrays_by_medmnists_names_are_found(tmp_path):
     names = dict(zip(arrays(), ("train_images", "train_labels", "test_images", "test_labels"), strict=True))
     np.savez(tmp_path / "x.npz", val_images=images(3), **{names[key]: value for key, value in arrays().items()})
@@ -138,7 +158,19 @@ def test_arrays_by_medmnists_names_are_found(tmp_path):
     ({"y_train": np.arange(11)}, "one for each of 12 images, found int64"),
     ({"y_train": np.arange(12) / 2}, "expected y_train as integers, one for each of 12 images, found float64"),
     ({"y_train": 1 + np.arange(12) % 3}, "counted from 0, found 1 to 3; subtract 1 from all labels"),
-    ({"classes": ["a"]}, "expected names for 3 classes, found 1 in classes"),
+    ({"classes": ["a"]}, "expected a list of names for 3 classes in classes, found 1; add"),
+    ({"classes": [["a", "b"]] * 3}, r"a list of names for 3 classes in classes, found \(3, 2\)"),
+    ({"x_train": images(12) / 127.5 - 1}, "save them as they were before that, .*; these are from -1 to 1"),
+    ({"x_train": images(12) * np.float32(np.nan)}, "these are from nan to nan"),
+    ({"x_train": images(12).astype(np.uint16) << 8}, "as the upper halves of these: `np.uint8.x_train >> 8.`"),
+    ({"x_test": images(6)[:0], "y_test": []}, "expected some images in x_test, found none; give both parts some"),
+    ({"y_train": np.eye(3)[[0] * 12][None]}, r"found float64 \(1, 12, 3\); give each image the number of its class"),
+    ({"y_train": (np.arange(12) % 3)[None]}, r"found int64 \(1, 12\); give each image the number of its class"),
+    ({"y_train": np.ones((12, 3), int)}, r"found int64 \(12, 3\); an image must be of one class; give each the number"),
+    ({"y_train": np.r_[np.zeros(11, int), 10**9]}, "expected y_train below 1048576, found 1000000000"),
+    ({"y_train": np.full(12, 2**63, np.uint64)}, "expected y_train below 1048576, found 9223372036854775808"),
+    ({"y_test": 1 + np.arange(6) % 3}, "expected y_test from 0 to 2, as y_train, found 1 to 3; subtract 1 from y_test"),
+    ({"y_test": [0, 1, 2, 3, 4, 5]}, "found 0 to 5; leave out test images of other classes, or add training images"),
     ({"x_train": np.array([None, "x"])}, "expected a .npz file of arrays, found Object arrays cannot be loaded"),
 ])
 def test_what_is_amiss_with_arrays_is_one_line(tmp_path, changes, message):

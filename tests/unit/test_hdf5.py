@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dsgd_mpi.arrays.hdf5 import ABANDONED_S, Memory, atomic, blocks, digest_if_same, place
+from dsgd_mpi.arrays.hdf5 import ABANDONED_S, Memory, atomic, blocks, digest_if_same, place, placed
 
 NOISE = "np.random.default_rng(0).integers(0, 256, (1000, 1000), np.uint8)"
 
@@ -72,6 +72,25 @@ def test_a_file_that_fails_verification_is_not_kept(old):
         file["x"] = [4]
     assert value(old) == [1, 2, 3]
     assert os.listdir(old.parent) == [old.name]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(28, "No space left on device")])
+def test_a_file_written_in_parts_is_there_whole_or_not_at_all(tmp_path, error):
+    path = tmp_path / "x.bin"
+
+    def half():
+        with placed(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)) as told:
+        half()
+    assert not os.listdir(tmp_path)
+    assert str(told.value) in ("", f"{path} was not written and is unchanged: No space left on device")
+    with placed(path) as file:
+        file.write(b"one")
+        file.write(b"two")
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("x.bin", b"onetwo")]
 
 
 def test_a_symbolic_link_is_followed_and_stays(old):
