@@ -3,7 +3,9 @@
 import io
 from typing import NamedTuple
 import sys
+from contextlib import closing
 from copy import copy
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -112,17 +114,23 @@ def test_training_images_are_random_crops_of_the_pictures(path, jpeg):
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])
 def test_an_image_is_cropped_alike_whoever_has_it_and_in_whichever_batch(path, crop):
-    """In the same epoch: the ranks, their batches and where a run is resumed are free."""
+    """In the same epoch: the ranks, their batches, the shuffle, threads and where a run is resumed are free."""
     with open_dataset(path).sized(SEEN) as dataset:
-        def epoch(batch, size, first=0):
+        def epoch(batch, size, first=0, **how):
             """Each image, by its label, in the second epoch."""
-            every = [Batches(dataset.train, batch, rank, size, seed=1, recipe=Recipe(crop)) for rank in range(size)]
-            steps = every[0].steps_per_epoch
-            return {int(label): image for rank in every for step in range(steps + first, 2 * steps)
-                    for image, label in zip(*rank.at(step), strict=True)}
+            every = [Batches(dataset.train, batch, rank, size, seed=1, recipe=Recipe(crop), **how)
+                     for rank in range(size)]
+            begin, end = every[0].steps_per_epoch + first, 2 * every[0].steps_per_epoch
+            found = {}
+            for rank in every:
+                with closing(rank.stream(begin)) as stream:
+                    for images, labels in islice(stream, end - begin):
+                        found |= dict(zip(labels.tolist(), images.copy(), strict=True))
+            return found
 
         alone = epoch(20, 1)
-        for found in (epoch(1, 4), epoch(5, 2), epoch(3, 1), epoch(2, 3, first=2)):
+        for found in (epoch(1, 4), epoch(5, 2, threads=2), epoch(3, 1), epoch(2, 3, first=2),
+                      epoch(5, 2, shuffle="blocks", threads=2), epoch(3, 3, shuffle="blocks", first=1)):
             for label, image in found.items():
                 np.testing.assert_array_equal(image, alone[label])
             assert len(found) >= 6
