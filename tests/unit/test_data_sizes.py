@@ -1,11 +1,11 @@
 """Laws of what the network sees of pictures: their size and crops, alike from JPEG and pixels and on all ranks."""
 
 import io
-from typing import NamedTuple
 import sys
 from contextlib import closing
 from copy import copy
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_a_test_image_is_the_middle_whichever_way_it_is_stored(path, jpeg):
         assert (dataset.recipe().crop, dataset.image) == ("resized" if jpeg else "padded", (SEEN, SEEN, 3))
         found = [(images, int(labels[0])) for images, labels in evaluation_batches(dataset.test, 1)]
         for images, label in found:
-            expected = pictures.fitted(Image.open(io.BytesIO(File(label, jpeg).content)), STORED)[2:-2, 2:-2]
+            expected = pictures.fitted(Image.open(io.BytesIO(file(int(label), jpeg).content)), STORED)[2:-2, 2:-2]
             np.testing.assert_allclose(images[0], (expected / 255 - dataset.mean) / dataset.std, atol=1e-4)
         assert len(found) == 6
 
@@ -106,7 +106,7 @@ def test_training_images_are_random_crops_of_the_pictures(path, jpeg):
         batches = Batches(dataset.train, 20, seed=3, recipe=RESIZED)
         images, labels = batches.at(2)
         for image, label, index in zip(images, labels, batches.indices(2), strict=True):
-            content = File(int(label), jpeg).content
+            content = file(int(label), jpeg).content
             picture = content if jpeg else pictures.decoded(content, STORED)
             crop = random_crop(picture, draw(3, 2, np.array([index]))[0], SEEN, SEEN)
             np.testing.assert_allclose(image, (crop / 255 - dataset.mean) / dataset.std, atol=1e-4)
