@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,21 +39,21 @@ def measured(dataset: Dataset, threads: list[int], batch: int, seconds: float, r
              ) -> tuple[float, dict[int, Rates]]:
     """Bytes a second of a bare read, and by threads what else: medians of `rounds`, in which all take their turns.
 
-    Each takes `seconds`, or an epoch. With `warm` the files stay in the system's memory.
+    Each takes `seconds`, or an epoch. Images are augmented as --augment does it by default. With `warm` the files stay
+    in the system's memory.
     """
     split, files = dataset.train, dataset.files("train")
-    every = {count: Batches(split, batch, byte_memory=memory, threads=count) for count in threads}
-    in_blocks = Batches(split, batch, byte_memory=memory, shuffle="blocks")
+    made = partial(Batches, split, batch, byte_memory=memory, recipe=dataset.recipe())
+    every = {count: made(threads=count) for count in threads}
     turns: dict[Any, Callable[[], float]] = {"bare": partial(bare, files, seconds)}
     if not split.in_memory:
-        turns["read", "blocks"] = partial(read_in_blocks, in_blocks, seconds)
+        turns["read", "blocks"] = partial(read_in_blocks, made(shuffle="blocks"), seconds)
     for count, batches in every.items():
         if not split.in_memory:
             turns["read", "full", count] = partial(read, batches, seconds)
         turns["decode", count] = partial(decoded, batches, seconds, dataset.bytes_each())
         for kind in shuffle.KINDS:
-            turns["all", kind, count] = partial(
-                whole, Batches(split, batch, byte_memory=memory, threads=count, shuffle=kind), seconds)
+            turns["all", kind, count] = partial(whole, made(threads=count, shuffle=kind), seconds)
     samples: dict[Any, list[float]] = {what: [] for what in turns}
     for _ in range(rounds):
         for what, turn in turns.items():
@@ -126,7 +127,8 @@ def decoded(batches: Batches, seconds: float, bytes_each: float) -> float:
     some = np.arange(batch * max(1, int(min(len(split) // batch, KEPT_BYTES / bytes_each / batch))))
     split.keep(some)
     try:
-        own = Batches(split, batch, byte_memory=memory, threads=batches.threads, own=some)
+        own = copy(batches)
+        own.own = some
         return rate(own, seconds)
     finally:
         split.forget(some)

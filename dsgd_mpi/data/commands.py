@@ -188,13 +188,14 @@ def bench(name: str, threads: str, batch: int, seconds: float, rounds: int, warm
     """
     counts = (sorted({config.convert(THREADS, each, "--threads") for each in threads.split(",")}) if threads else
               [count for count in (1 << n for n in range(10)) if count <= len(os.sched_getaffinity(0))])
-    with open_dataset(name) as dataset:
+    with open_dataset(name).sized() as dataset:
         if batch > len(dataset.train):
             raise UsageError(f"--batch {batch}: expected no more than the {len(dataset.train)} training images of "
                              f"{dataset.path}; use --batch {len(dataset.train)} or less")
-        each, stored = dataset.bytes_each(), "x".join(map(str, dataset.image))
+        each = dataset.bytes_each()
+        stored, seen = ("x".join(map(str, image)) for image in (dataset.stored, dataset.image))
         click.echo(f"{dataset.path}: {len(dataset.train):,} training images of {stored}, {dataset.kind}, "
-                   f"{each / 1e3:,.1f} KB each\nto measure takes about "
+                   f"{each / 1e3:,.1f} KB each, made {seen} as by --augment\nto measure takes about "
                    f"{benchmark.lasts(dataset, counts, seconds, rounds):,.0f} s ...")
         bare, found = benchmark.measured(dataset, counts, batch, seconds, rounds, warm)
         click.echo(f"bare sequential read: {bare / 1e6:,.0f} MB/s, {bare / each:,.0f} images/s")

@@ -232,8 +232,11 @@ class Batches:
         every.own = None
         return every
 
-    def advice(self, cores: int, computing: int, path: object) -> str:
-        """What would feed a rank faster that has so many cores and computes in so many threads, in a sentence."""
+    def advice(self, cores: int, computing: int, name: str, staged: bool = False) -> str:
+        """What would feed a rank faster that has so many cores and computes in so many threads, in a sentence.
+
+        `name`: of the set; `staged`: whether the node reads a copy of its own.
+        """
         ways = []
         if self.threads < cores and (self.byte_memory or computing < cores):
             ways.append(f"--data-threads {min(cores, 2 * self.threads)}")
@@ -241,10 +244,12 @@ class Batches:
             ways.append(f"--threads {computing - 1}, which leaves a core to what reads images")
         if self.shuffle == "full" and self.own is None and not self.split.in_memory:
             ways.append("--shuffle blocks")
+        if not self.split.in_memory and not staged:
+            ways.append("--stage with a folder on a disk of each node")
         if self.split.jpeg:
             ways.append("a set made without --jpeg")
-        ways.append("fewer ranks to a core" if self.split.in_memory else "a faster file system")
-        return f"try {', or '.join(ways)}; `python -m dsgd_mpi data bench {path}` shows what takes how long"
+        way = ", or ".join(ways or ["fewer ranks to a core"])
+        return f"try {way}; `python -m dsgd_mpi data bench {name}` shows what takes how long"
 
     def at(self, step: int) -> tuple[Array, Array | Mixed]:
         """Images float32 (batch, H, W, C) and labels int64 (batch,) of a global step, in arrays of their own."""

@@ -35,7 +35,7 @@ from dsgd_mpi.data.storage import reading
 from dsgd_mpi.errors import UsageError
 
 KINDS = ("images", "jpeg")
-MOST_OPEN = 16                              # shards of a part at a time: a process may be allowed only 64 files
+MOST_OPEN = 24                              # shards of a part at a time: a process may be allowed only 64 files
 DECODED_BYTES = 16 << 20                    # of JPEG images decoded at a time where all are read
 
 

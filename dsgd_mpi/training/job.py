@@ -219,7 +219,7 @@ def work(parts: Prepared, host: Host, folder: Path, stop: StopRequest, job: Batc
             np.array(shared["images"]), shared["classes"], shared["first_rank"]))
     record = Record(host, training.algorithm, folder, display, training.steps_per_epoch, config.batch,
                     training.ranks_per_step, config.log_every, first, totals, training.course,
-                    training.batches.advice(parts.cores, training.threads, parts.dataset.path))
+                    training.batches.advice(parts.cores, training.threads, config.data, bool(parts.staged)))
     record.row = row
     if record.output:                       # rank 0
         record.output.put("env.json", to_json(machine, indent=2) + "\n")

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from benchmarks import table
 from benchmarks.cpu import layers as cpu_layers
 from benchmarks.cpu import share, step, waiting
+from benchmarks.data import input as feeding_of_data
 from benchmarks.gpu import feeding, first, once
 from benchmarks.gpu import step as gpu_step
 from benchmarks.learning import convergence, logistic, torchft
@@ -57,6 +58,23 @@ def test_a_result_names_a_commit_that_exists():
         pytest.skip("not a git checkout")
     for path in RESULTS:
         git(ROOT, "cat-file", "-e", json.loads(path.read_text())["commit"].removesuffix("+changes") + "^{commit}")
+
+
+def test_all_that_feed_a_network_read_the_same_images(tmp_path, monkeypatch):
+    for module in ("simplejpeg", "PIL"):
+        pytest.importorskip(module, reason=f"{module} is not installed")
+    monkeypatch.setattr(feeding_of_data, "DIFFERENT", 3)
+    feeding_of_data.make(tmp_path, 7, 1)
+    found = {}
+    for name, make, *arguments in (("ours", feeding_of_data.ours, str(tmp_path / "pixels.h5"), "full", 2, 1),
+                                   ("in blocks", feeding_of_data.ours, str(tmp_path / "jpeg.h5"), "blocks", 2, 1),
+                                   ("loop", feeding_of_data.h5py_loop, str(tmp_path / "plain.h5"), 2),
+                                   ("decoding", feeding_of_data.decoding, 2, 1)):
+        work, found[name] = make(*arguments, lambda: None)
+        for _ in range(5):
+            work["batch"]()
+    assert len({value for value, in found.values()}) == 1, found
+    assert len(list((tmp_path / "files").iterdir())) == 7
 
 
 def test_results_do_not_make_a_tree_dirty(repository):

@@ -33,7 +33,8 @@ def test_rates_are_shown_by_threads(sharded):
     done = run(sharded, "--threads", "2,1", "--batch", "8")
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r".*set\.h5: 320 training images of 8x8x3, pixels, \d\.\d KB each", lines[0])
+    assert re.fullmatch(r".*set\.h5: 320 training images of 8x8x3, pixels, \d\.\d KB each, made 8x8x3 as by --augment",
+                        lines[0])
     bare = re.fullmatch(r"bare sequential read: ([\d,]+) MB/s, ([\d,]+) images/s", lines[2])
     assert int(bare[2].replace(",", "")) > 0
     rows = cells(done.stdout)
