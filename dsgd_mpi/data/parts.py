@@ -67,8 +67,9 @@ def parts(folder: Path, ending: str, what: str, test_share: float | None) -> Par
                          "without; give the share of the images that become test images, as --test-share 0.1")
     remarks = [line for items in found.values() for line in _gaps(items)]
     if "validation" in found and "test" in found:
-        remarks.append(f"of {len(found['test'])} files with the word test no use was made, since there are files for "
-                       "validation")
+        count = len(found["test"])
+        remarks.append(f"no use was made of {count} {'file' if count == 1 else 'files'} with the word test, since "
+                       "there are files for validation")
     return Parts(found["train"], test, tuple(remarks))
 
 
@@ -97,7 +98,8 @@ def _gaps(items: Sequence[Item]) -> Iterable[str]:
     for (start, total), there in numbers.items():
         expected = set(range(int(total))) if total else set(range(min(there), max(there) + 1))
         if missing := sorted(expected - set(there)):
-            yield (f"of the {len(expected)} files {start}* {len(missing)} are missing: "
+            are = "is" if len(missing) == 1 else "are"
+            yield (f"of the {len(expected)} files {start}* {len(missing)} {are} missing: "
                    f"{', '.join(map(str, missing[:SHOWN]))}{', ...' if len(missing) > SHOWN else ''}")
 
 
@@ -141,8 +143,7 @@ def unknown_classes(labels: Array, names: Sequence[str]) -> tuple[str, ...]:
     """A line, if no training image is of some class."""
     if empty := empty_classes(labels, list(names)):
         more = ", ..." if len(empty) > SHOWN else ""
-        return (f"of {len(empty)} of {len(names)} classes there are no training images: {', '.join(empty[:SHOWN])}"
-                f"{more}",)
+        return (f"no training image is of {len(empty)} of the {len(names)} classes: {', '.join(empty[:SHOWN])}{more}",)
     return ()
 
 

@@ -40,7 +40,7 @@ SHUFFLE_SEED = 0                            # of the order in which training ima
 
 @dataclass(frozen=True)
 class Plan:
-    """What a set is to be made of: items of training and of test images, each with a `name`, `label` and `size`, bytes.
+    """What a set is to be made of: training and test images as items, tuples with a `name`, `label` and `size`, bytes.
 
     `make(item)` gives the Picture, of pixels `image` (H, W, C), or raises Broken. `jpeg`: store JPEG, not pixels.
     Training images are stored shuffled, so that a run of a shard's images is a sample of all classes.

@@ -43,14 +43,19 @@ def find(folder: Path, test_share: float | None = None, first_label: int | None 
     labels, names = checked_labels([_labels(each) for each in items if each], class_names(classes, folder),
                                    first_label, f"{folder}")
     train = _labelled(items[0], labels[0])
-    left_out = f"{len(bare)} samples have a label but no picture, and were left out: {', '.join(bare[:SHOWN])}"
-    remarks = (*files.remarks, *unknown_classes(labels[0], names),
-               *([left_out + (", ..." if len(bare) > SHOWN else "")] if bare else []))
+    remarks = (*files.remarks, *unknown_classes(labels[0], names), *_left_out(bare))
     if files.test:
         return Found(train, _labelled(items[1], labels[1]), names, remarks)
     is_test = chosen(labels[0], test_share or 0, [f"{folder}: class {name}" for name in names])
     return Found([item for item, test in zip(train, is_test, strict=True) if not test],
                  [item for item, test in zip(train, is_test, strict=True) if test], names, remarks)
+
+
+def _left_out(bare: Sequence[str]) -> tuple[str, ...]:
+    """A line, if there are any."""
+    more = ", ..." if len(bare) > SHOWN else ""
+    return (f"{len(bare)} {'sample has' if len(bare) == 1 else 'samples have'} a label but no picture, left out: "
+            f"{', '.join(bare[:SHOWN])}{more}",) if bare else ()
 
 
 def _labels(items: Sequence[Item]) -> Array:

@@ -101,8 +101,8 @@ def test_what_is_missing_of_numbered_files_is_told(tmp_path):
     tars(tmp_path, names=["val-0002", "test-0001", "test-0002"])
     assert webdataset.find(tmp_path).remarks == (
         f"of the 7 files {tmp_path}/train-* 5 are missing: 1, 2, 4, ...",
-        f"of the 3 files {tmp_path}/val-* 1 are missing: 1",
-        "of 2 files with the word test no use was made, since there are files for validation")
+        f"of the 3 files {tmp_path}/val-* 1 is missing: 1",
+        "no use was made of 2 files with the word test, since there are files for validation")
 
 
 def test_samples_without_a_picture_are_counted_and_named(tmp_path):
@@ -111,7 +111,7 @@ def test_samples_without_a_picture_are_counted_and_named(tmp_path):
     put(tmp_path / "train-2.tar", tar(bare | as_cls("5", PHOTOS[0][0], 1)))
     found = webdataset.find(tmp_path)
     assert len(found.train) == 9
-    assert found.remarks == (f"4 samples have a label but no picture, and were left out: {tmp_path}/train-2.tar/0, "
+    assert found.remarks == (f"4 samples have a label but no picture, left out: {tmp_path}/train-2.tar/0, "
                              f"{tmp_path}/train-2.tar/1, {tmp_path}/train-2.tar/2, ...",)
 
 
@@ -167,7 +167,7 @@ def test_labels_from_1_are_taken_as_the_line_tells(tmp_path):
     found = webdataset.find(tmp_path, first_label=1)
     assert (contents_of(found), found.classes) == ((EVERY[:8], EVERY[8:]), ["1", "2", "3"])
     found = webdataset.find(tmp_path, first_label=0)
-    assert found.remarks == ("of 1 of 4 classes there are no training images: 0",)
+    assert found.remarks == ("no training image is of 1 of the 4 classes: 0",)
 
 
 def test_each_class_keeps_an_image_to_train_on():

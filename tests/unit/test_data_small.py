@@ -126,7 +126,7 @@ def test_arrays_in_npz_become_a_set(tmp_path, changes):
 
 def test_classes_without_training_images_are_told(tmp_path):
     np.savez(tmp_path / "x.npz", **arrays(y_train=np.arange(12) % 2 * 4))
-    assert small.npz(tmp_path / "x.npz", "none").remark == "of 3 of 5 classes there are no training images: 1, 2, 3"
+    assert small.npz(tmp_path / "x.npz", "none").remark == "no training image is of 3 of the 5 classes: 1, 2, 3"
 
 
 @pytest.mark.parametrize(("flat", "message"), [
