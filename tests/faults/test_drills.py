@@ -69,11 +69,11 @@ def test_a_rank_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
 @pytest.mark.parametrize(("kind", "status", "told"), [
     ("kill", None, ""), ("nan", 3, "Error: rank 1: the loss at step 7 is nan"),
     pytest.param("raise", 1, "rank 1 on ", marks=pytest.mark.soak)])
-def test_after_the_fault_the_run_goes_on_as_if_there_had_been_none(tmp_path, kind, status, told):
+def test_after_the_fault_the_run_goes_on_as_if_there_had_been_none(tmp_path, small, kind, status, told):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train(*SHORT, "--out", whole, ranks=2)[0] == 0
+    assert train(*SHORT, *small, "--out", whole, ranks=2)[0] == 0
     start = time.monotonic()
-    found, output, errors = train(*SHORT, "--inject", f"{kind}@1:7", "--out", broken, ranks=2)
+    found, output, errors = train(*SHORT, *small, "--inject", f"{kind}@1:7", "--out", broken, ranks=2)
     assert found == status or (status is None and found != 0), errors
     assert time.monotonic() - start < 15
     assert told in errors
@@ -85,11 +85,11 @@ def test_after_the_fault_the_run_goes_on_as_if_there_had_been_none(tmp_path, kin
     assert steps_of(broken) == steps_of(whole) == list(range(1, 13))
 
 
-def test_a_disk_that_is_full_is_said_once_and_a_damaged_checkpoint_is_passed_over(tmp_path):
+def test_a_disk_that_is_full_is_said_once_and_a_damaged_checkpoint_is_passed_over(tmp_path, small):
     """Rank 0 writes all of all-reduce's files; what is missing afterwards is made when the run is resumed."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert train(*SHORT, "--out", whole)[0] == 0
-    status, _, errors = train(*SHORT, "--inject", "corrupt@0:8,diskfull@0:10", "--out", folder)
+    assert train(*SHORT, *small, "--out", whole)[0] == 0
+    status, _, errors = train(*SHORT, *small, "--inject", "corrupt@0:8,diskfull@0:10", "--out", folder)
     assert status == 1, errors
     assert errors.count("metrics.jsonl") == 2, "once when it happens and once at the end"
     assert "no checkpoint at step 12" in errors

@@ -94,12 +94,13 @@ class Statistics:
 # batch norm's running statistics
 
 @every_algorithm
-def test_running_statistics_stay_within_the_range_of_the_batches_on_64_ranks(name, options):
+def test_running_statistics_stay_within_the_range_of_the_batches_on_many_ranks(name, options):
     """They would not if a method moved them at n times their rate, or mixed them with a negative weight."""
+    ranks = 64 if options == algorithms.find(name).variants[0] else 32
     def look(x):
         assert (x[2:] >= 0).all(), x
         assert (x[2:] <= Statistics.most).all(), x
-    models, _, answer = run(64, jitter(0.1), name, options, Statistics, 15, look=look)
+    models, _, answer = run(ranks, jitter(0.1), name, options, Statistics, 15, look=look)
     for x in (*models, answer):
         look(x)
 
@@ -203,7 +204,7 @@ def expected_drift(name, options, size, jittered):
 @pytest.mark.parametrize("jittered", [False, True], ids=["in step", "10 % jitter"])
 @every_algorithm
 def test_the_answer_moves_at_the_rate_that_is_told(name, options, jittered):
-    for size in (8, 32) if options == algorithms.find(name).variants[0] else (8,):
+    for size in (8, 16) if options == algorithms.find(name).variants[0] else (8,):
         if "clip" in options:
             options = {**options, "clip": 0.5}
         least, most = expected_drift(name, options, size, jittered)

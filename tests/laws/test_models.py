@@ -12,6 +12,7 @@ IMAGE = (32, 32, 3)
 GRAPHS = {name: models.graph(name, 7, IMAGE) for name in models.names()}
 SMALL = [name for name, graph in GRAPHS.items() if graph.macs < 1e8]    # to be computed with in NumPy
 LARGE = "resnet34", "resnet101", "resnet152"                                # to be made
+DEEPER = "resnet32", "resnet34", "resnet44"     # whose blocks are those of resnet20 and resnet18
 every_model = pytest.mark.parametrize("name", GRAPHS)
 
 
@@ -39,8 +40,8 @@ def test_each_layer_reads_what_an_earlier_one_has_made_and_the_last_makes_the_lo
     assert GRAPHS[name].shapes[GRAPHS[name].layers[-1].y] == (7,)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name == "resnet34" else ())
-                                  for name in SMALL])     # whose blocks are those of resnet18
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name in DEEPER else ())
+                                  for name in SMALL])
 def test_the_gradient_is_the_derivative_of_the_loss(name):
     """Against a central difference along the gradient itself, in float64."""
     model = Model(GRAPHS[name], 3, load("reference", "float64"), seed=1)

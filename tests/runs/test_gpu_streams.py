@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from dsgd_mpi.kernels.gpu.tools import FORMATS, ROW_BUILDS
-from tests.runs.bits import small_data
 from tests.support import ROOT
 from tests.support.emulation.emulated import COMPILER, library
 from tests.support.jobs import run, train
@@ -66,10 +65,10 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def compared(tmp_path, start):
+def compared(tmp_path, start, small):
     """The same, after a comparison with the CPU's losses."""
     def compared(*options, ranks, early=False):
-        words = (*SHORT, *options, "--data", small_data(tmp_path))
+        words = (*SHORT, *options, *small)
         values, found = start(*words, ranks=ranks, early=early)
         status, output, errors = train(*words, "--device", "cpu", "--out", tmp_path / "cpu", ranks=ranks)
         assert status == 0, output + errors
@@ -95,8 +94,8 @@ def test_all_work_of_a_run_is_on_its_own_streams_and_a_graph_holds_every_launch(
 
 
 @needs_compiler
-def test_builds_of_the_kernels_are_timed_on_the_stream_of_the_kernels(tmp_path, start):
-    _, (found,) = start(*SHORT, "--data", small_data(tmp_path), ranks=None, tuned=True)
+def test_builds_of_the_kernels_are_timed_on_the_stream_of_the_kernels(tmp_path, start, small):
+    _, (found,) = start(*SHORT, *small, ranks=None, tuned=True)
     assert [*tmp_path.glob("**/a-fake-*-kernels*/batch_norm-*")]
     assert {stream for what, stream, _ in found["seen"] if what in ("launch", "capture", "graph")} == {found["kernels"]}
 
@@ -156,10 +155,10 @@ FAULTS = {
 @pytest.mark.soak
 @needs_compiler
 @pytest.mark.parametrize("name", FAULTS)
-def test_no_such_fault_would_go_unnoticed(tmp_path, start, name):
+def test_no_such_fault_would_go_unnoticed(tmp_path, start, small, name):
     """The test of the tests."""
     early, fault = FAULTS[name]
-    words = (*SHORT, "--algorithm", "allreduce", "--augment", "--data", small_data(tmp_path))
+    words = (*SHORT, "--algorithm", "allreduce", "--augment", *small)
     wrong, _ = start(*words, ranks=None, early=early, fault=fault.strip())
     shutil.rmtree(tmp_path / "gpu")
     right, _ = start(*words, ranks=None, early=early)

@@ -64,10 +64,10 @@ def test_simulated_who_is_asked_to_stop_stops_all_and_the_run_goes_on_from_there
 
 @pytest.mark.parametrize(("name", "options"), [
     pytest.param(*WAYS[0], marks=pytest.mark.soak), WAYS[2], WAYS[4]], ids=lambda value: str(value))
-def test_over_mpi_a_slow_rank_does_few_steps_and_the_run_is_stopped_and_goes_on(tmp_path, name, options):
+def test_over_mpi_a_slow_rank_does_few_steps_and_the_run_is_stopped_and_goes_on(tmp_path, small, name, options):
     folder = tmp_path / "run"
     settings = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
-    job = Job("-m", "dsgd_mpi.train", "--algorithm", name, *settings, "--lr", 0.01, "--batch", 4,
+    job = Job("-m", "dsgd_mpi.train", *small, "--algorithm", name, *settings, "--lr", 0.01, "--batch", 4,
               "--steps-total", 100_000, "--slow-rank", "3:0.3", "--log-every", 20, "--out", folder, ranks=4)
     metrics = folder / "metrics.jsonl"
     until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 10, limit_s=90)

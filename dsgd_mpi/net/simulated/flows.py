@@ -50,14 +50,16 @@ class Flows:
               most: float = math.inf) -> None:
         """Now. `end` will happen; `most`: bytes per second, whatever the links could carry."""
         flow = Flow(end, size, links, weights or [1.0] * len(links), most)
-        others = set[Flow]().union(*(self.on[link] for link in links))
+        alone = True
+        for link in links:
+            if there := self.on[link]:
+                alone = False
+                if len(there) == 1 and (other := next(iter(there))).slot < 0:       # of several, all share
+                    self._share(other, other.size - other.rate * (self.clock.now - other.since))
         for link, weight in zip(links, flow.weights, strict=True):
             self.on[link].add(flow)
             self.carried[link] += weight * size
-        if others:
-            for each in others:
-                if each.slot < 0:
-                    self._share(each, each.size - each.rate * (self.clock.now - each.since))
+        if not alone:
             self._share(flow, size)
             return
         flow.since = self.clock.now
