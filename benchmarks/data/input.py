@@ -2,9 +2,9 @@
 
 Ours beside a loop over h5py, PyTorch's DataLoader over h5py, and its DataLoader with Pillow over a folder of JPEG
 files, all on the same images and with as many workers: threads of ours, processes of theirs. Each makes batches uint8
-(B, 256, 256, 3), of JPEG as test images are made: the shorter side scaled to 256, and the middle of it.
+(B, S, S, 3): of pixels as they are stored, 256 x 256, and of JPEG a random-resized crop of 224 x 224, mirrored or not.
 
-What bounds them is measured too: a bare sequential read, and simplejpeg and the same scaling in as many threads.
+What bounds them is measured too: a bare sequential read, and the same crops of JPEG in memory in as many threads.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from PIL import Image
 
 from benchmarks.shared.contest import Contestant, Failed, Work, compare, summary
 from dsgd_mpi.arrays.flat import Array
-from dsgd_mpi.data import Batches, bench, pictures, sharding
+from dsgd_mpi.data import Batches, Recipe, bench, crops, pictures, sharding
+from dsgd_mpi.data.augment import DRAWS, MIRROR
 from dsgd_mpi.data.formats import Dataset
 
-SIDE, HEIGHT, WIDTH = 256, 375, 500         # of images, and of pictures as ImageNet has them
+SIDE, HEIGHT, WIDTH = 256, 375, 500         # of images as stored, and of pictures as ImageNet has them
+CROP = 224                                  # side of what the network sees
 DIFFERENT = 64                              # pictures; the others are the same again
 BATCHES = 16                                # in a sample
 ALIKE = 2e-3                                # how far the mean of all pixels may be off: decoders round differently
@@ -87,7 +89,8 @@ def ours(name: str, shuffle: str, batch: int, workers: int, started: Callable[[]
     """Of a set of `dsgd_mpi`."""
     split = Dataset(name).train
     started()
-    batches = Batches(split, batch, augment=False, byte_memory=bench.memory, shuffle=shuffle, threads=workers)
+    batches = Batches(split.sized(CROP) if split.jpeg else split, batch, augment=split.jpeg, byte_memory=bench.memory,
+                      recipe=Recipe("resized"), shuffle=shuffle, threads=workers)
     return served(batches.stream(), partial(mean_of, split))
 
 
@@ -135,9 +138,14 @@ class Rows:
             self.images = h5py.File(self.name)["images"]
         return torch.from_numpy(self.images[index])
 
+    def mean(self) -> float:
+        """As `mean_of`."""
+        with h5py.File(self.name) as file:
+            return float(file["images"][:DIFFERENT].mean())
+
 
 class Folder:
-    """The same of a folder of JPEG files, decoded and scaled by Pillow, as torchvision's ImageFolder reads them."""
+    """The same of a folder of JPEG files, as torchvision's ImageFolder and RandomResizedCrop read and crop them."""
 
     def __init__(self, name: str) -> None:
         self.paths = sorted(Path(name).iterdir())
@@ -147,8 +155,19 @@ class Folder:
 
     def __getitem__(self, index: int) -> Any:
         import torch
+        draws = np.random.default_rng().random(DRAWS)
         with Image.open(self.paths[index]) as image:
-            return torch.from_numpy(np.array(pictures.fitted(image.convert("RGB"), SIDE)))
+            top, left, height, width = crops.random_box(draws, image.height, image.width)
+            found = image.convert("RGB").crop((left, top, left + width, top + height))
+        found = found.resize((CROP, CROP), Image.Resampling.BILINEAR)
+        if draws[MIRROR] < 0.5:
+            found = found.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(found))
+
+    def mean(self) -> float:
+        """As `mean_of`."""
+        return float(np.mean([pictures.fitted(Image.open(path).convert("RGB"), SIDE).mean()
+                              for path in self.paths[:DIFFERENT]]))
 
 
 def loader(kind: type[Any], name: str, batch: int, workers: int, started: Callable[[], None]
@@ -165,19 +184,21 @@ def loader(kind: type[Any], name: str, batch: int, workers: int, started: Callab
         while True:
             yield from made
 
-    return served(batches(), lambda: float(np.mean([np.asarray(kind(name)[i]).mean() for i in range(DIFFERENT)])))
+    return served(batches(), images.mean)
 
 
 def decoding(batch: int, workers: int, started: Callable[[], None]) -> tuple[Work, list[float]]:
-    """JPEG in memory to pixels, and no more."""
+    """JPEG in memory to random-resized crops, and no more."""
     distinct, pool = [content(number) for number in range(DIFFERENT)], ThreadPoolExecutor(workers)
     started()
     some = (distinct * (batch // DIFFERENT + 1))[:batch]
-    decode = partial(pictures.decoded, size=SIDE)
+
+    def crop(content: bytes, draws: Array) -> None:
+        crops.random_crop(content, draws, CROP, CROP)
 
     def one() -> None:
-        list(pool.map(decode, some))
-    return {"batch": one}, [float(np.mean([decode(each).mean() for each in distinct]))]
+        list(pool.map(crop, some, np.random.default_rng().random((batch, DRAWS))))
+    return {"batch": one}, [float(np.mean([pictures.decoded(each, SIDE).mean() for each in distinct]))]
 
 
 def tree_bytes(pid: int) -> int:
