@@ -39,6 +39,9 @@ class Job:
             os.killpg(self.process.pid, signal.SIGKILL)
             output, errors = self.process.communicate()
             raise AssertionError(f"still running after {limit_s} s\n{output}\n{errors}") from None
+        except BaseException:               # Ctrl-C: it is in a session of its own, and would go on for ever
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
         return self.process.returncode, output, LAUNCHERS.sub("", errors)
 
 
