@@ -252,5 +252,5 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/pro
             with suppress(OSError, ValueError, KeyError):
                 counts = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
                 files = sum(int(counts[f"{total}{kind}_file"]) for kind in ("active", "inactive"))      # given up
-                found.append(int((folder / most).read_text()) - int((folder / used).read_text()) + files)
+                found.append(int((folder / most).read_text("utf-8")) - int((folder / used).read_text("utf-8")) + files)
     return max(0, min(found))

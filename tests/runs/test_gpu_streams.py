@@ -124,7 +124,7 @@ def test_the_host_is_a_step_ahead_and_images_are_copied_beside_the_kernels(compa
             ("copy in", kernels, 4),        # the rate
             ("graph", kernels, 0),          # the update
             ("launch", kernels, 0),         # bytes to floats, of the next step
-            ("copy in", kernels, 4 * 4)]    # its labels
+            ("copy in", kernels, 3 * 4 * 4)]    # its labels: two of each image, and the share of the first
 
 
 @pytest.mark.soak

@@ -43,8 +43,8 @@ def test_what_a_rank_says_last_has_left_its_pipe_before_it_aborts_unless_nobody_
     with open(reading, "rb", buffering=0) as ours, open(writing, "w", encoding="utf-8") as theirs:
         monkeypatch.setattr(sys, "stderr", theirs)
         print("the last word", file=theirs)
+        start = time.monotonic()
         if reads_after_s:
             threading.Timer(reads_after_s, ours.read, [100]).start()
-        start = time.monotonic()
         forwarded()
         assert (reads_after_s or 0.6) <= time.monotonic() - start < (0.55 if reads_after_s else 2)
