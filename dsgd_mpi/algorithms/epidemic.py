@@ -62,3 +62,4 @@ class Epidemic(Algorithm):
     def rest(self, x: Array) -> None:
         self.net.settle()
         self.combine(x, self.net.collect())
+        self.net.settle()                   # nobody continues before all have read
