@@ -49,12 +49,29 @@ def atomic(path: str | Path, verify: Callable[[h5py.File], None] | None = None) 
 
 def place(path: str | Path, content: Any, verify: Callable[[Path], Result]) -> Result:
     """Writes a file of these bytes as `atomic` does; what `verify(part)` finds in what was written. OSError."""
+    with _beside(path) as part:
+        _write(part, content)
+        found = verify(part)
+    return found
+
+
+@contextmanager
+def placed(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to in parts, which becomes `path` as that of `atomic` does, but is not read back. OSError."""
+    with _beside(path) as part, open(part, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _beside(path: str | Path) -> Iterator[Path]:
+    """The name of a file to be written, which then takes the place of `path`, or is gone after an error."""
     path = Path(os.path.realpath(path))
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         _remove_abandoned(path)
-        _write(part, content)
-        found = verify(part)
+        yield part
         os.replace(part, path)
     except OSError as error:
         raise OSError(f"{path} was not written and is unchanged: {error.strerror or error}") from error
@@ -63,26 +80,6 @@ def place(path: str | Path, content: Any, verify: Callable[[Path], Result]) -> R
             part.unlink()
     with suppress(OSError):                 # not every file system does this for a folder
         _fsync(path.parent)                 # the rename itself is in it
-    return found
-
-
-@contextmanager
-def placed(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to in parts, which becomes `path` as that of `atomic` does, but is not read back. OSError."""
-    path = Path(os.path.realpath(path))
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        _remove_abandoned(path)
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"{path} was not written and is unchanged: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):             # it is gone if all went well
-            part.unlink()
 
 
 def digest_if_same(path: Path, content: Array) -> str:
