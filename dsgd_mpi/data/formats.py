@@ -141,7 +141,7 @@ class Split:
 
     def _pictures(self, indices: Array) -> Iterable[Any]:
         """Whole images, as JPEG if they are stored so."""
-        if isinstance(self._images, Shards) and self._images.jpeg:
+        if self.jpeg:
             return self._images.encoded(indices)
         found = np.empty((len(indices), *self.stored.image), np.uint8)
         self._whole(indices, found)
@@ -273,8 +273,7 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        images = self._images["train"]
-        return "JPEG" if isinstance(images, Shards) and images.jpeg else "pixels"
+        return "JPEG" if self.train.jpeg else "pixels"
 
     def files(self, only: str = "") -> list[Path]:
         """All that its content is in; more than one file if it is sharded. `only`: that of the images of one part."""
