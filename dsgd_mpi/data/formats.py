@@ -142,7 +142,7 @@ class Split:
     def _pictures(self, indices: Array) -> Iterable[Any]:
         """Whole images, as JPEG if they are stored so."""
         if self.jpeg:
-            return self._images.encoded(indices)
+            return self._images.encoded(indices)    # type: ignore[no-any-return]
         found = np.empty((len(indices), *self.stored.image), np.uint8)
         self._whole(indices, found)
         return found
